@@ -170,6 +170,8 @@ class ModelConfig(Section):
     drafter: DrafterConfig | None = None
     # Set by a training stage with an `adapter`, likewise.
     adapter: AdapterConfig | None = None
+    # A vector that makes a number of each hidden state: a reward. Set by a stage that trains one, likewise.
+    has_score: bool = False
 
     use_embed_scale: bool = False  # embeddings times sqrt(d_model) (Gemma)
     logits_soft_cap: float | None = Field(default=None, gt=0)
@@ -225,14 +227,15 @@ class ModelConfig(Section):
 
     @property
     def trunk(self) -> "ModelConfig":
-        """This model without prediction modules, drafter and adapter."""
+        """This model without prediction modules, drafter, adapter and score."""
         return self.target.model_copy(update={"num_mtp_modules": 0}) if self.num_mtp_modules else self.target
 
     @property
     def target(self) -> "ModelConfig":
-        """This model without what a training stage adds to it: a drafter, an adapter."""
-        is_plain = self.drafter is None and self.adapter is None
-        return self if is_plain else self.model_copy(update={"drafter": None, "adapter": None})
+        """This model without what a training stage adds to it: a drafter, an adapter, a score."""
+        is_plain = self.drafter is None and self.adapter is None and not self.has_score
+        plain = {"drafter": None, "adapter": None, "has_score": False}
+        return self if is_plain else self.model_copy(update=plain)
 
     @property
     def drafter_layers(self) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ def num_params(config: ModelConfig) -> int:
     tables = c.vocab_size * c.d_model * (1 if c.tie_embeddings else 2)
     modules = c.num_mtp_modules * (_projection(c) + 3 * c.d_model)
     added = (0 if c.drafter is None else _drafter_matrices(c) + 4 * c.d_model) + num_adapter_params(c)
+    added += c.d_model if c.has_score else 0
     return len(layers) * (attention + norms) + feed_forward + c.d_model + tables + modules + added
 
 

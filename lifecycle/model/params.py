@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lifecycle.core.platform import platform
-from lifecycle.core.typing import Array, PRNGKeyArray
+from lifecycle.core.typing import Array, Float, PRNGKeyArray
 from lifecycle.kernels.adapted import AdaptedWeight, LowRankWeight
 from lifecycle.kernels.cut_weight import CutWeight, can_cut, moves_rows
 from lifecycle.kernels.group_scaled import GroupScaled
@@ -39,7 +39,7 @@ from lifecycle.model.lora import (
 from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Axes, Parameter
 from lifecycle.model.quantised import gathered_weight, is_quantised, quantised_weight
-from lifecycle.model.stacks import ADAPTER, DRAFTER, MODULES, MODULES_STACK, layer_groups
+from lifecycle.model.stacks import ADAPTER, DRAFTER, MODULES, MODULES_STACK, SCORE, layer_groups
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum
 
 type Params = dict[str, Any]
@@ -63,6 +63,8 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
         params[MODULES] = {MODULES_STACK: jax.vmap(lambda k: _arrays(PredictionModule(config, nnx.Rngs(k))))(keys)}
     if config.drafter is not None:
         params[DRAFTER] = init_drafter(config, key)
+    if config.has_score:
+        params[SCORE] = init_score(config, key)
     return params if config.adapter is None else with_fresh_adapter(config, params, key)
 
 
@@ -111,6 +113,12 @@ def init_drafter(config: ModelConfig, key: PRNGKeyArray) -> Params:
     return drafter | {VOCABULARY: _arrays(DraftVocabulary(config, nnx.Rngs(key)))}
 
 
+def init_score(config: ModelConfig, key: PRNGKeyArray) -> Float[Array, " D"]:
+    """A fresh score, of variance `1 / (D + 1)` (Stiennon et al. 2020, "Learning to summarize from human feedback",
+    appendix B.1)."""
+    return jax.random.normal(key, (config.d_model,)) * (config.d_model + 1) ** -0.5
+
+
 def _arrays(module: nnx.Module) -> Params:
     return nnx.to_pure_dict(nnx.state(module))
 
@@ -128,6 +136,8 @@ def parameters(config: ModelConfig) -> Params:
         declared[MODULES] = {MODULES_STACK: jax.tree.map(lambda known: known.of_stack(num, "modules"), of_one)}
     if config.drafter is not None:
         declared[DRAFTER] = drafter_parameters(config)
+    if config.has_score:
+        declared[SCORE] = Parameter((config.d_model,), ("embed",), is_matrix=False, is_float32=True)
     if config.adapter is not None:
         declared[ADAPTER] = adapter_parameters(config.adapter, blocks)
         declared["blocks"] = held_parameters(config.adapter, blocks)

@@ -11,6 +11,7 @@ from lifecycle.model.config import ModelConfig
 MODULES = "mtp"  # the key, beside `blocks`, of the stack of prediction modules (`model/mtp.py`)
 MODULES_STACK = "0+1"
 DRAFTER = "drafter"  # the key, beside `blocks`, of the drafter (`model/drafter.py`)
+SCORE = "score"  # the key, beside `blocks`, of the vector of rewards
 ADAPTER = "adapter"  # the key, beside `blocks`, of the adapter that a stage trains (`model/lora.py`)
 
 

@@ -27,9 +27,13 @@ def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     """Preference pairs packed into rows."""
 
     def groups(encoded: Sequence[EncodedGroup]) -> list[Group]:
-        if any(pair.values for pair in encoded):
-            raise RowError(f"rows have a margin, which objective {learner.train.objective} does not read; ignore it")
-        return [Group(pair.segments) for pair in encoded]
+        if any(pair.values for pair in encoded) and not learner.train.reads_margin:
+            raise RowError(
+                f"rows have a margin, which objective {learner.train.objective} does not read; set "
+                "rows.ignore=[margin], or train a reward_model"
+            )
+        margins = [{name: value * 2 for name, value in pair.values.items()} for pair in encoded]  # one for each answer
+        return [Group(pair.segments, margin) for pair, margin in zip(encoded, margins, strict=True)]
 
     return _group_rows(learner, inputs, "pairs", groups, out, progress)
 

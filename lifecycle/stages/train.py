@@ -24,7 +24,7 @@ from lifecycle.stages.drafters import with_drafter
 from lifecycle.stages.learning_rows import Learner, read_learning_rows, require_sources
 from lifecycle.stages.sessions import RecordSession, finished_sessions
 from lifecycle.stages.stage import Inputs, Outcome
-from lifecycle.stages.weights import start_weights
+from lifecycle.stages.weights import start_weights, with_score
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
@@ -51,6 +51,8 @@ def run(
     if train.adapter is not None:
         progress.note(f"adapter: {num_adapter_params(model):,} of {num_params(model):,} parameters are trained")
         start = start_with_adapter(config, name, start, mesh) if isinstance(start, dict) else start
+    if model.has_score and isinstance(start, dict):
+        start = with_score(model, start, config.seed, mesh)
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     objective = build_objective(model, train)
     as_used = {"precision": None} | ({"mtp_weight": 0.0} if train.modules_weight else {})

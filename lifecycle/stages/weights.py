@@ -1,5 +1,7 @@
 """A training stage's initial and final weights."""
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -8,8 +10,8 @@ from jax.sharding import Mesh
 from lifecycle.core.artifact import Artifact, content_hash
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig, WeightFormat
-from lifecycle.model.params import Params, abstract_in_use, abstract_params, logical_axes, params_in_use
-from lifecycle.model.stacks import DRAFTER
+from lifecycle.model.params import Params, abstract_in_use, abstract_params, init_score, logical_axes, params_in_use
+from lifecycle.model.stacks import DRAFTER, SCORE
 from lifecycle.model.weight_formats import as_served
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.stages.adapters import merged_params
@@ -37,8 +39,10 @@ def start_weights(config: RunConfig, name: str, inputs: Inputs, tokenizer: Token
         params = trained_params(inputs[start.stage], before, mesh)
         if adapter is None or adapter.start != PREVIOUS:
             params = merged_params(before, params, mesh)
-        goes_on = before.drafter == config.trained_model(name).drafter
-        return params if goes_on else without_drafter(params), inputs[start.stage].content_hash
+        now = config.trained_model(name)
+        left = {DRAFTER} if before.drafter != now.drafter else set[str]()
+        left |= set() if now.has_score else {SCORE}
+        return without(params, left), inputs[start.stage].content_hash
     return jax.random.key(config.seed), ""
 
 
@@ -58,14 +62,22 @@ def trained_params_in_use(
     `model.target`, without a drafter and with what an adapter has learned. Those of a stage that trained them for a
     format have the values that it gives them, and are converted then: float32 is what is rounded."""
     if weights is None and model.adapter is None:
-        return without_drafter(_final_params(artifact, model, mesh, abstract_in_use(model)))
-    plain = merged_params(model, without_drafter(_final_params(artifact, model, mesh, None)), mesh)
+        return without(_final_params(artifact, model, mesh, abstract_in_use(model)))
+    plain = merged_params(model, without(_final_params(artifact, model, mesh, None)), mesh)
     return params_in_use(model.target, plain if weights is None else as_served(model.target, plain, weights))
 
 
-def without_drafter(params: Params) -> Params:
-    """The weights of a drafter's target."""
-    return {name: array for name, array in params.items() if name != DRAFTER}
+def without(params: Params, left: Collection[str] = (DRAFTER, SCORE)) -> Params:
+    """The weights without parts that only the stages have that train them."""
+    return {name: array for name, array in params.items() if name not in left}
+
+
+def with_score(model: ModelConfig, params: Params, seed: int, mesh: Mesh) -> Params:
+    """The weights with a new score, sharded over `mesh`; unchanged if they have one already."""
+    if SCORE in params:
+        return params
+    shardings = tree_shardings(mesh, logical_axes(model))[SCORE]
+    return params | {SCORE: jax.jit(partial(init_score, model), out_shardings=shardings)(jax.random.key(seed))}
 
 
 def _final_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None, dtypes_of: Params | None) -> Params:

@@ -282,6 +282,11 @@ class TrainConfig(VariantSection):
         return False
 
     @property
+    def reads_margin(self) -> bool:
+        """Whether pairs may say by how much an answer is better."""
+        return False
+
+    @property
     def modules_weight(self) -> float:
         """The weight of the prediction modules' loss; 0 for objectives without the setting `mtp_weight`."""
         return getattr(self, "mtp_weight", 0.0)

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from lifecycle.core.numbers import Float32
+from lifecycle.model.config import ModelConfig
 from lifecycle.training.config import TrainConfig
 
 type PairLoss = Literal[
@@ -133,3 +134,19 @@ class KtoConfig(TrainConfig):
     def has_others(self) -> bool:
         """Whether rows have mismatched answers, of which the divergence is estimated."""
         return self.loss == "kto"
+
+
+class RewardModelConfig(TrainConfig):
+    """A reward model on pairs: the trunk, and a vector that makes a number of an answer's last hidden state."""
+
+    objective: str = "reward_model"
+    centre: Float32 = Field(default=0.0, ge=0)  # of the square of a pair's summed rewards; TRL's recommendation: 0.01
+
+    @property
+    def reads_margin(self) -> bool:
+        """Whether rows may have a margin."""
+        return True
+
+    def trained(self, model: ModelConfig) -> ModelConfig:
+        """The model with its score."""
+        return super().trained(model).model_copy(update={"has_score": True})

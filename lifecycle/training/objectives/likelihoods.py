@@ -14,7 +14,7 @@ from lifecycle.core.typing import Array, Batch, Float, Shaped
 from lifecycle.kernels.cross_entropy import cross_entropy, cross_entropy_and_metrics
 from lifecycle.kernels.token_statistics import TokenStatistics, token_statistics
 from lifecycle.model.pipeline import own_rows
-from lifecycle.parallel.collectives import psum, psum_identity_grad
+from lifecycle.parallel.collectives import all_gather, psum, psum_identity_grad, replicated_share
 from lifecycle.training.group_rows import OTHER
 
 
@@ -37,6 +37,7 @@ class TokenLikelihoods(RowColumns):
     table: Float[Array, "V columns"]  # the output projection, as the parameters have it
     soft_cap: float | None
     chunks: int  # of the vocabulary, as in `cross_entropy`
+    score: Float[Array, " columns"] | None = None  # of a model with rewards
 
     @property
     def mask(self) -> Float[Array, "B T"]:
@@ -48,6 +49,15 @@ class TokenLikelihoods(RowColumns):
         method for a loss that is linear in the log-probabilities. `z_weight`: of the z-loss (`cross_entropy`)."""
         targets = self.column("targets")
         return cross_entropy(self.hidden, self.table, targets, weights, self.soft_cap, self.chunks, z_weight)
+
+    def scores(self) -> Float[Array, "B T"]:
+        """Each position's reward: its hidden state's product with the score, in float32."""
+        assert self.score is not None, "this model has no score"
+        weights = all_gather(self.score.astype(jnp.float32), "embed", 0)
+        own = jnp.einsum("btd,d->bt", self.hidden.astype(jnp.float32), weights, precision="highest")
+        # all devices of a row's positions use the values alike, so each has a share of the gradient
+        share = replicated_share(all_gather(own, "norm_seq", 1), "norm_seq")
+        return psum_identity_grad(share, "norm_seq")
 
     def nll_and_metrics(self, z_weight: float = 0.0) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
         """`nll` of the learned targets, and without gradients the sums of their distributions' entropies (nats) and of

@@ -16,6 +16,7 @@ from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.decoder import forward_train, head
 from lifecycle.model.params import Params
 from lifecycle.model.routing import RouterStats
+from lifecycle.model.stacks import SCORE
 from lifecycle.parallel.collectives import replicated_share
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
@@ -110,7 +111,7 @@ def token_likelihoods(
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
     hidden, routers = forward_train(model, params, *inputs, train.remat, train.precision)
     table, cap = head(model, params), model.logits_soft_cap
-    return TokenLikelihoods(batch, hidden, table, cap, train.loss_chunks), routers
+    return TokenLikelihoods(batch, hidden, table, cap, train.loss_chunks, params.get(SCORE)), routers
 
 
 def group_logprobs(

@@ -12,7 +12,7 @@ from typing import Any
 from lifecycle.core.config import ConfigError, nearest
 from lifecycle.training.config import SETTINGS, NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.drafting import EagleConfig
-from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig
+from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, RewardModelConfig
 
 SEGMENTS = {"pairs": 2, "labelled": 1, "prompts": 1}  # kinds of rows that are groups of segments, and how many
 ROWS = ("tokens", "chat", *SEGMENTS)  # kinds of rows that a stage can read
@@ -89,4 +89,5 @@ register(ObjectiveKind("cpo", CpoConfig, "pairs", f"{PACKAGE}.cpo:cpo", f"{PACKA
 register(
     ObjectiveKind("kto", KtoConfig, "labelled", f"{PACKAGE}.kto:kto", f"{PACKAGE}.kto:of_batch", needs_reference=True)
 )
+register(ObjectiveKind("reward_model", RewardModelConfig, "pairs", f"{PACKAGE}.reward_model:reward_model"))
 register(ObjectiveKind("eagle", EagleConfig, "chat", f"{PACKAGE}.eagle:eagle", runs_model=True))
