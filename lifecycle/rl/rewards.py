@@ -23,11 +23,12 @@ from lifecycle.rl.functions import FunctionReward
 from lifecycle.rl.gym import GymReward
 from lifecycle.rl.judge import JudgeReward
 from lifecycle.rl.reward import FUNCTION, Logged, RewardConfig, register_reward, register_verifier
-from lifecycle.rl.shaping import CosineMaths, RepetitionPenalty, SoftOverlong, Tags, ThinkFormat
+from lifecycle.rl.shaping import ColumnReward, CosineMaths, RepetitionPenalty, SoftOverlong, Tags, ThinkFormat
 
 for _verifier in VERIFIERS.values():
     register_verifier(_verifier)
 register_reward(FUNCTION, FunctionReward)
+register_reward("column", ColumnReward)
 register_reward("think_format", ThinkFormat)
 register_reward("tags", Tags)
 register_reward("soft_overlong", SoftOverlong)

@@ -2,16 +2,42 @@
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from lifecycle.core.config import nearest
 from lifecycle.core.numbers import Float32
 from lifecycle.evals.verifiers.base import Verdict, Verifier
 from lifecycle.evals.verifiers.maths import Maths
 from lifecycle.rl.batch import RewardBatch
 from lifecycle.rl.reward import Logged, RewardConfig, VerifierReward
+
+
+class ColumnReward(RewardConfig):
+    """The number in a column, or nothing where it is None: what a row, an environment or another model says already."""
+
+    name: str = "column"
+    column: Annotated[str, Field(min_length=1)]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column."""
+        return (self.column,)
+
+    def row_problem(self, columns: Mapping[str, Any]) -> str:
+        """No column, or no number in it."""
+        if self.column not in columns:
+            return f"no column {self.column!r} for the reward {self.log_name}{nearest(self.column, columns)}"
+        value = columns[self.column]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return "" if value is None or is_number else f"reward {self.log_name}: {value!r} is no finite number, nor None"
+
+    def score(self, batch: RewardBatch, logged: Logged) -> list[Verdict]:
+        """The column's numbers."""
+        del logged
+        return [Verdict(None if value is None else float(value)) for value in batch.columns[self.column]]
 
 
 class ThinkFormat(RewardConfig):

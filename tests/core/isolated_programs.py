@@ -41,6 +41,8 @@ def answer(item: Any, limits: Limits) -> Any:
             return "started"
         case "environment":
             return dict(os.environ)
+        case "rank":
+            return Path("/proc/self/oom_score_adj").read_text(encoding="ascii").strip()
     return item * 2
 
 

@@ -54,6 +54,11 @@ def test_what_is_left_behind_is_ended_and_removed(pool: IsolatedPool) -> None:
     assert not {path.name for path in Path(tempfile.gettempdir()).glob("isolated-*")} - before
 
 
+@closed
+def test_where_memory_ends_isolated_work_is_ended_first(pool: IsolatedPool) -> None:
+    assert pool.map(["rank"])[0].value == "1000"
+
+
 def test_nothing_of_the_environment_is_passed_on(pool: IsolatedPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", "hidden")
     fresh = IsolatedPool(PROGRAM, LIMITS, is_fresh=False, workers=1)

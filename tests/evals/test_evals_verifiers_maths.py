@@ -104,6 +104,7 @@ def test_settings() -> None:
     assert MATHS.problem(5) == ""
     assert MATHS.verdicts(["5"], [5])[0].score == 1.0
     assert "empty" in MATHS.problem("  ")
+    assert MATHS.problem(float("nan")) == "the answer is nan"
 
 
 NUMBERS = st.fractions(max_denominator=10**6)

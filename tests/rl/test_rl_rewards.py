@@ -194,6 +194,16 @@ def test_a_row_without_its_answer_is_a_fault_of_the_row() -> None:
         rewards.score(batch_of(["1"], answer=["1"]))
 
 
+def test_a_column_of_numbers_is_a_reward() -> None:
+    rewards = rewards_of({"name": "column", "column": "given", "weight": 2}, {"name": "exact"})
+    scores = rewards.score(batch_of(["a", "b"], given=[0.5, None], answer=["a", "b"]))
+    assert scores.totals == [2.0, 1.0]
+    for value in (True, "1", float("nan")):
+        with pytest.raises(RewardError, match="is no finite number"):
+            rewards.score(batch_of(["a"], given=[value], answer=["a"]))
+    assert "no column 'given'" in rewards.row_problem({"answer": "a"})
+
+
 def test_faults_of_verifiers_are_counted() -> None:
     scores = rewards_of({"name": "regex"}).score(batch_of(["a" * 40 + "b", "x"], answer=["^(a+)+$", "x"]))
     assert scores.totals == [0.0, 1.0]

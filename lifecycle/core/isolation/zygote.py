@@ -45,6 +45,10 @@ def main() -> None:
     name, limits, is_fresh = sys.argv[1], Limits(**json.loads(sys.argv[2])), sys.argv[3] == "fresh"
     requests, replies = os.dup(0), os.dup(1)
     _silence(0, 1)
+    with suppress(OSError):  # a system without it
+        Path("/proc/self/oom_score_adj").write_text(
+            "1000", encoding="ascii"
+        )  # out of memory, these end and not the run
     control_process(CHILD_SUBREAPER, 1)  # whoever is left behind becomes this process's child
     module, _, function = name.partition(":")
     try:

@@ -7,6 +7,7 @@ differences: numbers are not rounded to six digits, an answer that is no formula
 needs no LaTeX unless `needs_box`.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -44,7 +45,7 @@ class Maths(Verifier):
     def problem(self, answer: Any) -> str:
         """An answer must say something."""
         if isinstance(answer, int | float) and not isinstance(answer, bool):
-            return ""
+            return "" if isinstance(answer, int) or math.isfinite(answer) else f"the answer is {answer}"
         return super().problem(answer) or ("" if gold_answer(str(answer)) else "the answer is empty")
 
     def verdicts(self, outputs: Sequence[str], answers: Sequence[Any]) -> list[Verdict]:
