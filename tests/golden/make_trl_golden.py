@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from family_weights import write_model
 from transformers import AutoModelForCausalLM
-from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
@@ -313,6 +313,37 @@ def references(run: Callable[..., Any], data: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def reward_cases(model: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """The reward trainer's loss with `data["score"]` as its head, and the norm of its gradient with the trunk's."""
+    score = torch.tensor(data["score"], requires_grad=True)
+    tokens, attention, _ = padded([pair[side] for side in range(2) for pair in data["pairs"]])
+
+    def run(input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> Any:
+        hidden = model.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        last = hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1]
+        return SimpleNamespace(logits=(last @ score)[:, None])
+
+    made = {}
+    for name, settings in {"plain": {}, "margin": {"margin": True}, "centre": {"centre": 0.1}}.items():
+        model.zero_grad()
+        score.grad = None
+        args = SimpleNamespace(center_rewards_coefficient=settings.get("centre"))
+        trainer = common(args=args)
+        inputs = {"input_ids": tokens, "attention_mask": attention}
+        if "margin" in settings:
+            inputs["margin"] = torch.tensor(data["margins"])
+            inner = lambda margin, **rest: run(**rest)  # noqa: E731
+        else:
+            inner = run
+        loss = RewardTrainer.compute_loss(trainer, inner, inputs)
+        loss.backward()
+        norm = torch.sqrt(sum((g.grad**2).sum() for g in (*model.model.parameters(), score) if g.grad is not None))
+        metrics = {metric: metrics_of(trainer)[metric] for metric in ("accuracy", "margin", "mean_reward")}
+        made[name] = {"settings": settings, "loss": loss.item(), "grad_norm": norm.item(), "metrics": metrics}
+        print(name, loss.item(), norm.item())
+    return made
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_model(HERE / "families/llama2", Path(folder))
@@ -320,6 +351,10 @@ def main() -> None:
     run = with_statistics(model)
     data: dict[str, Any] = sequences()
     data |= references(run, data)
+    draw = np.random.default_rng(2)
+    data["score"] = draw.normal(size=model.config.hidden_size).astype(np.float32).tolist()
+    data["margins"] = draw.random(NUM_PAIRS).astype(np.float32).tolist()
+    data["rewards"] = reward_cases(model, data)
     made = {}
     for name, (kind, settings) in cases().items():
         model.zero_grad()

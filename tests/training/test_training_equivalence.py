@@ -48,6 +48,7 @@ FURTHER = {
     "sft": ("sft", {}),
     "wpo": ("dpo", {"loss": "discopop", "is_weighted": True}),
     "orpo": ("orpo", {}),
+    "reward": ("reward_model", {"centre": 0.1}),
     "cpo": ("cpo", {"loss": "simpo", "alpha": 0.1}),
     "apo": ("kto", {"loss": "apo_zero_unpaired"}),
     "dapo": ("policy", {"delta": 3.0, "sampler_cap": None}),
@@ -80,9 +81,10 @@ def stepped(name: str, mesh: Mesh, grad_accum: int = 1) -> tuple[dict[str, float
 
 def one_step(name: str, mesh: Mesh, host: dict[str, np.ndarray], grad_accum: int = 1) -> tuple[dict[str, float], Any]:
     kind, settings = CASES[name]
-    objective = objective_of(kind, **{"global_batch_size": len(host["tokens"]), **settings})
-    shardings = state_shardings(MODEL, GRADIENT, mesh)
-    params = jax.device_put(random_params(MODEL), shardings.params)
+    model = MODEL.model_copy(update={"has_score": kind == "reward_model"})
+    objective = objective_of(kind, model, **{"global_batch_size": len(host["tokens"]), **settings})
+    shardings = state_shardings(model, GRADIENT, mesh)
+    params = jax.device_put(random_params(model), shardings.params)
     state = TrainState(jax.tree.map(jnp.copy, params), {}, jax.jit(GRADIENT.init)(params), jnp.int32(0))
     state, metrics = make_train_step(objective, GRADIENT, mesh, shardings, grad_accum)(state, shard_batch(host, mesh))
     return jax.device_get(metrics), jax.device_get(state.opt_state[0].trace)
@@ -111,7 +113,9 @@ def test_any_mesh_is_one_device(name: str, axes: str) -> None:
     assert_same(stepped(name, build_mesh(ONE)), stepped(name, build_mesh(MESHES[axes]), 2), ANYWHERE)
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto", *(pytest.param(n, marks=pytest.mark.slow) for n in ("orpo", "cpo"))])
+@pytest.mark.parametrize(
+    "name", ["dpo", "kto", *(pytest.param(n, marks=pytest.mark.slow) for n in ("orpo", "cpo", "reward"))]
+)
 def test_packed_groups_are_unpacked_ones(name: str) -> None:
     mesh, host = build_mesh(ONE), packed(name)
     assert_same(

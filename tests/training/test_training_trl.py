@@ -25,10 +25,11 @@ from lifecycle.training.batches import one_epoch
 from lifecycle.training.config import SftConfig, TrainConfig
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
+from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind
 from lifecycle.training.packing import RowSource
 from lifecycle.training.policy import PolicyConfig
-from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig
+from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, RewardModelConfig
 from lifecycle.training.reference import OF_OTHERS, REFERENCE, ReferenceRows
 from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
@@ -145,6 +146,38 @@ def likelihoods(batch: Any, size: int | None, llama: Llama, found: TokenStatisti
     mask = jnp.asarray(batch["loss_mask"])
     sums = [(values * mask).sum() for values in (-found.logprobs, found.entropies, found.is_top1)]
     return SimpleNamespace(mask=mask, nll_and_metrics=lambda z_weight: sums, statistics=lambda: found)
+
+
+@pytest.fixture(scope="module")
+def scored(llama: Llama) -> Callable[[RewardModelConfig, Any], tuple[float, float, dict[str, float]]]:
+    """Loss, gradient norm and metrics of the reward model: the trunk with the golden score, packed."""
+    model = llama.config.model_copy(update={"has_score": True})
+    params = llama.params | {"score": jnp.array(TRL["score"])}
+
+    def found(settings: RewardModelConfig, margins: Any) -> tuple[float, float, dict[str, float]]:
+        values: list[dict[str, Any]] = [{"margin": [m, m]} for m in margins] or [{}] * len(TRL["pairs"])
+        groups = [Group([example(side) for side in pair], own) for pair, own in zip(TRL["pairs"], values, strict=True)]
+        batch = whole_batch(GroupRows(groups, SIZES["seq_len"], seed=0))
+        objective = build_objective(model, settings)
+
+        def loss(params: Params) -> tuple[jax.Array, Any]:
+            sums = objective(params, batch)
+            return sums.loss / sums.count, sums
+
+        (value, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        means = {name: float(mean) for name, mean in sums.metric_means(sums.count).items()}
+        return float(value), float(optax.global_norm(grads)), means
+
+    return found
+
+
+@pytest.mark.parametrize("name", TRL["rewards"])
+def test_reward_models_are_trls(name: str, scored: Any) -> None:
+    case = TRL["rewards"][name]
+    settings = RewardModelConfig(**SIZES, centre=case["settings"].get("centre", 0.0))
+    loss, norm, means = scored(settings, TRL["margins"] if "margin" in case["settings"] else [])
+    assert loss == pytest.approx(case["loss"], rel=LOSS) and norm == pytest.approx(case["grad_norm"], rel=NORM)
+    assert means == pytest.approx(case["metrics"], rel=1e-3, abs=1e-5)
 
 
 FORMULAS = f"{PACKAGE}.policy:policy_gradient", f"{PACKAGE}.policy:of_batch"

@@ -14,7 +14,7 @@ from lifecycle.core.typing import Array, Batch, Float, Shaped
 from lifecycle.kernels.cross_entropy import cross_entropy, cross_entropy_and_metrics
 from lifecycle.kernels.token_statistics import TokenStatistics, token_statistics
 from lifecycle.model.pipeline import own_rows
-from lifecycle.parallel.collectives import all_gather, psum, psum_identity_grad, replicated_share
+from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum, psum_identity_grad
 from lifecycle.training.group_rows import OTHER
 
 
@@ -55,9 +55,10 @@ class TokenLikelihoods(RowColumns):
         assert self.score is not None, "this model has no score"
         weights = all_gather(self.score.astype(jnp.float32), "embed", 0)
         own = jnp.einsum("btd,d->bt", self.hidden.astype(jnp.float32), weights, precision="highest")
-        # all devices of a row's positions use the values alike, so each has a share of the gradient
-        share = replicated_share(all_gather(own, "norm_seq", 1), "norm_seq")
-        return psum_identity_grad(share, "norm_seq")
+        # a sum of rows that have one device's positions each: a gather's gradient would count all devices' uses
+        among = jnp.zeros((own.shape[0], own.shape[1] * axis_size("norm_seq")), own.dtype)
+        begin = axis_index("norm_seq") * own.shape[1]
+        return psum_identity_grad(jax.lax.dynamic_update_slice_in_dim(among, own, begin, 1), "norm_seq")
 
     def nll_and_metrics(self, z_weight: float = 0.0) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
         """`nll` of the learned targets, and without gradients the sums of their distributions' entropies (nats) and of
