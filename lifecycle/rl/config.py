@@ -5,9 +5,9 @@ Importing this registers the objectives `grpo`, `rloo` and `reinforce_plus_plus`
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import SerializeAsAny, model_validator
 
-from lifecycle.core.numbers import Size
+from lifecycle.core.numbers import Float32, Size
 from lifecycle.rl.reward import RewardConfig
 from lifecycle.rl.rewards import Rewards
 from lifecycle.training.objectives.registry import PACKAGE, ObjectiveKind, register
@@ -21,7 +21,9 @@ class GrpoConfig(PolicyConfig):
 
     HOW_COMPUTED: ClassVar[frozenset[str]] = PolicyConfig.HOW_COMPUTED | {"num_slots"}
     objective: str = "grpo"
-    rewards: tuple[SerializeAsAny[RewardConfig], ...] = Field(min_length=1)
+    rewards: tuple[SerializeAsAny[RewardConfig], ...] = ()
+    reward: str | None = None  # a stage with the objective `reward_model`, whose score is added
+    reward_weight: Float32 = 1.0
     prompts_per_step: Size = 16
     group_size: Size = 8  # samples of each prompt; TRL's num_generations
     max_prompt_tokens: Size = 256  # longer prompts are dropped, and counted
@@ -38,12 +40,16 @@ class GrpoConfig(PolicyConfig):
         return self.seq_len // (self.max_prompt_tokens + self.max_completion_tokens) * self.global_batch_size
 
     @property
-    def reward_functions(self) -> Rewards:
-        """The rewards, imported."""
-        return Rewards(self.rewards)
+    def reward_functions(self) -> Rewards | None:
+        """The rewards but a model's, imported; None without any."""
+        return Rewards(self.rewards) if self.rewards else None
 
     @model_validator(mode="after")
     def _check_rollouts(self) -> "GrpoConfig":
+        if not self.rewards and self.reward is None:
+            raise ValueError("no rewards: give some, such as rewards: [{name: maths}], or a stage with reward: NAME")
+        if self.reward is None and self.reward_weight != 1:
+            raise ValueError("reward_weight is a setting of reward: NAME; leave it out")
         num = self.prompts_per_step * self.group_size
         if self.fits < num:
             longest = self.max_prompt_tokens + self.max_completion_tokens
@@ -75,4 +81,6 @@ class ReinforceConfig(GrpoConfig):
 
 FORMULA = f"{PACKAGE}.policy:policy_gradient", f"{PACKAGE}.policy:of_batch"
 for _config in (GrpoConfig, RlooConfig, ReinforceConfig):
-    register(ObjectiveKind(str(_config.model_fields["objective"].default), _config, "prompts", *FORMULA))
+    register(
+        ObjectiveKind(str(_config.model_fields["objective"].default), _config, "prompts", *FORMULA, models=("reward",))
+    )

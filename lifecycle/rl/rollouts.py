@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.rl.batch import RewardBatch, Scores, Text, TrainerState
 from lifecycle.rl.config import GrpoConfig
-from lifecycle.rl.rewards import Rewards
+from lifecycle.rl.reward_stage import NAME, ModelReward
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,12 @@ class Scored:
 class Sampler:
     """Samples and scores for one stage. `model` has everything but the weights."""
 
-    def __init__(self, model: Model, settings: GrpoConfig, seed: int, mesh: Mesh) -> None:
+    def __init__(
+        self, model: Model, settings: GrpoConfig, seed: int, mesh: Mesh, by_model: ModelReward | None = None
+    ) -> None:
+        """`by_model`: the score of a reward model, which is added with the settings' weight."""
         self._model, self._settings, self._seed, self._mesh = model, settings, seed, mesh
-        self._rewards: Rewards = settings.reward_functions
+        self._rewards, self._by_model = settings.reward_functions, by_model
 
     def sample(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The rollouts of a step: `group_size` samples of each prompt."""
@@ -91,8 +94,19 @@ class Sampler:
         completions = generate(model, ids, each, self._settings.num_slots, self._mesh)
         rollouts = [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
         generated = time.perf_counter()
-        scores = self._rewards.score(_reward_batch(rollouts, TrainerState(step, self._settings.steps)))
+        scores = self._scores(rollouts, TrainerState(step, self._settings.steps))
         return Scored(rollouts, scores, generated - began, time.perf_counter() - generated)
+
+    def _scores(self, rollouts: Sequence[Rollout], state: TrainerState) -> Scores:
+        found = Scores({}, [math.nan] * len(rollouts), {})
+        if self._rewards is not None:
+            found = self._rewards.score(_reward_batch(rollouts, state))
+        if self._by_model is None:
+            return found
+        own = self._by_model([(rollout.prompt.ids, rollout.ids) for rollout in rollouts])
+        weight = self._settings.reward_weight
+        totals = [weight * value + (0 if math.isnan(t) else t) for value, t in zip(own, found.totals, strict=True)]
+        return replace(found, values={**found.values, NAME: own}, totals=totals)
 
 
 def _numbered(asked: Sequence[Any], settings: GrpoConfig) -> Any:

@@ -17,9 +17,8 @@ from lifecycle.stages import keys
 from lifecycle.stages.checks import rows_stage
 from lifecycle.stages.config import CANDIDATE, EVALUATE, RunConfig
 from lifecycle.stages.opened import Opened, checkpoint, everything, figures, final_weights, matching, nothing, rows_of
-from lifecycle.stages.origins import needed_stages
+from lifecycle.stages.origins import named_stages, needed_stages
 from lifecycle.stages.stage import Stage
-from lifecycle.training.objectives.registry import objective_kind
 
 HELD_OUT, TEXT = matching("heldout-*"), matching("kept-*", "heldout-*")  # of the documents; the removed ones stay
 
@@ -97,7 +96,7 @@ def _weights_opened(config: RunConfig, name: str) -> dict[str, Opened]:
     train, start = config.train[name], config.starts[name]
     opens: dict[str, Opened] = dict.fromkeys(needed_stages(name, config.train, config.starts), final_weights)
     if start.stage is not None and start.step is not None:
-        named = {getattr(train, field) for field in objective_kind(train.objective).models}
+        named = set(named_stages(train).values())
         opens[start.stage] = everything if start.stage in named else partial(checkpoint, step=start.step)
     return opens
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lifecycle.core.distributed import is_writer
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import Params
 from lifecycle.stages.row_origins import epoch_of, read_origins
 from lifecycle.stages.rows import row_encoder, rows_file
 from lifecycle.stages.stage import Inputs
@@ -47,6 +48,7 @@ class Learner:
     start_hash: str
     seeds: Mapping[str, int]
     own: RowsConfig
+    named: Mapping[str, tuple[ModelConfig, Params]] = field(default_factory=dict)  # other stages' models, by setting
 
 
 @dataclass(frozen=True)

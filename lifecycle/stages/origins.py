@@ -72,8 +72,13 @@ def in_order(train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> t
 def needed_stages(name: str, train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> tuple[str, ...]:
     """The stages whose weights a stage needs: its start, and those that its objective names."""
     stage = starts[name].stage
-    others = [getattr(train[name], field) for field in objective_kind(train[name].objective).models]
-    return tuple(dict.fromkeys([*([] if stage is None else [stage]), *others]))
+    return tuple(dict.fromkeys([*([] if stage is None else [stage]), *named_stages(train[name]).values()]))
+
+
+def named_stages(train: TrainConfig) -> dict[str, str]:
+    """The stages whose models an objective needs, by the setting that names them."""
+    named = {field: getattr(train, field) for field in objective_kind(train.objective).models}
+    return {field: stage for field, stage in named.items() if stage is not None}
 
 
 def lineage(name: str, starts: Mapping[str, Start]) -> tuple[str, ...]:
@@ -87,8 +92,8 @@ def lineage(name: str, starts: Mapping[str, Start]) -> tuple[str, ...]:
 def check_stage_names(train: Mapping[str, TrainConfig]) -> None:
     """Raises `ValueError` if an objective names a stage that does not exist."""
     for name, config in train.items():
-        for field in objective_kind(config.objective).models:
-            if (other := getattr(config, field)) not in train:
+        for field, other in named_stages(config).items():
+            if other not in train:
                 raise ValueError(f"train.{name}.{field}={other}: no such training stage{_known(other, train)}")
 
 

@@ -15,6 +15,7 @@ from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import GrpoConfig
 from lifecycle.rl.hook import LogRollouts
 from lifecycle.rl.measured import measured_columns
+from lifecycle.rl.reward_stage import model_reward
 from lifecycle.rl.rollouts import Prompt, Sampler
 from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, kept, list_dropped
 from lifecycle.stages.stage import Inputs
@@ -38,7 +39,13 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
         prompts[split] = _prompts(encoded, reports[split], settings.max_prompt_tokens)
     list_dropped(out, reports)
     model = _model(learner, inputs)
-    sampler = Sampler(model, settings, learner.seeds["prompts"], learner.mesh)
+    by_model = None
+    if settings.reward is not None:
+        rewarding, weights = learner.named["reward"]
+        if not rewarding.has_score:
+            raise ConfigError(f"reward={settings.reward} has no score; name a stage with objective=reward_model")
+        by_model = model_reward(rewarding, weights, settings, learner.mesh)
+    sampler = Sampler(model, settings, learner.seeds["prompts"], learner.mesh, by_model)
     columns = measured_columns(learner.model, settings, learner.mesh, learner.start)
     batches = PolicyBatches(prompts["train"], settings, sampler, learner.seeds["prompts"], columns)
     measure = partial(_heldout_reward, sampler, prompts["heldout"][: settings.eval_prompts])

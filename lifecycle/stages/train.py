@@ -22,9 +22,10 @@ from lifecycle.stages.branches import changes
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.drafters import with_drafter
 from lifecycle.stages.learning_rows import Learner, read_learning_rows, require_sources
+from lifecycle.stages.origins import named_stages
 from lifecycle.stages.sessions import RecordSession, finished_sessions
 from lifecycle.stages.stage import Inputs, Outcome
-from lifecycle.stages.weights import start_weights, with_score
+from lifecycle.stages.weights import named_model, start_weights, with_score
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
@@ -48,16 +49,17 @@ def run(
     if "tokens" in inputs:
         require_sources(config.train.values(), TokenShards(inputs["tokens"].path))
     start, start_hash = start_weights(config, name, inputs, tokenizer, mesh)
+    if model.has_score and isinstance(start, dict):
+        start = with_score(model, start, config.seed, mesh)
     if train.adapter is not None:
         progress.note(f"adapter: {num_adapter_params(model):,} of {num_params(model):,} parameters are trained")
         start = start_with_adapter(config, name, start, mesh) if isinstance(start, dict) else start
-    if model.has_score and isinstance(start, dict):
-        start = with_score(model, start, config.seed, mesh)
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     objective = build_objective(model, train)
     as_used = {"precision": None} | ({"mtp_weight": 0.0} if train.modules_weight else {})
     measured = train.model_copy(update=as_used)
-    learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds, config.rows)
+    named = {field: named_model(config, stage, inputs, mesh) for field, stage in named_stages(train).items()}
+    learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds, config.rows, named)
     learned = read_learning_rows(learner, inputs, out, progress)
     train = train.resolved(learned.epoch_rows)
     if model.drafter is not None and isinstance(start, dict):

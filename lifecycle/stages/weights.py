@@ -46,6 +46,15 @@ def start_weights(config: RunConfig, name: str, inputs: Inputs, tokenizer: Token
     return jax.random.key(config.seed), ""
 
 
+def named_model(config: RunConfig, stage: str, inputs: Inputs, mesh: Mesh) -> tuple[ModelConfig, Params]:
+    """The model that a training stage has made, with its score if it is a reward model, sharded over `mesh`."""
+    model = config.trained_model(stage)
+    params = trained_params(inputs[stage], model, mesh)
+    score = {SCORE: params[SCORE]} if model.has_score else {}
+    plain = merged_params(model, without(params), mesh)
+    return model.target.model_copy(update={"has_score": model.has_score}), plain | score
+
+
 def trained_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None = None) -> Params:
     """The final weights of a training stage's artifact, sharded over `mesh`, or all on this process's first device.
     `model` is the stage's `trained_model`.

@@ -157,7 +157,7 @@ def scored(llama: Llama) -> Callable[[RewardModelConfig, Any], tuple[float, floa
     def found(settings: RewardModelConfig, margins: Any) -> tuple[float, float, dict[str, float]]:
         values: list[dict[str, Any]] = [{"margin": [m, m]} for m in margins] or [{}] * len(TRL["pairs"])
         groups = [Group([example(side) for side in pair], own) for pair, own in zip(TRL["pairs"], values, strict=True)]
-        batch = whole_batch(GroupRows(groups, SIZES["seq_len"], seed=0))
+        batch: Any = whole_batch(GroupRows(groups, SIZES["seq_len"], seed=0))
         objective = build_objective(model, settings)
 
         def loss(params: Params) -> tuple[jax.Array, Any]:

@@ -1,0 +1,56 @@
+"""A reward model of the same run as a reward: its score of a prompt with its completion."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lifecycle.core.typing import Array, Batch
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import Params
+from lifecycle.parallel.mesh import spec
+from lifecycle.parallel.placement import on_mesh, shard_batch
+from lifecycle.rl.config import GrpoConfig
+from lifecycle.training.group_rows import Group, packed_groups
+from lifecycle.training.objectives.likelihoods import GroupLikelihoods
+from lifecycle.training.objectives.objective import token_likelihoods
+from lifecycle.training.objectives.reward_model import rewards
+from lifecycle.training.state import param_specs
+
+NAME = "reward_model"  # among a completion's rewards
+
+type Ids = tuple[Sequence[int], Sequence[int]]  # a prompt's, and its completion's
+type ModelReward = Callable[[Sequence[Ids]], list[float]]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    ids: list[int]
+    loss_mask: list[bool]
+
+
+def model_reward(model: ModelConfig, params: Params, settings: GrpoConfig, mesh: Mesh) -> ModelReward:
+    """The function that scores completions by a reward model's weights, which are on `mesh`: in rows like a step's."""
+    plain = settings.model_copy(update={"remat": None, "precision": None})
+
+    def local(params: Params, batch: Batch) -> Array:
+        return rewards(GroupLikelihoods(batch, 1, lambda rows: token_likelihoods(model, params, rows, plain)[0]))
+
+    jitted = jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows")))
+
+    def score(answers: Sequence[Ids]) -> list[float]:
+        groups = [Group([_answer(*ids)]) for ids in answers]
+        batch = packed_groups(groups, settings.seq_len, settings.global_batch_size)
+        found = np.asarray(jax.device_get(jitted(params, shard_batch(batch, mesh))))[..., 0]
+        values = np.zeros(len(groups))
+        is_there = batch["group_mask"] > 0
+        values[batch["group_ids"][is_there]] = found[is_there]
+        return values.tolist()
+
+    return score
+
+
+def _answer(prompt: Sequence[int], completion: Sequence[int]) -> _Answer:
+    return _Answer([*prompt, *completion], [False] * len(prompt) + [True] * len(completion))
