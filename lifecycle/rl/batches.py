@@ -13,11 +13,13 @@ import numpy as np
 from lifecycle.core.config import digest
 from lifecycle.model.params import Params
 from lifecycle.rl.advantages import advantages
-from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.config import GrpoConfig, PpoConfig
+from lifecycle.rl.returns import with_returns
 from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.group_rows import Group, packed_groups
 from lifecycle.training.objectives.policy import ADVANTAGES, OLD, REFERENCE, SAMPLER
+from lifecycle.training.objectives.ppo import VALUES
 from lifecycle.training.packing import DataStateError, permutation
 
 KEPT = 2  # steps whose rollouts are at hand: the newest, and the one before, which may be trained on now
@@ -53,7 +55,9 @@ class PolicyBatches:
         if first not in self._made:
             scored = self._sampler.sample(first, params, self.prompts_of(first))
             batch = packed(scored, self._settings)
-            self._made[first] = _Made(scored, batch | self._measured(params, batch))
+            batch |= self._measured(params, batch)
+            value = self._settings.value if isinstance(self._settings, PpoConfig) else None
+            self._made[first] = _Made(scored, batch if value is None else with_returns(batch, value))
             while len(self._made) > KEPT:
                 self._made.popitem(last=False)
         return self._made[first]
@@ -130,9 +134,10 @@ class _Made:
 
 
 def packed(scored: Scored, settings: GrpoConfig) -> HostBatch:
-    """The rollouts in `global_batch_size` rows, each a segment with its advantage; padding at the end."""
+    """The rollouts in `global_batch_size` rows, each a segment with its advantage, or for `gae` its reward."""
     rewards = scored.rewards.reshape(-1, settings.group_size)
-    each = advantages(settings.advantage, rewards).reshape(-1)
+    is_by_value = settings.advantage == "gae"
+    each = (np.nan_to_num(rewards) if is_by_value else advantages(settings.advantage, rewards)).reshape(-1)
     groups = [
         Group([_Sequence(rollout, settings.mask_truncated)], {ADVANTAGES: [float(value)]})
         for rollout, value in zip(scored.rollouts, each, strict=True)
@@ -164,5 +169,5 @@ def _per_token(values: Sequence[Sequence[float]], rollouts: Sequence[Rollout], b
 
 def needed_columns(settings: GrpoConfig) -> tuple[str, ...]:
     """Log-probabilities that must be computed before a batch's first step."""
-    needed = {OLD: settings.num_iterations > 1, REFERENCE: settings.beta > 0}
+    needed = {OLD: settings.num_iterations > 1, REFERENCE: settings.beta > 0, VALUES: isinstance(settings, PpoConfig)}
     return tuple(name for name, is_needed in needed.items() if is_needed)

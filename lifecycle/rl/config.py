@@ -1,6 +1,7 @@
 """Settings of stages that learn from rewards: which prompts, how they are sampled and scored, what becomes of it.
 
-Importing this registers the objectives `grpo`, `rloo` and `reinforce_plus_plus`, which differ in their defaults.
+Importing this registers the objectives `grpo`, `rloo` and `reinforce_plus_plus`, which differ in their defaults, and
+`ppo`.
 """
 
 from typing import ClassVar, Literal
@@ -8,10 +9,11 @@ from typing import ClassVar, Literal
 from pydantic import SerializeAsAny, model_validator
 
 from lifecycle.core.numbers import Float32, Size
+from lifecycle.model.config import ModelConfig
 from lifecycle.rl.reward import RewardConfig
 from lifecycle.rl.rewards import Rewards
 from lifecycle.training.objectives.registry import PACKAGE, ObjectiveKind, register
-from lifecycle.training.policy import PolicyConfig, PolicyLoss
+from lifecycle.training.policy import PolicyConfig, PolicyLoss, ValueConfig
 
 type Advantage = Literal["grpo", "grpo_batch", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
 
@@ -58,7 +60,7 @@ class GrpoConfig(PolicyConfig):
                 f"{self.global_batch_size} rows of seq_len={self.seq_len}, which hold {self.fits}; raise seq_len (a "
                 "multiple of that length) or global_batch_size, or lower prompts_per_step or group_size"
             )
-        if self.advantage != "reinforce_plus_plus" and self.group_size < 2:
+        if self.advantage not in ("reinforce_plus_plus", "gae") and self.group_size < 2:
             raise ValueError(f"advantage={self.advantage} compares samples of a prompt; set group_size to 2 or more")
         return self
 
@@ -79,8 +81,23 @@ class ReinforceConfig(GrpoConfig):
     group_size: Size = 1
 
 
+class PpoConfig(GrpoConfig):
+    """Proximal policy optimisation: a value function, trained beside the policy, gives advantages of each token."""
+
+    objective: str = "ppo"
+    advantage: Literal["gae"] = "gae"  # pyright: ignore[reportIncompatibleVariableOverride]
+    group_size: Size = 1
+    num_iterations: Size = 4
+    value: ValueConfig = ValueConfig()
+
+    def trained(self, model: ModelConfig) -> ModelConfig:
+        """The model with a score, which is the value function."""
+        return super().trained(model).model_copy(update={"has_score": True})
+
+
 FORMULA = f"{PACKAGE}.policy:policy_gradient", f"{PACKAGE}.policy:of_batch"
 for _config in (GrpoConfig, RlooConfig, ReinforceConfig):
     register(
         ObjectiveKind(str(_config.model_fields["objective"].default), _config, "prompts", *FORMULA, models=("reward",))
     )
+register(ObjectiveKind("ppo", PpoConfig, "prompts", f"{PACKAGE}.ppo:ppo", FORMULA[1], models=("reward",)))

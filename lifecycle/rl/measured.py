@@ -1,6 +1,7 @@
-"""Log-probabilities of a batch's tokens as the trainer computes them: of older weights, and of the initial ones."""
+"""What the trainer knows of a batch's tokens: log-probabilities by older and by the initial weights, and values."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from lifecycle.rl.config import GrpoConfig
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.objectives.objective import token_likelihoods
 from lifecycle.training.objectives.policy import OLD, REFERENCE
+from lifecycle.training.objectives.ppo import VALUES
 from lifecycle.training.served import served_by
 from lifecycle.training.state import param_specs
 
@@ -28,28 +30,31 @@ def measured_columns(model: ModelConfig, settings: GrpoConfig, mesh: Mesh, start
     """The columns that the settings need. `start`: the stage's initial weights, of which a copy is kept on the mesh if
     the divergence from them counts."""
     needed = needed_columns(settings)
-    logprobs = _logprobs(model, settings, mesh)
+    measured = _measured(model, settings, mesh)
     served = served_by(model, settings, mesh)
     reference = jax.tree.map(jnp.copy, start) if REFERENCE in needed else None
 
     def columns(params: Params, batch: HostBatch) -> dict[str, np.ndarray]:
-        weights = {OLD: params, REFERENCE: reference}
-        return {name: logprobs(served(weights[name]), batch) for name in needed}
+        weights = {OLD: params, REFERENCE: reference, VALUES: params}
+        return {name: measured(name == VALUES, served(weights[name]), batch) for name in needed}
 
     return columns
 
 
-def _logprobs(model: ModelConfig, settings: GrpoConfig, mesh: Mesh) -> Callable[[Any, HostBatch], np.ndarray]:
-    def local(params: Params, batch: Batch) -> Array:
+def _measured(model: ModelConfig, settings: GrpoConfig, mesh: Mesh) -> Callable[[bool, Any, HostBatch], np.ndarray]:
+    """A function of whether values are wanted instead of log-probabilities, weights and a batch."""
+
+    def local(is_value: bool, params: Params, batch: Batch) -> Array:
         tokens, _ = token_likelihoods(model, params, batch, settings)
-        return tokens.statistics(settings.temperature).logprobs
+        return tokens.scores() if is_value else tokens.statistics(settings.temperature).logprobs
 
-    jitted = jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows", "seq")))
+    specs = param_specs(model), spec("loss_rows", "seq")
+    jitted = {of: jax.jit(on_mesh(partial(local, of), mesh, *specs)) for of in (False, True)}
 
-    def logprobs(params: Any, batch: HostBatch) -> np.ndarray:
+    def measured(is_value: bool, params: Any, batch: HostBatch) -> np.ndarray:
         rows = shard_batch({name: batch[name] for name in TOKENS}, mesh)
         values = np.empty(batch["tokens"].shape, np.float32)
-        values[:, row_order(values.shape[1], mesh.shape["context"])] = jax.device_get(jitted(params, rows))
+        values[:, row_order(values.shape[1], mesh.shape["context"])] = jax.device_get(jitted[is_value](params, rows))
         return values * batch["loss_mask"]
 
-    return logprobs
+    return measured

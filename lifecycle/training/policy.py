@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from lifecycle.core.config import Section
 from lifecycle.core.numbers import Float32, Size
 from lifecycle.training.config import TrainConfig
 
@@ -81,3 +82,12 @@ class PolicyConfig(TrainConfig):
         if self.sampler_cap is not None and self.temperature != 1:
             raise ValueError("sampler_cap needs temperature=1: a sampler tells the log-probabilities of that")
         return self
+
+
+class ValueConfig(Section):
+    """A value function beside the policy, and advantages by it."""
+
+    gamma: Float32 = Field(default=1.0, gt=0, le=1)  # of later rewards
+    lam: Float32 = Field(default=0.95, ge=0, le=1)  # of generalised advantage estimation
+    weight: Float32 = Field(default=0.1, gt=0)  # of its loss
+    clip: Float32 = Field(default=0.2, gt=0)  # how far a value may move in a step before its loss stops to fall

@@ -1,8 +1,9 @@
 """Policy gradients: completions of the policy, or of a policy shortly before it, weighted by their advantages.
 
-A row's segments are completions with their prompts. Per segment: `advantages`. Per token, where they are needed:
-`old_logprobs` of the policy that the completions are from (without them they are from this one), `sampler_logprobs` as
-the sampler computed them, `reference_logprobs` of the initial model. Names are TRL's and verl's.
+A row's segments are completions with their prompts. Per segment: `advantages`, or per token `token_advantages`. Per
+token, where they are needed: `old_logprobs` of the policy that the completions are from (without them they are from
+this one), `sampler_logprobs` as the sampler computed them, `reference_logprobs` of the initial model. Names are TRL's
+and verl's.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +16,13 @@ from lifecycle.core.typing import Array, Float
 from lifecycle.parallel.columns import declare
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods
 from lifecycle.training.objectives.sums import Sums
-from lifecycle.training.policy import PolicyConfig
+from lifecycle.training.policy import Aggregation, PolicyConfig
 
 ADVANTAGES, OLD, SAMPLER, REFERENCE = "advantages", "old_logprobs", "sampler_logprobs", "reference_logprobs"
 CLIPPED = "clip_ratio"  # metrics: shares of the ratios
 declare("segment", ADVANTAGES)
-declare("token", OLD, SAMPLER, REFERENCE)
+TOKEN_ADVANTAGES = "token_advantages"
+declare("token", OLD, SAMPLER, REFERENCE, TOKEN_ADVANTAGES)
 
 
 def policy_gradient(settings: PolicyConfig, completions: GroupLikelihoods, context: Mapping[str, Array]) -> Sums:
@@ -38,10 +40,10 @@ def policy_gradient(settings: PolicyConfig, completions: GroupLikelihoods, conte
         metrics["kl"] = divergence
     if settings.entropy_weight:
         entropies = completions.statistics_at(settings.temperature).entropies
-        bonus = settings.entropy_weight * _aggregated("token-mean", entropies, seen, context)
+        bonus = settings.entropy_weight * aggregated("token-mean", entropies, seen, context)
     else:
         bonus = jnp.zeros(())
-    per_segment = _aggregated(settings.form.aggregation, losses, seen, context) - bonus
+    per_segment = aggregated(settings.form.aggregation, losses, seen, context) - bonus
     return _sums(completions, per_segment, metrics, settings.form.level == "token")
 
 
@@ -59,7 +61,11 @@ class Tokens:
         is_older = OLD in completions.batch
         self.old = completions.column(OLD) if is_older else jax.lax.stop_gradient(self.logprobs)
         self.mask = completions.learned
-        self.advantages = completions.per_token(completions.column(ADVANTAGES))
+        self.advantages = (
+            completions.column(TOKEN_ADVANTAGES)
+            if TOKEN_ADVANTAGES in completions.batch
+            else completions.per_token(completions.column(ADVANTAGES))
+        )
         self.ratio = jnp.exp(self._log_ratio())
 
     def _log_ratio(self) -> Float[Array, "B T"]:
@@ -124,8 +130,8 @@ def _divergence(settings: PolicyConfig, of: Tokens) -> Float[Array, "B T"]:
             return jnp.exp(gap) - gap - 1
 
 
-def _aggregated(
-    aggregation: str, values: Float[Array, "B T"], of: Tokens, context: Mapping[str, Array]
+def aggregated(
+    aggregation: Aggregation, values: Float[Array, "B T"], of: Tokens, context: Mapping[str, Array]
 ) -> Float[Array, "B P"]:
     """A value per completion, whose mean over completions is the aggregate."""
     completions = of.completions
