@@ -20,6 +20,8 @@ class GrpoConfig(PolicyConfig):
     """Group-relative policy optimisation: each prompt is sampled several times, and samples are compared."""
 
     HOW_COMPUTED: ClassVar[frozenset[str]] = PolicyConfig.HOW_COMPUTED | {"num_slots"}
+    HOW_MEASURED: ClassVar[frozenset[str]] = PolicyConfig.HOW_MEASURED | {"eval_prompts"}
+    HOW: ClassVar[frozenset[str]] = PolicyConfig.HOW | HOW_COMPUTED | HOW_MEASURED
     objective: str = "grpo"
     rewards: tuple[SerializeAsAny[RewardConfig], ...] = Field(min_length=1)
     prompts_per_step: Size = 16

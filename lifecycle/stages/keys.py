@@ -16,11 +16,13 @@ from lifecycle.core.file_hashes import file_hashes, hash_files
 from lifecycle.core.web_address import shown
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.model.config import ModelConfig
+from lifecycle.rl.config import GrpoConfig
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage
 from lifecycle.text.row_columns import KINDS
 from lifecycle.text.tokenizer import FILES, tokenizer_at
 from lifecycle.training.adapter import ADAPTER_FILES
+from lifecycle.training.config import TrainConfig
 
 READ_AS = ("seq_len", "truncation")  # how a stage reads its rows
 
@@ -103,7 +105,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
                 f"train.{name}.from={bundle}: no such folder; give a bundle, for example one made by `lifecycle import`"
             )
         sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
-    settings |= _adapter(config, name)
+    settings |= _adapter(config, name) | _rewards(train)
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     settings["optimizer"] |= {"schedule": train.optimizer.schedule.used()}
     model = _without(config.model_of(name), ModelConfig.HOW)
@@ -131,6 +133,11 @@ def _adapter(config: RunConfig, name: str) -> dict[str, Any]:
             f"train.{name}.adapter.from={folder}: no {missing[0]} here; give the folder of an adapter as PEFT saves it"
         )
     return {"adapter": adapter.plain() | {"start": hash_files(folder, ADAPTER_FILES)}}
+
+
+def _rewards(train: TrainConfig) -> dict[str, Any]:
+    """What the rewards of a stage are, with the content of the user's functions; their labels are for logs."""
+    return {"rewards": train.reward_functions.fingerprint()} if isinstance(train, GrpoConfig) else {}
 
 
 def row_order(config: RunConfig, name: str) -> dict[str, int]:
