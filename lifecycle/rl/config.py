@@ -35,6 +35,15 @@ class GrpoConfig(PolicyConfig):
     eval_prompts: Size = 64  # held-out prompts that are answered, greedily, at each measurement
 
     @property
+    def longest_row(self) -> int:
+        """The most tokens that a prompt may have."""
+        return self.max_prompt_tokens
+
+    def epoch_rows(self, prompts: int) -> float:
+        """How many rows of batches it takes until each of so many prompts has been answered once."""
+        return prompts / self.prompts_per_step * self.num_iterations * self.global_batch_size
+
+    @property
     def fits(self) -> int:
         """Completions that fit the step's rows, whatever their lengths."""
         return self.seq_len // (self.max_prompt_tokens + self.max_completion_tokens) * self.global_batch_size

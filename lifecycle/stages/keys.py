@@ -24,8 +24,6 @@ from lifecycle.text.tokenizer import FILES, tokenizer_at
 from lifecycle.training.adapter import ADAPTER_FILES
 from lifecycle.training.config import TrainConfig
 
-READ_AS = ("seq_len", "truncation")  # how a stage reads its rows
-
 
 def tagging(config: RunConfig) -> dict[str, Any]:
     """The key of the tagged documents: the sources' files, and how they are read and measured."""
@@ -72,8 +70,13 @@ def rows(config: RunConfig) -> dict[str, Any]:
         own |= config.decontamination.plain()
     weights = {kind: _weights(config, kind) for kind in KINDS}
     read = {"special_tokens": settings.special_tokens, "max_dropped": settings.max_dropped, "weights": weights}
-    readers = [[kind, *map(config.train[name].plain().get, READ_AS)] for kind in KINDS for name in config.reads(kind)]
+    readers = [[kind, *_read_as(config.train[name])] for kind in KINDS for name in config.reads(kind)]
     return {"docstrings": settings.docstrings, "own": own, "seed": config.seed, "readers": readers, **read}
+
+
+def _read_as(train: TrainConfig) -> list[Any]:
+    """How a stage reads its rows, and what it requires of them."""
+    return [train.longest_row, train.truncation, *_rewards(train).values()]
 
 
 def _own_rows(config: RunConfig, kind: str) -> list[dict[str, Any]]:

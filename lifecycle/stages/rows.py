@@ -15,6 +15,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
+from lifecycle.rl.config import GrpoConfig
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.own_rows import (
@@ -34,7 +35,7 @@ from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import KINDS, require_named
-from lifecycle.text.row_encoder import Encoded, RowEncoder, TemplateOnUse, UnusableRow, segments_of
+from lifecycle.text.row_encoder import Encoded, EncodedPrompt, RowEncoder, TemplateOnUse, UnusableRow, segments_of
 from lifecycle.text.row_files import RowError, read_rows, write_rows
 from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
 from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
@@ -84,6 +85,13 @@ def rows_file(folder: Path, kind: str, side: str) -> Path:
     return folder / f"{kind}-{side}.jsonl"
 
 
+def epoch_rows(train: TrainConfig, lengths: Sequence[int]) -> float:
+    """How many rows of a stage's batches an epoch of its own rows has, which have these lengths."""
+    if isinstance(train, GrpoConfig):
+        return train.epoch_rows(len(lengths))
+    return len(best_fit_decreasing(sorted(lengths, reverse=True), train.seq_len))
+
+
 def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> RowEncoder:
     """The encoder of the run's rows."""
     return RowEncoder(TemplateOnUse(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
@@ -97,9 +105,14 @@ class Reader:
     train: TrainConfig
 
     def look(self, encoded: Encoded) -> int | str:
-        """How many tokens a row has for it, or why it drops the row."""
+        """How many tokens a row has for it, or why it drops the row; raises `RowError` for a prompt that the stage's
+        rewards cannot score."""
+        if isinstance(encoded, EncodedPrompt) and isinstance(self.train, GrpoConfig):
+            row = {**encoded.columns, "prompt": encoded.prompt, "completion": ""}
+            if problem := self.train.reward_functions.row_problem(row):
+                raise RowError(f"train.{self.stage}: {problem}")
         try:
-            fitted = fit(encoded, self.train.seq_len, self.train.truncation)
+            fitted = fit(encoded, self.train.longest_row, self.train.truncation)
         except UnusableRow as reason:
             return str(reason)
         return sum(len(segment.ids) for segment in segments_of(fitted))
@@ -184,15 +197,15 @@ class _Made:
             if self.rows(TRAIN):
                 stats.setdefault("epoch_rows", {})[reader.stage] = self._epoch_rows(config, number)
 
-    def _epoch_rows(self, config: RunConfig, number: int) -> int:
+    def _epoch_rows(self, config: RunConfig, number: int) -> float:
         """How many rows of its batches an epoch of a reader has; its settings are checked with that."""
         kept = [row for row in self.rows(TRAIN) if isinstance(row.read[number], int)]
         weights = [file.weight for file in config.rows.of(self.kind) if file.weight is not None]
         lengths = [kept[at].read[number] for at in epoch_of([row.file for row in kept], weights, self.kind)]
         train = self.readers[number].train
-        packed = len(best_fit_decreasing(sorted(lengths, reverse=True), train.seq_len))
-        train.resolved(packed / (1 - getattr(train, "replay_share", 0.0)))
-        return packed
+        rows = epoch_rows(train, lengths)
+        train.resolved(rows / (1 - getattr(train, "replay_share", 0.0)))
+        return rows
 
     def write(self, out: Path) -> None:
         """Writes the rows, if there are any."""

@@ -282,6 +282,11 @@ class TrainConfig(VariantSection):
         return False
 
     @property
+    def longest_row(self) -> int:
+        """The most tokens that a row of the stage's files may have."""
+        return self.seq_len
+
+    @property
     def reads_margin(self) -> bool:
         """Whether pairs may say by how much an answer is better."""
         return False
