@@ -45,7 +45,12 @@ def tokenizer(config: RunConfig) -> dict[str, Any]:
     if settings.is_trained:
         return {**settings.plain(), "seed": config.seed}
     content = {} if settings.path is None else {"content": _hash_of(tokenizer_at(settings.path))}
-    return {"kind": settings.kind, **content}
+    return {"kind": settings.kind, **content} | ({"framing": "published"} if is_for_published(config) else {})
+
+
+def is_for_published(config: RunConfig) -> bool:
+    """Whether the run's tokenizer is that of weights which it goes on from, and keeps its own framing of texts."""
+    return config.tokenizer.path is not None and any(start.bundle is not None for start in config.starts.values())
 
 
 def _hash_of(tokenizer: Path) -> str:
