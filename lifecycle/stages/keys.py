@@ -81,7 +81,7 @@ def rows(config: RunConfig) -> dict[str, Any]:
 
 def _read_as(train: TrainConfig) -> list[Any]:
     """How a stage reads its rows, and what it requires of them."""
-    return [train.longest_row, train.truncation, *_rewards(train).values()]
+    return [train.longest_row, train.truncation, train.reads_margin, *_rewards(train).values()]
 
 
 def _own_rows(config: RunConfig, kind: str) -> list[dict[str, Any]]:

@@ -182,6 +182,10 @@ class _Made:
 
     def check(self, config: RunConfig, stats: dict[str, Any], progress: Progress) -> None:
         """Raises `RowError` or `ConfigError` for what a reader would raise when its turn comes."""
+        if self.kind == "pairs":
+            self._check_margin(progress)
+        if self.kind == "labelled":
+            self._note_labels(progress)
         for number, reader in enumerate(self.readers):
             for side in SIDES if self.rows(TRAIN) else ():
                 report = RowsReport(f"train.{reader.stage}, {side} rows of rows.{self.kind}")
@@ -196,6 +200,28 @@ class _Made:
                 _note(report, progress)
             if self.rows(TRAIN):
                 stats.setdefault("epoch_rows", {})[reader.stage] = self._epoch_rows(config, number)
+
+    def _check_margin(self, progress: Progress) -> None:
+        """Of the stages that read pairs, one at least reads the margins that they have; others are told of."""
+        blind = [reader for reader in self.readers if not reader.train.reads_margin]
+        if not blind or not any("margin" in row.columns for row in self.rows(TRAIN)):
+            return
+        stages = ", ".join(f"train.{reader.stage} ({reader.train.objective})" for reader in blind)
+        if len(blind) == len(self.readers):
+            raise RowError(
+                f"rows.{self.kind} have a margin, and nobody reads it: {stages}; set rows.ignore=[margin], or train a "
+                "reward_model"
+            )
+        progress.note(f"rows.{self.kind}: the margin is not read by {stages}")
+
+    def _note_labels(self, progress: Progress) -> None:
+        """Says that all answers to train on are good, or all bad."""
+        labels = {bool(row.columns["label"]) for row in self.rows(TRAIN)}
+        if len(labels) == 1:
+            progress.note(
+                f"rows.{self.kind}: all {len(self.rows(TRAIN)):,} training rows have label {str(*labels).lower()}, so "
+                "there is nothing to compare; is the column right?"
+            )
 
     def _epoch_rows(self, config: RunConfig, number: int) -> float:
         """How many rows of its batches an epoch of a reader has; its settings are checked with that."""

@@ -343,6 +343,7 @@ def test_every_kind_of_rows_goes_through_the_stage(
         needed(build_graph(lacking), ["toy"])
 
 
+SIZE = "steps: 2, seq_len: 64, global_batch_size: 2"
 REWARDED = (
     "{rl: {objective: grpo, epochs: 2, seq_len: 32, global_batch_size: 4, prompts_per_step: 2, group_size: 2, "
     "num_iterations: 3, max_prompt_tokens: 12, max_completion_tokens: 4, rewards: [%s]}}"
@@ -388,3 +389,38 @@ def test_prompts_are_held_to_their_own_limit_and_counted_in_epochs_of_prompts(in
         rows.run(long, inputs, tmp_path, Silent())
     other = rewarded(tmp_path, "{name: think_format, opening: '<t>'}", [f"q{n}" for n in range(13)])
     assert keys.rows(fitting) != keys.rows(other)  # which are checked with the rows
+
+
+def test_margins_are_read_by_a_stage_or_refused_before_anything_is_trained(inputs: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "margin": 1.5} for n in range(12)]
+    own.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+    def read(objective: str) -> RunConfig:
+        objectives = {"sft": "sft", "dpo": "dpo", "last": objective}
+        stages = ", ".join(f"{stage}: {{objective: {name}, {SIZE}}}" for stage, name in objectives.items())
+        chat = tmp_path / "chat.jsonl"
+        write(chat, [f"q{n}" for n in range(12)])
+        rows_of = f"rows={{chat: '{chat}', pairs: '{own}'}}"
+        return load_config(RunConfig, DEBUG, [rows_of, f"train={{{stages}}}", "evaluate=null"])
+
+    with pytest.raises(
+        RowError, match=r"nobody reads it: train.dpo \(dpo\), train.last \(orpo\); set rows.ignore=\[margin"
+    ):
+        rows.run(read("orpo"), inputs, tmp_path, Silent())
+    notes = Notes()
+    rows.run(read("reward_model"), inputs, tmp_path, notes)
+    assert "rows.pairs: the margin is not read by train.dpo (dpo)" in notes.notes
+    assert keys.rows(read("orpo")) != keys.rows(read("reward_model"))
+
+
+def test_labels_that_are_all_the_same_are_told(inputs: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    stages = f"{{sft: {{objective: sft, {SIZE}}}, kto: {{objective: kto, {SIZE}}}}}"
+    chat = write(tmp_path / "chat.jsonl", [f"q{n}" for n in range(12)])
+    for labels, is_told in (([True], True), ([True, False], False)):
+        answers = [{"prompt": f"q{n}", "completion": "a", "label": labels[n % len(labels)]} for n in range(40)]
+        own.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+        settings = [f"rows={{chat: '{chat}', labelled: '{own}'}}", f"train={stages}", "evaluate=null"]
+        rows.run(load_config(RunConfig, DEBUG, settings), inputs, tmp_path, notes := Notes())
+        assert any("training rows have label true" in note for note in notes.notes) == is_told
