@@ -15,6 +15,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import with_fresh_adapter
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
@@ -99,6 +100,22 @@ def test_a_batch_has_what_was_sampled_at_its_places(params: Any) -> None:
         seen.add(number)
     assert len(seen) == 12
     assert batches.batch(1, jax.tree.map(lambda x: 2 * x, params)) is batch  # the second step on the same completions
+
+
+@pytest.mark.parametrize("own", [{"adapter": {"rank": 2}}, {"weights": "int4"}], ids=str)
+def test_completions_are_sampled_from_the_weights_that_steps_see(params: Any, own: dict[str, Any]) -> None:
+    """They were those of the base without the adapter, and of the plain weights."""
+    config = settings(num_iterations=2, beta=0, **own)
+    model = config.trained(MODEL)
+    if model.adapter is not None:
+        params = with_fresh_adapter(model, params, jax.random.key(0))
+        learned = jax.tree.map(lambda array: array + 0.1, params["adapter"])
+        params = params | {"adapter": learned}
+    sampled = Model(model, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
+    columns = measured_columns(model, config, MESH, None)
+    batch = PolicyBatches(prompts(), config, Sampler(sampled, config, SEED, MESH), SEED, columns).batch(0, params)
+    assert batch["loss_mask"].sum() > 10
+    np.testing.assert_allclose(batch[SAMPLER], batch[OLD], atol=1e-5)
 
 
 def test_a_batch_depends_on_step_and_weights_only(params: Any) -> None:
