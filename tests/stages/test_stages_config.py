@@ -116,6 +116,13 @@ def test_a_precision_is_part_of_what_is_learned(setting: str) -> None:
     assert keys.training(plain, "pretrain") != keys.training(narrow, "pretrain")
 
 
+@pytest.mark.parametrize("axis", ["stage", "context"])
+def test_completions_are_sampled_on_meshes_of_inference_alone(axis: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train.largest: completions .* without mesh\.{axis}; give .* mesh\.fsdp"):
+        load("grpo_toy", f"mesh.{axis}=2")
+    load("grpo_toy", "mesh.fsdp=2")
+
+
 def test_a_reward_function_is_in_the_key_with_its_content_and_not_with_its_place(tmp_path: Path) -> None:
     def key_of(function: Path, *overrides: str) -> object:
         given = f"train.largest.rewards=[{{function: '{function}:brief'}}]"
