@@ -25,7 +25,7 @@ TASK_METRIC = "/"  # in the name of a metric of a task: `arc_easy/accuracy`
 
 
 # What objectives' metrics begin with under TRL's names (`rewards/margins`): no names of tasks.
-METRIC_GROUPS = ("rewards", "logps", "logits", "clip_ratio", "completions", "sampling")
+METRIC_GROUPS = ("rewards", "logps", "logits", "clip_ratio", "completions", "sampling", "logged")
 
 
 def is_of_task(metric: str) -> bool:

@@ -1,5 +1,6 @@
 """Rollouts become batches: advantages, places of log-probabilities, the same again after a restart, and a run."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from lifecycle.model.params import with_fresh_adapter
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
+from lifecycle.rl.batch import Scores
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import GrpoConfig
-from lifecycle.rl.hook import LogRollouts
+from lifecycle.rl.hook import LogRollouts, metrics_of
 from lifecycle.rl.measured import measured_columns
-from lifecycle.rl.rollouts import Prompt, Sampler
+from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
@@ -174,6 +176,23 @@ def test_a_completion_without_a_reward_teaches_nothing(rewards: np.ndarray, name
     assert np.isfinite(found).all() and found[0, 0] == 0 and not found[2].any()
     there = rewards[[0, 1, 3]][:, 1:]
     assert np.isfinite(advantages(name, there)).all()
+
+
+def test_what_rewards_do_not_say_is_told() -> None:
+    """A run that no reward spoke of logged NaN, and no remark."""
+    nan, said = float("nan"), [Rollout(prompt, [5], [-1.0], "a", False) for prompt in prompts()[:4]]
+
+    def metrics(totals: list[float]) -> dict[str, float]:
+        scores = Scores({"r": totals}, totals, {"r": Counter({"too slow": 2})}, metrics={"length": 3})
+        return metrics_of(Scored(said, scores, 0, 0), group_size=2)
+
+    half = metrics([nan, 1, 1, 2])
+    assert (half["reward"], half["rewards/r/mean"]) == pytest.approx((4 / 3, 4 / 3))
+    assert (half["reward_std"], half["frac_reward_zero_std"], half["frac_unscored"]) == (0.5**0.5 / 2, 0.5, 0.25)
+    assert (half["rewards/r/faults"], half["logged/length"]) == (2, 3)
+    nothing = metrics([nan] * 4)
+    assert "reward" not in nothing and "rewards/r/mean" not in nothing and np.isfinite(list(nothing.values())).all()
+    assert nothing["frac_reward_zero_std"] == nothing["frac_unscored"] == 1
 
 
 def test_rollouts_that_cannot_fit_are_refused() -> None:
