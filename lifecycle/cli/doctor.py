@@ -11,10 +11,12 @@ from rich.text import Text
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
 from lifecycle.cli.display import progress_on
+from lifecycle.rl.config import GrpoConfig
 from lifecycle.stages.doctor import QUANTILES, Examination, Side, examine, packed
 from lifecycle.stages.own_rows import HELDOUT, OVERLAPPING, SIDES, TRAIN
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_encoder import Encoded, EncodedGroup, EncodedRow, segments_of
+from lifecycle.training.config import TrainConfig
 
 type Stage = Annotated[str, Parameter(help="A training stage that reads rows.")]
 type Rows = Annotated[int, Parameter(help="How many rows to print, spread evenly over the training rows.")]
@@ -102,7 +104,7 @@ def _legend(has_colours: bool) -> Text:
 
 def _findings(found: Examination, max_seq_len: int) -> Iterator[str | Table]:
     train = found.train
-    yield f"train.{found.stage}: {train.objective} on {found.kind} rows, seq_len={train.seq_len}"
+    yield f"train.{found.stage}: {train.objective} on {found.kind} rows, {_length_setting(train)}={train.longest_row}"
     if own := found.own:
         yield f"own rows: {own['kept']:,} of {own['rows']:,} kept{_reasons(own['dropped'])}"
         yield from (f"  {example}" for example in own["examples"][:EXAMPLES])
@@ -124,15 +126,19 @@ def _reasons(dropped: dict[str, int]) -> str:
     return "; dropped: " + ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) if dropped else ""
 
 
+def _length_setting(train: TrainConfig) -> str:
+    return "max_prompt_tokens" if isinstance(train, GrpoConfig) else "seq_len"
+
+
 def _lengths(found: Examination) -> Table:
     table = Table(title="tokens of a row before it is cut", title_justify="left", box=None, header_style="bold")
     names = {0: "shortest", 0.5: "median", 1: "longest"}
     columns = [names.get(q, f"{q:.0%} up to") for q in QUANTILES]
-    for column in ("rows", *columns, f"over {found.train.seq_len}", "learned"):
+    for column in ("rows", *columns, f"over {found.train.longest_row}", "learned"):
         table.add_column(column, justify="left" if column == "rows" else "right")
     for name in (TRAIN, HELDOUT):
         side = found.sides[name]
-        over = sum(length > found.train.seq_len for length in side.lengths)
+        over = sum(length > found.train.longest_row for length in side.lengths)
         lengths = (f"{length:,}" for length in side.quantiles())
         table.add_row(name, *lengths, f"{over:,} ({over / len(side.lengths):.1%})", f"{side.learned_share:.0%}")
     return table
@@ -142,9 +148,17 @@ def _packing(found: Examination) -> Iterator[str]:
     if (packing := found.packing) is None:
         return
     train = found.train
-    epoch = packing.rows / (1 - getattr(train, "replay_share", 0.0))
+    is_sampled = isinstance(train, GrpoConfig)
+    epoch = train.epoch_rows(packing.examples) if is_sampled else packing.rows
+    epoch /= 1 - getattr(train, "replay_share", 0.0)
     steps = train.steps or train.resolved(epoch).steps
     passes = steps * train.global_batch_size / epoch
+    if is_sampled:
+        yield (
+            f"sampling: {packing.examples:,} prompts of an epoch; {steps:,} steps with {train.prompts_per_step:,} "
+            f"prompts, {train.group_size} samples of each, are {passes:.3g} epochs"
+        )
+        return
     yield (
         f"packing: {packing.examples:,} examples of an epoch in {packing.rows:,} rows of {train.seq_len} tokens, "
         f"{packing.fill:.1%} full; {steps:,} steps of {train.global_batch_size} rows are {passes:.3g} epochs"
@@ -153,13 +167,14 @@ def _packing(found: Examination) -> Iterator[str]:
 
 def _suggestion(found: Examination, max_seq_len: int) -> Iterator[str]:
     side, length = found.sides[TRAIN], found.suggested
+    longer = f"{found.longer:,} of {len(side.lengths):,} training rows are longer"
+    if isinstance(found.train, GrpoConfig):
+        yield f"suggested: train.{found.stage}.max_prompt_tokens={length}: {longer}"
+        return
     fill = (
         packed([size for size in side.lengths if size <= length], length).fill
         if found.longer < len(side.lengths)
         else 0
     )
     limit = f"; the model's max_seq_len={max_seq_len} allows no more" if length == max_seq_len else ""
-    yield (
-        f"suggested: train.{found.stage}.seq_len={length}: {found.longer:,} of {len(side.lengths):,} training rows are "
-        f"longer, and packed rows are {fill:.1%} full{limit}"
-    )
+    yield (f"suggested: train.{found.stage}.seq_len={length}: {longer}, and packed rows are {fill:.1%} full{limit}")

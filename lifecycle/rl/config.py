@@ -22,6 +22,8 @@ class GrpoConfig(PolicyConfig):
     """Group-relative policy optimisation: each prompt is sampled several times, and samples are compared."""
 
     HOW_COMPUTED: ClassVar[frozenset[str]] = PolicyConfig.HOW_COMPUTED | {"num_slots"}
+    HOW_MEASURED: ClassVar[frozenset[str]] = PolicyConfig.HOW_MEASURED | {"eval_prompts"}
+    HOW: ClassVar[frozenset[str]] = PolicyConfig.HOW | HOW_COMPUTED | HOW_MEASURED
     objective: str = "grpo"
     rewards: tuple[SerializeAsAny[RewardConfig], ...] = ()
     reward: str | None = None  # a stage with the objective `reward_model`, whose score is added
@@ -35,6 +37,15 @@ class GrpoConfig(PolicyConfig):
     mask_truncated: bool = False
     num_slots: Size = 32  # completions that are sampled at a time
     eval_prompts: Size = 64  # held-out prompts that are answered, greedily, at each measurement
+
+    @property
+    def longest_row(self) -> int:
+        """The most tokens that a prompt may have."""
+        return self.max_prompt_tokens
+
+    def epoch_rows(self, prompts: int) -> float:
+        """How many rows of batches it takes until each of so many prompts has been answered once."""
+        return prompts / self.prompts_per_step * self.num_iterations * self.global_batch_size
 
     @property
     def fits(self) -> int:

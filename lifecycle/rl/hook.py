@@ -1,6 +1,7 @@
 """What is told of rollouts: metrics of each step under TRL's names, samples with their rewards, and warnings."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class LogRollouts(Hook):
             found = metrics_of(scored, size)
             run.write(**found)
             self._warn(found, run.step)
+        for name, reasons in scored.scores.faults.items():
+            self._warn_of_faults(name, reasons, len(scored.rollouts), run.step)
         if is_writer() and (run.step % run.job.train.eval_every == 0 or run.is_last):
             self._write_samples(scored, run.step, size)
 
@@ -53,6 +56,13 @@ class LogRollouts(Hook):
                 self._warned.add(kind)
                 self._progress.note(f"step {step}: {remark}")
 
+    def _warn_of_faults(self, name: str, reasons: Mapping[str, int], completions: int, step: int) -> None:
+        """Once for each reward and reason; how often it happens is logged."""
+        for reason, count in reasons.items():
+            if (fault := f"{name}: {reason}") not in self._warned:
+                self._warned.add(fault)
+                self._progress.note(f"step {step}: reward {fault}: {count} of {completions} completions")
+
     def _write_samples(self, scored: Scored, step: int, size: int) -> None:
         with (self._out / SAMPLES).open("a", encoding="utf-8", newline="\n") as file:
             for number in range(0, min(len(scored.rollouts), NUM_SAMPLES * size), size):
@@ -61,25 +71,36 @@ class LogRollouts(Hook):
 
 def _sample(scored: Scored, number: int, step: int) -> dict[str, Any]:
     rollout = scored.rollouts[number]
-    of_each = {name: values[number] for name, values in scored.scores.values.items()}
-    reward = float(scored.rewards[number])
-    return {"step": step, "prompt": shown(rollout.prompt.text), "completion": rollout.text, "reward": reward} | of_each
+    values = {"reward": scored.rewards, **scored.scores.values}
+    of_each = {name: None if np.isnan(each[number]) else float(each[number]) for name, each in values.items()}
+    return {"step": step, "prompt": shown(rollout.prompt.text), "completion": rollout.text} | of_each
 
 
 def metrics_of(scored: Scored, group_size: int) -> dict[str, float]:
-    """A step's metrics: rewards, how many groups have no spread, and lengths."""
+    """A step's metrics: rewards, how many groups have no spread, and lengths; what reward functions logged, as
+    `logged/NAME`. What no completion has a value for is left out."""
     rewards = scored.rewards.reshape(-1, group_size)
     lengths = np.array([len(rollout.ids) for rollout in scored.rollouts])
+    is_scored = ~np.isnan(rewards)
+    groups = [row[there] for row, there in zip(rewards, is_scored, strict=True) if there.any()]
+    spread = [np.std(group, ddof=min(1, len(group) - 1)) for group in groups]
     found = {
-        "reward": float(np.nanmean(rewards)),
-        "reward_std": float(np.nanmean(np.nanstd(rewards, axis=1, ddof=min(1, group_size - 1)))),
-        "frac_reward_zero_std": float(np.isclose(np.nanstd(rewards, axis=1), 0).mean()),
+        **_means({"reward": rewards, "reward_std": np.array(spread)}),
+        "frac_reward_zero_std": 1 - float(np.sum(~np.isclose(spread, 0))) / len(rewards),
+        "frac_unscored": 1 - float(is_scored.mean()),
         "completions/mean_length": float(lengths.mean()),
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float(np.mean([rollout.is_cut for rollout in scored.rollouts])),
         "generation_s": scored.generation_s,
         "reward_s": scored.reward_s,
     }
-    for name, values in scored.scores.values.items():
-        found[f"rewards/{name}/mean"] = float(np.nanmean(values))
-    return found
+    found |= _means({f"rewards/{name}/mean": np.array(values) for name, values in scored.scores.values.items()})
+    for name, reasons in scored.scores.faults.items():
+        found[f"rewards/{name}/faults"] = float(sum(reasons.values()))
+    return found | {f"logged/{name}": float(value) for name, value in scored.scores.metrics.items()}
+
+
+def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The means of the values that are there, of columns that have some."""
+    there = {name: values[~np.isnan(values)] for name, values in columns.items()}
+    return {name: float(values.mean()) for name, values in there.items() if len(values)}

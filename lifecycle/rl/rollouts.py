@@ -7,10 +7,12 @@ the prompt and the numbers of its step, prompt and sample only, so a killed run 
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,9 +20,13 @@ from lifecycle.inference.generate import generate
 from lifecycle.inference.generation import Completion
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import logical_axes, without_adapter
+from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.rl.batch import RewardBatch, Scores, Text, TrainerState
 from lifecycle.rl.config import GrpoConfig
 from lifecycle.rl.reward_stage import NAME, ModelReward
+from lifecycle.training.served import served_by
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Scored:
 
 
 class Sampler:
-    """Samples and scores for one stage. `model` has everything but the weights."""
+    """Samples and scores for one stage, with the weights as its steps see them. `model` has everything but these."""
 
     def __init__(
         self, model: Model, settings: GrpoConfig, seed: int, mesh: Mesh, by_model: ModelReward | None = None
@@ -68,6 +74,7 @@ class Sampler:
         """`by_model`: the score of a reward model, which is added with the settings' weight."""
         self._model, self._settings, self._seed, self._mesh = model, settings, seed, mesh
         self._rewards, self._by_model = settings.reward_functions, by_model
+        self._served, self._whole = served_by(model.config, settings, mesh), _whole(model.config, mesh)
 
     def sample(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The rollouts of a step: `group_size` samples of each prompt."""
@@ -76,7 +83,7 @@ class Sampler:
         each = [
             self._params(_seed(self._seed, step, place, sample)) for place, (_, sample) in _numbered(asked, settings)
         ]
-        return self._scored(step, params, [prompt for prompt, _ in asked], each)
+        return self._scored(step, self._served(params), [prompt for prompt, _ in asked], each)
 
     def answer(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The likeliest completion of each prompt."""
@@ -89,7 +96,7 @@ class Sampler:
 
     def _scored(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Scored:
         began = time.perf_counter()
-        model = _with_weights(self._model, params)
+        model = _with_weights(self._model, self._whole(params))
         ids = [prompt.ids for prompt in prompts]
         completions = generate(model, ids, each, self._settings.num_slots, self._mesh)
         rollouts = [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
@@ -119,8 +126,20 @@ def _seed(run: int, step: int, place: int, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "little")
 
 
+def _whole(config: ModelConfig, mesh: Mesh) -> Callable[[Any], Any]:
+    """From the trainer's weights to those of a model without an adapter, in which is what the adapter has learned."""
+    if config.adapter is None:
+        return lambda params: params
+    places = tree_shardings(mesh, logical_axes(_beneath(config)))
+    return jax.jit(partial(without_adapter, config), out_shardings=places)
+
+
+def _beneath(config: ModelConfig) -> ModelConfig:
+    return config.model_copy(update={"adapter": None})
+
+
 def _with_weights(model: Model, params: Any) -> Model:
-    return Model(model.config, params, model.tokenizer, model.template, model.defaults)
+    return Model(_beneath(model.config), params, model.tokenizer, model.template, model.defaults)
 
 
 def _rollout(prompt: Prompt, found: Completion) -> Rollout:

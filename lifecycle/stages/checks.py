@@ -12,6 +12,7 @@ from lifecycle.evals.tasks import TaskConfig
 from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
+from lifecycle.rl.config import GrpoConfig
 from lifecycle.stages.origins import Start
 from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig, is_of_task
@@ -49,6 +50,8 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
         check_drafter(at, train, model, mesh)
     if train.adapter is not None:
         train.adapter.check_model(f"{at}.adapter", model, mesh)
+    if isinstance(train, GrpoConfig):
+        check_sampling(at, mesh)
     require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
     if train.faults.replay_every is not None and mesh.replica == 1:
         raise ValueError(
@@ -81,6 +84,15 @@ def check_drafter(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshCon
             raise ValueError(f"{at}: a drafter is trained without mesh.{axis}; give its devices to mesh.fsdp")
     if train.seq_len <= train.draft_steps:
         raise ValueError(f"{at}.draft_steps={train.draft_steps}: rows of seq_len={train.seq_len} are too short")
+
+
+def check_sampling(at: str, mesh: MeshConfig) -> None:
+    """Checks that completions can be sampled on the mesh that the stage trains on."""
+    for axis in ("stage", "context"):
+        if getattr(mesh, axis) > 1:
+            raise ValueError(
+                f"{at}: completions are sampled on the stage's mesh, without mesh.{axis}; give its devices to mesh.fsdp"
+            )
 
 
 def check_adapter(name: str, train: Mapping[str, TrainConfig], start: Start) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.progress import Progress
+from lifecycle.rl.config import GrpoConfig
 from lifecycle.stages import keys
 from lifecycle.stages.chain import bring_up_to_date, states
 from lifecycle.stages.config import RunConfig
@@ -74,7 +75,7 @@ class Examination:
     compared: int  # files of evaluation rows, which the user's own rows must not overlap
     sides: dict[str, Side]
     packing: Packing | None  # None: no row is left to train on
-    suggested: int
+    suggested: int  # `seq_len`, or `max_prompt_tokens`
     longer: int  # training rows that are longer than that
 
     @property
@@ -104,7 +105,8 @@ def examine(config: RunConfig, stage: str, progress: Progress) -> Examination:
         sides[side] = _side(f"{side} rows", [(n, encode_row(row, encode, n)) for n, row in rows], train)
         if side == TRAIN and sides[side].kept:
             order = epoch_of([origins.file_of(name) for name in sides[side].report.names], origins.weights, kind)
-    suggested, longer = suggested_length(sides[TRAIN].lengths, config.model_of(stage).max_seq_len)
+    answer = train.max_completion_tokens if isinstance(train, GrpoConfig) else 0
+    suggested, longer = suggested_length(sides[TRAIN].lengths, config.model_of(stage).max_seq_len - answer)
     packing = packed([_size(sides[TRAIN].kept[at]) for at in order], train.seq_len) if order else None
     made, compared = inputs["rows"].stats, len(keys.evaluation_files(config))
     return Examination(stage, train, kind, tokenizer, made, compared, sides, packing, suggested, longer)
@@ -127,7 +129,7 @@ def _side(name: str, rows: Sequence[tuple[str, Encoded]], train: TrainConfig) ->
         lengths.append(_size(encoded))
         learned.append(sum(sum(segment.loss_mask) for segment in segments_of(encoded)))
         try:
-            fitted = fit(encoded, train.seq_len, train.truncation)
+            fitted = fit(encoded, train.longest_row, train.truncation)
         except UnusableRow as reason:
             report.drop(place, str(reason))
             continue

@@ -16,13 +16,13 @@ from lifecycle.core.file_hashes import file_hashes, hash_files
 from lifecycle.core.web_address import shown
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.model.config import ModelConfig
+from lifecycle.rl.config import GrpoConfig
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage
 from lifecycle.text.row_columns import KINDS
 from lifecycle.text.tokenizer import FILES, tokenizer_at
 from lifecycle.training.adapter import ADAPTER_FILES
-
-READ_AS = ("seq_len", "truncation")  # how a stage reads its rows
+from lifecycle.training.config import TrainConfig
 
 
 def tagging(config: RunConfig) -> dict[str, Any]:
@@ -45,7 +45,12 @@ def tokenizer(config: RunConfig) -> dict[str, Any]:
     if settings.is_trained:
         return {**settings.plain(), "seed": config.seed}
     content = {} if settings.path is None else {"content": _hash_of(tokenizer_at(settings.path))}
-    return {"kind": settings.kind, **content}
+    return {"kind": settings.kind, **content} | ({"framing": "published"} if is_for_published(config) else {})
+
+
+def is_for_published(config: RunConfig) -> bool:
+    """Whether the run's tokenizer is that of weights which it goes on from, and keeps its own framing of texts."""
+    return config.tokenizer.path is not None and any(start.bundle is not None for start in config.starts.values())
 
 
 def _hash_of(tokenizer: Path) -> str:
@@ -70,8 +75,13 @@ def rows(config: RunConfig) -> dict[str, Any]:
         own |= config.decontamination.plain()
     weights = {kind: _weights(config, kind) for kind in KINDS}
     read = {"special_tokens": settings.special_tokens, "max_dropped": settings.max_dropped, "weights": weights}
-    readers = [[kind, *map(config.train[name].plain().get, READ_AS)] for kind in KINDS for name in config.reads(kind)]
+    readers = [[kind, *_read_as(config.train[name])] for kind in KINDS for name in config.reads(kind)]
     return {"docstrings": settings.docstrings, "own": own, "seed": config.seed, "readers": readers, **read}
+
+
+def _read_as(train: TrainConfig) -> list[Any]:
+    """How a stage reads its rows, and what it requires of them."""
+    return [train.longest_row, train.truncation, train.reads_margin, *_rewards(train).values()]
 
 
 def _own_rows(config: RunConfig, kind: str) -> list[dict[str, Any]]:
@@ -103,7 +113,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
                 f"train.{name}.from={bundle}: no such folder; give a bundle, for example one made by `lifecycle import`"
             )
         sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
-    settings |= _adapter(config, name)
+    settings |= _adapter(config, name) | _rewards(train)
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     settings["optimizer"] |= {"schedule": train.optimizer.schedule.used()}
     model = _without(config.model_of(name), ModelConfig.HOW)
@@ -131,6 +141,13 @@ def _adapter(config: RunConfig, name: str) -> dict[str, Any]:
             f"train.{name}.adapter.from={folder}: no {missing[0]} here; give the folder of an adapter as PEFT saves it"
         )
     return {"adapter": adapter.plain() | {"start": hash_files(folder, ADAPTER_FILES)}}
+
+
+def _rewards(train: TrainConfig) -> dict[str, Any]:
+    """What the rewards of a stage are, with the content of the user's functions; their labels are for logs."""
+    if not isinstance(train, GrpoConfig) or train.reward_functions is None:
+        return {}
+    return {"rewards": train.reward_functions.fingerprint()}
 
 
 def row_order(config: RunConfig, name: str) -> dict[str, int]:

@@ -78,7 +78,7 @@ def encoded_rows(
     origins = read_origins(path, inputs["rows"].stats, kind)
     encode: Callable[[RowData], Encoded] = row_encoder(learner.own, inputs, learner.tokenizer).encoding(kind)
     most = learner.own.max_dropped if split == "train" else 1.0
-    rows, report = load_rows(path, encode, learner.train.seq_len, learner.train.truncation, most, origins.name)
+    rows, report = load_rows(path, encode, learner.train.longest_row, learner.train.truncation, most, origins.name)
     if report.dropped or report.truncated:
         progress.note(f"{kind} rows, {split}: {report.said}")
     if split == "train" and origins.weights:

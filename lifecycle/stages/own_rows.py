@@ -75,8 +75,8 @@ def read_own(
             there |= row.keys()
             name = f"{place}:{line}"
             try:
-                own = _columns(columns.read, row, name)
-                read = look(encode_row(own, encode, name))
+                own = _placed(columns.read, row, name)
+                read = _placed(look, encode_row(own, encode, name), name)
             except UnusableRow as reason:
                 report.drop(name, str(reason))
                 continue
@@ -95,9 +95,9 @@ def read_own(
     return rows, report
 
 
-def _columns(read: Callable[[RowData], dict[str, Any]], row: RowData, name: str) -> dict[str, Any]:
+def _placed[T, R](function: Callable[[T], R], row: T, name: str) -> R:
     try:
-        return read(row)
+        return function(row)
     except RowError as error:
         raise RowError(f"{name}: {error}") from None
 

@@ -10,7 +10,6 @@ from lifecycle.model.config import Precision
 from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, heldout_measurement, kept, list_dropped
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.row_encoder import EncodedGroup, EncodedRow
-from lifecycle.text.row_files import RowError
 from lifecycle.text.rows import RowsReport
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.objectives.registry import objective_kind
@@ -27,12 +26,8 @@ def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     """Preference pairs packed into rows."""
 
     def groups(encoded: Sequence[EncodedGroup]) -> list[Group]:
-        if any(pair.values for pair in encoded) and not learner.train.reads_margin:
-            raise RowError(
-                f"rows have a margin, which objective {learner.train.objective} does not read; set "
-                "rows.ignore=[margin], or train a reward_model"
-            )
-        margins = [{name: value * 2 for name, value in pair.values.items()} for pair in encoded]  # one for each answer
+        reads = learner.train.reads_margin  # else the margins are another stage's, without which the rows stage ends
+        margins = [{name: value * 2 for name, value in pair.values.items() if reads} for pair in encoded]
         return [Group(pair.segments, margin) for pair, margin in zip(encoded, margins, strict=True)]
 
     return _group_rows(learner, inputs, "pairs", groups, out, progress)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
@@ -50,8 +51,7 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
     batches = PolicyBatches(prompts["train"], settings, sampler, learner.seeds["prompts"], columns)
     measure = partial(_heldout_reward, sampler, prompts["heldout"][: settings.eval_prompts])
     hooks = (LogRollouts(batches, out, progress), Evaluate(settings.eval_every, measure))
-    epoch_rows = len(prompts["train"]) / settings.prompts_per_step * settings.global_batch_size
-    return LearningRows(None, epoch_rows, hooks, kept("prompts", reports), batches)
+    return LearningRows(None, settings.epoch_rows(len(prompts["train"])), hooks, kept("prompts", reports), batches)
 
 
 def _prompts(encoded: Sequence[EncodedPrompt], report: RowsReport, longest: int) -> list[Prompt]:
@@ -75,4 +75,4 @@ def _model(learner: Learner, inputs: Inputs) -> Model:
 def _heldout_reward(sampler: Sampler, prompts: Sequence[Prompt], params: Any) -> dict[str, float]:
     """The mean reward of the likeliest completions of held-out prompts."""
     scored = sampler.answer(0, params, prompts)
-    return {"heldout_reward": float(scored.rewards.mean())}
+    return {"heldout_reward": float(np.nanmean(scored.rewards))}

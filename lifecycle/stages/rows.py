@@ -15,6 +15,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
+from lifecycle.rl.config import GrpoConfig
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.own_rows import (
@@ -34,7 +35,7 @@ from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import KINDS, require_named
-from lifecycle.text.row_encoder import Encoded, RowEncoder, TemplateOnUse, UnusableRow, segments_of
+from lifecycle.text.row_encoder import Encoded, EncodedPrompt, RowEncoder, TemplateOnUse, UnusableRow, segments_of
 from lifecycle.text.row_files import RowError, read_rows, write_rows
 from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
 from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
@@ -84,6 +85,13 @@ def rows_file(folder: Path, kind: str, side: str) -> Path:
     return folder / f"{kind}-{side}.jsonl"
 
 
+def epoch_rows(train: TrainConfig, lengths: Sequence[int]) -> float:
+    """How many rows of a stage's batches an epoch of its own rows has, which have these lengths."""
+    if isinstance(train, GrpoConfig):
+        return train.epoch_rows(len(lengths))
+    return len(best_fit_decreasing(sorted(lengths, reverse=True), train.seq_len))
+
+
 def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> RowEncoder:
     """The encoder of the run's rows."""
     return RowEncoder(TemplateOnUse(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
@@ -97,9 +105,15 @@ class Reader:
     train: TrainConfig
 
     def look(self, encoded: Encoded) -> int | str:
-        """How many tokens a row has for it, or why it drops the row."""
+        """How many tokens a row has for it, or why it drops the row; raises `RowError` for a prompt that the stage's
+        rewards cannot score."""
+        if isinstance(encoded, EncodedPrompt) and isinstance(self.train, GrpoConfig):
+            row = {**encoded.columns, "prompt": encoded.prompt, "completion": ""}
+            rewards = self.train.reward_functions
+            if rewards is not None and (problem := rewards.row_problem(row)):
+                raise RowError(f"train.{self.stage}: {problem}")
         try:
-            fitted = fit(encoded, self.train.seq_len, self.train.truncation)
+            fitted = fit(encoded, self.train.longest_row, self.train.truncation)
         except UnusableRow as reason:
             return str(reason)
         return sum(len(segment.ids) for segment in segments_of(fitted))
@@ -169,6 +183,10 @@ class _Made:
 
     def check(self, config: RunConfig, stats: dict[str, Any], progress: Progress) -> None:
         """Raises `RowError` or `ConfigError` for what a reader would raise when its turn comes."""
+        if self.kind == "pairs":
+            self._check_margin(progress)
+        if self.kind == "labelled":
+            self._note_labels(progress)
         for number, reader in enumerate(self.readers):
             for side in SIDES if self.rows(TRAIN) else ():
                 report = RowsReport(f"train.{reader.stage}, {side} rows of rows.{self.kind}")
@@ -184,15 +202,37 @@ class _Made:
             if self.rows(TRAIN):
                 stats.setdefault("epoch_rows", {})[reader.stage] = self._epoch_rows(config, number)
 
-    def _epoch_rows(self, config: RunConfig, number: int) -> int:
+    def _check_margin(self, progress: Progress) -> None:
+        """Of the stages that read pairs, one at least reads the margins that they have; others are told of."""
+        blind = [reader for reader in self.readers if not reader.train.reads_margin]
+        if not blind or not any("margin" in row.columns for row in self.rows(TRAIN)):
+            return
+        stages = ", ".join(f"train.{reader.stage} ({reader.train.objective})" for reader in blind)
+        if len(blind) == len(self.readers):
+            raise RowError(
+                f"rows.{self.kind} have a margin, and nobody reads it: {stages}; set rows.ignore=[margin], or train a "
+                "reward_model"
+            )
+        progress.note(f"rows.{self.kind}: the margin is not read by {stages}")
+
+    def _note_labels(self, progress: Progress) -> None:
+        """Says that all answers to train on are good, or all bad."""
+        labels = {bool(row.columns["label"]) for row in self.rows(TRAIN)}
+        if len(labels) == 1:
+            progress.note(
+                f"rows.{self.kind}: all {len(self.rows(TRAIN)):,} training rows have label {str(*labels).lower()}, so "
+                "there is nothing to compare; is the column right?"
+            )
+
+    def _epoch_rows(self, config: RunConfig, number: int) -> float:
         """How many rows of its batches an epoch of a reader has; its settings are checked with that."""
         kept = [row for row in self.rows(TRAIN) if isinstance(row.read[number], int)]
         weights = [file.weight for file in config.rows.of(self.kind) if file.weight is not None]
         lengths = [kept[at].read[number] for at in epoch_of([row.file for row in kept], weights, self.kind)]
         train = self.readers[number].train
-        packed = len(best_fit_decreasing(sorted(lengths, reverse=True), train.seq_len))
-        train.resolved(packed / (1 - getattr(train, "replay_share", 0.0)))
-        return packed
+        rows = epoch_rows(train, lengths)
+        train.resolved(rows / (1 - getattr(train, "replay_share", 0.0)))
+        return rows
 
     def write(self, out: Path) -> None:
         """Writes the rows, if there are any."""

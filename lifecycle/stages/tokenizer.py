@@ -8,6 +8,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.documents import Split, read_documents
+from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.tokenizer import bytes_per_token, load_tokenizer, train_tokenizer
@@ -17,7 +18,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     """Writes the tokenizer; raises `ConfigError` for a model whose vocabulary is too small for it."""
     if config.tokenizer.is_trained:
         progress.note(f"training on up to {config.tokenizer.sample_bytes / 1e6:g} MB of kept text")
-    stats = train_tokenizer(config.tokenizer, _texts(inputs, "kept"), out, config.seed)
+    stats = train_tokenizer(config.tokenizer, _texts(inputs, "kept"), out, config.seed, keys.is_for_published(config))
     if config.tokenizer.path is not None:
         stats[READ_FROM] = [shown(config.tokenizer.path)]
     for name, model in config.models.items():

@@ -48,7 +48,8 @@ class HFTokenizer(Tokenizer):
         names = [t.content for t in added.values() if t.special] + listed_specials(config)
         framing = {token_name(config, key) for key in ("bos_token", "eos_token", "pad_token")}
         # Encoding may return the unknown token, so it is ordinary unless it also frames text (GPT-2's end of text).
-        unk = {token_name(config, "unk_token") or "<unk>"} - framing
+        self._unk = token_name(config, "unk_token")
+        unk = {self._unk or "<unk>"} - framing
         self.special_ids = {name: vocabulary[name] for name in names if name in vocabulary and name not in unk}
         self.bos_id, self.eos_id, self.pad_id = framing_ids(config, self.special_ids, str(path))
         decoders = _decoder_types(json.loads(self._json).get("decoder"))
@@ -101,7 +102,8 @@ class HFTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`."""
         (folder / JSON_FILE).write_bytes(self._json)
-        write_config(folder, self, KIND, tokenizer_class="PreTrainedTokenizerFast")
+        unk = {} if self._unk is None else {"unk_token": self._unk}
+        write_config(folder, self, KIND, tokenizer_class="PreTrainedTokenizerFast", **unk)
 
 
 def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:

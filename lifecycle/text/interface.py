@@ -302,6 +302,15 @@ def write_config(folder: Path, tokenizer: Tokenizer, kind: str, **more: Any) -> 
     write_text(folder / CONFIG_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_framing(folder: Path, tokenizer: Tokenizer) -> None:
+    """Notes in `tokenizer_config.json` how a published tokenizer frames a text, in place of what models trained here
+    have: `tokenizer` is as it was published."""
+    config = {key: value for key, value in read_config(folder).items() if key != "kind"}
+    config |= {"add_bos_token": tokenizer.adds_bos, "add_eos_token": tokenizer.adds_eos}
+    config |= {} if tokenizer.has_bos else {"bos_token": None}
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
 def write_rows(folder: Path, num_rows: int) -> None:
     """Notes in `tokenizer_config.json` that the model has fewer ids than the tokenizer."""
     write_text(folder / CONFIG_FILE, json.dumps(read_config(folder) | {ROWS_KEY: num_rows}, indent=1) + "\n")

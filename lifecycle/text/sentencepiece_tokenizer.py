@@ -152,7 +152,8 @@ class SentencePieceTokenizer(Tokenizer):
             (folder / JSON_FILE).write_bytes(self._json)
         tokenizer_class = "LlamaTokenizer" if self._json is None else "PreTrainedTokenizerFast"
         unk = self._pieces[self._unk_id]
-        write_config(folder, self, KIND, tokenizer_class=tokenizer_class, unk_token=unk)
+        legacy = {"legacy": False} if self._adds_one_space else {}
+        write_config(folder, self, KIND, tokenizer_class=tokenizer_class, unk_token=unk, **legacy)
 
 
 def train_sentencepiece(

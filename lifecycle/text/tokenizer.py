@@ -22,7 +22,7 @@ from lifecycle.text import byte_tokenizer, hf_tokenizer, sentencepiece_tokenizer
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_template
 from lifecycle.text.hf_tokenizer import HFTokenizer
-from lifecycle.text.interface import CONFIG_FILE, ROWS_KEY, Tokenizer, TokenizerError, read_config
+from lifecycle.text.interface import CONFIG_FILE, ROWS_KEY, Tokenizer, TokenizerError, read_config, write_framing
 from lifecycle.text.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
 from lifecycle.text.stream import StreamDecoder
 
@@ -66,10 +66,14 @@ class TokenizerConfig(Section):
         return self
 
 
-def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], out: Path, seed: int) -> dict[str, Any]:
+def train_tokenizer(
+    config: TokenizerConfig, texts: Iterable[str], out: Path, seed: int, is_published: bool = False
+) -> dict[str, Any]:
     """Writes the configured tokenizer and its chat template into `out`; returns stats.
 
     `texts` are read once, and only when training. An existing tokenizer brings its own template, if it has one.
+    `is_published`: it is for published weights, so texts get BOS and EOS as its own files say, and not as those of
+    models trained here.
     """
     out.mkdir(parents=True, exist_ok=True)
     stats: dict[str, Any] = {"kind": config.kind}
@@ -78,8 +82,11 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], out: Path, se
         ByteTokenizer().save(out)
     elif config.path is not None:
         path = tokenizer_at(config.path)
-        _load_as(config.kind, path, config.path).save(out)
-        template = read_template(path.parent if path.is_file() else path)
+        existing, folder = _load_as(config.kind, path, config.path), path.parent if path.is_file() else path
+        existing.save(out)
+        if is_published and "kind" not in read_config(folder):
+            write_framing(out, existing)
+        template = read_template(folder)
     else:
         chunks = sample_chunks(texts, config.sample_bytes, seed)
         if not chunks:

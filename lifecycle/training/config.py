@@ -25,7 +25,7 @@ TASK_METRIC = "/"  # in the name of a metric of a task: `arc_easy/accuracy`
 
 
 # What objectives' metrics begin with under TRL's names (`rewards/margins`): no names of tasks.
-METRIC_GROUPS = ("rewards", "logps", "logits", "clip_ratio", "completions", "sampling")
+METRIC_GROUPS = ("rewards", "logps", "logits", "clip_ratio", "completions", "sampling", "logged")
 
 
 def is_of_task(metric: str) -> bool:
@@ -280,6 +280,11 @@ class TrainConfig(VariantSection):
     def has_others(self) -> bool:
         """Whether rows have sequences that are measured beside those that are learned."""
         return False
+
+    @property
+    def longest_row(self) -> int:
+        """The most tokens that a row of the stage's files may have."""
+        return self.seq_len
 
     @property
     def reads_margin(self) -> bool:

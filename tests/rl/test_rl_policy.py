@@ -1,5 +1,6 @@
 """Rollouts become batches: advantages, places of log-probabilities, the same again after a restart, and a run."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from lifecycle.core.progress import Silent
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import with_fresh_adapter
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
+from lifecycle.rl.batch import Scores
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import GrpoConfig
-from lifecycle.rl.hook import LogRollouts
+from lifecycle.rl.hook import LogRollouts, metrics_of
 from lifecycle.rl.measured import measured_columns
-from lifecycle.rl.rollouts import Prompt, Sampler
+from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
@@ -101,6 +104,22 @@ def test_a_batch_has_what_was_sampled_at_its_places(params: Any) -> None:
     assert batches.batch(1, jax.tree.map(lambda x: 2 * x, params)) is batch  # the second step on the same completions
 
 
+@pytest.mark.parametrize("own", [{"adapter": {"rank": 2}}, {"weights": "int4"}], ids=str)
+def test_completions_are_sampled_from_the_weights_that_steps_see(params: Any, own: dict[str, Any]) -> None:
+    """They were those of the base without the adapter, and of the plain weights."""
+    config = settings(num_iterations=2, beta=0, **own)
+    model = config.trained(MODEL)
+    if model.adapter is not None:
+        params = with_fresh_adapter(model, params, jax.random.key(0))
+        learned = jax.tree.map(lambda array: array + 0.1, params["adapter"])
+        params = params | {"adapter": learned}
+    sampled = Model(model, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
+    columns = measured_columns(model, config, MESH, None)
+    batch = PolicyBatches(prompts(), config, Sampler(sampled, config, SEED, MESH), SEED, columns).batch(0, params)
+    assert batch["loss_mask"].sum() > 10
+    np.testing.assert_allclose(batch[SAMPLER], batch[OLD], atol=1e-5)
+
+
 def test_a_batch_depends_on_step_and_weights_only(params: Any) -> None:
     config = settings(num_iterations=2)
     batches = batches_of(config, params)
@@ -157,6 +176,23 @@ def test_a_completion_without_a_reward_teaches_nothing(rewards: np.ndarray, name
     assert np.isfinite(found).all() and found[0, 0] == 0 and not found[2].any()
     there = rewards[[0, 1, 3]][:, 1:]
     assert np.isfinite(advantages(name, there)).all()
+
+
+def test_what_rewards_do_not_say_is_told() -> None:
+    """A run that no reward spoke of logged NaN, and no remark."""
+    nan, said = float("nan"), [Rollout(prompt, [5], [-1.0], "a", False) for prompt in prompts()[:4]]
+
+    def metrics(totals: list[float]) -> dict[str, float]:
+        scores = Scores({"r": totals}, totals, {"r": Counter({"too slow": 2})}, metrics={"length": 3})
+        return metrics_of(Scored(said, scores, 0, 0), group_size=2)
+
+    half = metrics([nan, 1, 1, 2])
+    assert (half["reward"], half["rewards/r/mean"]) == pytest.approx((4 / 3, 4 / 3))
+    assert (half["reward_std"], half["frac_reward_zero_std"], half["frac_unscored"]) == (0.5**0.5 / 2, 0.5, 0.25)
+    assert (half["rewards/r/faults"], half["logged/length"]) == (2, 3)
+    nothing = metrics([nan] * 4)
+    assert "reward" not in nothing and "rewards/r/mean" not in nothing and np.isfinite(list(nothing.values())).all()
+    assert nothing["frac_reward_zero_std"] == nothing["frac_unscored"] == 1
 
 
 def test_rollouts_that_cannot_fit_are_refused() -> None:

@@ -116,6 +116,27 @@ def test_a_precision_is_part_of_what_is_learned(setting: str) -> None:
     assert keys.training(plain, "pretrain") != keys.training(narrow, "pretrain")
 
 
+@pytest.mark.parametrize("axis", ["stage", "context"])
+def test_completions_are_sampled_on_meshes_of_inference_alone(axis: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train.largest: completions .* without mesh\.{axis}; give .* mesh\.fsdp"):
+        load("grpo_toy", f"mesh.{axis}=2")
+    load("grpo_toy", "mesh.fsdp=2")
+
+
+def test_a_reward_function_is_in_the_key_with_its_content_and_not_with_its_place(tmp_path: Path) -> None:
+    def key_of(function: Path, *overrides: str) -> object:
+        given = f"train.largest.rewards=[{{function: '{function}:brief'}}]"
+        return keys.training(load("grpo_toy", given, *overrides), "largest")
+
+    file, moved = tmp_path / "rewards.py", tmp_path / "moved.py"
+    for path in (file, moved):
+        path.write_text("def brief(completions, **_):\n    return [-len(text) for text in completions]\n")
+    before = key_of(file)
+    assert before == key_of(moved) == key_of(file, "train.largest.num_slots=8", "train.largest.eval_prompts=4")
+    file.write_text("def brief(completions, **_):\n    return [+len(text) for text in completions]\n")
+    assert before != key_of(file)
+
+
 def test_scores_and_bundle_are_of_the_format_that_the_weights_are_for() -> None:
     plain, narrow = load("debug"), load("debug", "train.prefer.weights=int4")
     assert keys.evaluation(plain, "prefer") != keys.evaluation(narrow, "prefer")

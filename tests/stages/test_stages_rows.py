@@ -20,7 +20,7 @@ from lifecycle.stages.graph import build_graph, needed
 from lifecycle.testing.notes import Notes
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.row_columns import KINDS
-from lifecycle.text.row_files import read_rows
+from lifecycle.text.row_files import RowError, read_rows
 from lifecycle.training.config import SETTINGS, SftConfig, TrainConfig
 from lifecycle.training.objectives import registry
 from tests.website import Website
@@ -341,3 +341,86 @@ def test_every_kind_of_rows_goes_through_the_stage(
         ConfigError, match=f"train.toy reads {kind} rows and there are none: list files in rows.{kind}$"
     ):
         needed(build_graph(lacking), ["toy"])
+
+
+SIZE = "steps: 2, seq_len: 64, global_batch_size: 2"
+REWARDED = (
+    "{rl: {objective: grpo, epochs: 2, seq_len: 32, global_batch_size: 4, prompts_per_step: 2, group_size: 2, "
+    "num_iterations: 3, max_prompt_tokens: 12, max_completion_tokens: 4, rewards: [%s]}}"
+)
+
+
+def rewarded(tmp_path: Path, reward: str, prompts: list[str], **columns: object) -> RunConfig:
+    own = tmp_path / "prompts.jsonl"
+    own.write_text("".join(json.dumps({"prompt": prompt} | columns) + "\n" for prompt in prompts))
+    settings = [f"rows={{prompts: '{own}'}}", f"train={REWARDED % reward}", "evaluate=null"]
+    return load_config(RunConfig, DEBUG, settings)
+
+
+@pytest.mark.parametrize(
+    ("reward", "columns", "says"),
+    [
+        ("{name: exact}", {"answers": "4"}, r"prompts.jsonl:1: train.rl: no column 'answer' for the reward exact"),
+        (
+            "{name: column, column: score}",
+            {"score": "high"},
+            r"prompts.jsonl:1: train.rl: .*'high' is no finite",
+        ),
+        ("{function: 'FILE:scored'}", {"gold": 1}, r"prompts.jsonl:1: train.rl: no column 'golds'"),
+    ],
+)
+def test_a_prompt_that_a_reward_cannot_score_is_an_error_before_anything_is_trained(
+    inputs: Any, tmp_path: Path, reward: str, columns: dict[str, object], says: str
+) -> None:
+    code = tmp_path / "rewards.py"
+    code.write_text("def scored(completions, golds):\n    return golds\n")
+    run = rewarded(tmp_path, reward.replace("FILE", str(code)), [f"q{n}" for n in range(8)], **columns)
+    with pytest.raises(RowError, match=says):
+        rows.run(run, inputs, tmp_path, Silent())
+
+
+def test_prompts_are_held_to_their_own_limit_and_counted_in_epochs_of_prompts(inputs: Any, tmp_path: Path) -> None:
+    fitting = rewarded(tmp_path, "{name: think_format}", [f"q{n}" for n in range(13)])
+    epoch = rows.run(fitting, inputs, tmp_path, Silent()).stats["epoch_rows"]["rl"]
+    assert epoch == 12 / 2 * 3 * 4  # 12 prompts to train on, 2 of them in 3 steps of 4 rows
+    assert fitting.train["rl"].resolved(epoch).steps == 2 * 12 // 2 * 3
+    long = rewarded(tmp_path, "{name: think_format}", [f"a question that is long {n}" for n in range(13)])
+    with pytest.raises(RowError, match=r"no row of 12 is usable:\n.*longer than 12 tokens"):
+        rows.run(long, inputs, tmp_path, Silent())
+    other = rewarded(tmp_path, "{name: think_format, opening: '<t>'}", [f"q{n}" for n in range(13)])
+    assert keys.rows(fitting) != keys.rows(other)  # which are checked with the rows
+
+
+def test_margins_are_read_by_a_stage_or_refused_before_anything_is_trained(inputs: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "margin": 1.5} for n in range(12)]
+    own.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+    def read(objective: str) -> RunConfig:
+        objectives = {"sft": "sft", "dpo": "dpo", "last": objective}
+        stages = ", ".join(f"{stage}: {{objective: {name}, {SIZE}}}" for stage, name in objectives.items())
+        chat = tmp_path / "chat.jsonl"
+        write(chat, [f"q{n}" for n in range(12)])
+        rows_of = f"rows={{chat: '{chat}', pairs: '{own}'}}"
+        return load_config(RunConfig, DEBUG, [rows_of, f"train={{{stages}}}", "evaluate=null"])
+
+    with pytest.raises(
+        RowError, match=r"nobody reads it: train.dpo \(dpo\), train.last \(orpo\); set rows.ignore=\[margin"
+    ):
+        rows.run(read("orpo"), inputs, tmp_path, Silent())
+    notes = Notes()
+    rows.run(read("reward_model"), inputs, tmp_path, notes)
+    assert "rows.pairs: the margin is not read by train.dpo (dpo)" in notes.notes
+    assert keys.rows(read("orpo")) != keys.rows(read("reward_model"))
+
+
+def test_labels_that_are_all_the_same_are_told(inputs: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    stages = f"{{sft: {{objective: sft, {SIZE}}}, kto: {{objective: kto, {SIZE}}}}}"
+    chat = write(tmp_path / "chat.jsonl", [f"q{n}" for n in range(12)])
+    for labels, is_told in (([True], True), ([True, False], False)):
+        answers = [{"prompt": f"q{n}", "completion": "a", "label": labels[n % len(labels)]} for n in range(40)]
+        own.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+        settings = [f"rows={{chat: '{chat}', labelled: '{own}'}}", f"train={stages}", "evaluate=null"]
+        rows.run(load_config(RunConfig, DEBUG, settings), inputs, tmp_path, notes := Notes())
+        assert any("training rows have label true" in note for note in notes.notes) == is_told

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.text.hf_tokenizer import HFTokenizer
-from lifecycle.text.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from lifecycle.text.tokenizer import Tokenizer, TokenizerConfig, TokenizerError, load_tokenizer, train_tokenizer
 
 MARKED = st.lists(
     st.sampled_from(["<|im_start|>", "<|im_end|>", "user\n", " ", "a b", "<|im_", "\n", "é"]), max_size=8
@@ -78,3 +78,28 @@ def test_a_text_has_bos_and_eos_as_the_tokenizer_s_files_say_once(
     assert tokenizer.frame([7]) == framed
     assert tokenizer.frame(framed) == framed  # no second BOS or EOS
     assert tokenizer.frame([7], ends=True)[-2:] == [7, 0] and tokenizer.frame([7], ends=False)[-1] == 7
+
+
+@pytest.mark.parametrize("kind", ["hf", "sentencepiece"])
+@pytest.mark.parametrize("config", [{}, {"bos_token": None}, {"add_bos_token": True, "add_eos_token": True}])
+def test_a_tokenizer_of_published_weights_frames_texts_as_it_did(
+    hf_folder: Path, llama_folder: Path, tmp_path: Path, kind: str, config: dict[str, Any]
+) -> None:
+    """Rows that go on from published weights began with EOS where there is no BOS."""
+    source, own = (hf_folder if kind == "hf" else llama_folder), tmp_path / "own"
+    own.mkdir()
+    native = "tokenizer.json" if kind == "hf" else "tokenizer.model"
+    (own / native).write_bytes((source / native).read_bytes())
+    names = {"eos_token": "<|endoftext|>", "unk_token": "<|im_end|>"} if kind == "hf" else {"legacy": False}
+    (own / "tokenizer_config.json").write_text(json.dumps(names | config))
+    before, settings = load_tokenizer(own), TokenizerConfig(kind=kind, path=str(own))  # pyright: ignore[reportArgumentType]
+    train_tokenizer(settings, [], tmp_path / "kept", seed=0, is_published=True)
+    train_tokenizer(settings, [], tmp_path / "fresh", seed=0)
+    after = load_tokenizer(tmp_path / "kept")
+    for text in ("", "a b"):
+        assert after.frame(after.encode(text)) == before.frame(before.encode(text))
+        assert after.begin(after.encode(text)) == before.begin(before.encode(text))
+    marked = f"a{next(iter(before.special_ids))} b"
+    assert after.encode_marked(marked) == before.encode_marked(marked)
+    assert (after.fingerprint, after.has_bos) == (before.fingerprint, before.has_bos)
+    assert load_tokenizer(tmp_path / "fresh").adds_bos  # of fresh weights, which learn documents that begin so
