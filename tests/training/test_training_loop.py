@@ -20,10 +20,10 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
-from lifecycle.core.stopping import RESTART_STATUS
+from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.timesheet import TIMES, account, read_sessions
 from lifecycle.model.params import abstract_params
-from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, command, objective_of, tiny_job
+from lifecycle.testing.jobs import MODEL, KillAt, StopAt, TinyRun, command, objective_of, tiny_job
 from lifecycle.training.batches import DataStateError
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.items import PARAMS
@@ -129,6 +129,16 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_with_the_same_bits(
     ended = subprocess.run(command(tmp_path, settings), capture_output=True, text=True)
     assert ended.returncode == RESTART_STATUS, ended.stderr
     assert "stopped after step 6 of 12, which is saved" in ended.stdout and checkpoints(tmp_path)[-1] == 6
+    assert run_job(tiny_job(tmp_path, RUN), Silent())["params_hash"] == undisturbed[1]["params_hash"]
+    assert steps_of(tmp_path) == list(range(1, 13))
+
+
+def test_sigterm_after_the_last_step_stops_the_run_too(
+    undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
+) -> None:
+    """It would train the next stage, until it is killed."""
+    with pytest.raises(Stopped, match="stopped after step 12 of 12, which is saved"):
+        run_job(tiny_job(tmp_path, RUN), KillAt(12, None, signal.SIGTERM))
     assert run_job(tiny_job(tmp_path, RUN), Silent())["params_hash"] == undisturbed[1]["params_hash"]
     assert steps_of(tmp_path) == list(range(1, 13))
 
