@@ -70,9 +70,9 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
 
 def with_fresh_adapter(config: ModelConfig, base: Params, key: PRNGKeyArray) -> Params:
     """A base model's parameters as they are held frozen, in the compute dtype or NF4, with an adapter that changes
-    nothing."""
+    nothing; a score, if the model has one, as it is."""
     assert config.adapter is not None
-    declared = parameters(config.target)
+    declared = parameters(config.target.model_copy(update={"has_score": config.has_score}))
     held = in_use(config, {**declared, "blocks": {}}, {**base, "blocks": {}})
     blocks = held_blocks(config.adapter, declared["blocks"], base["blocks"])
     known = held_parameters(config.adapter, declared["blocks"])
