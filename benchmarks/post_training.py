@@ -39,7 +39,7 @@ from lifecycle.training.preference import DpoConfig
 from lifecycle.training.state import init_state, state_shardings
 from lifecycle.training.step import make_train_step
 
-ROUNDS, WARM_UP, STEPS = 9, 1, 1000
+ROUNDS, WARM_UP, STEPS = 7, 1, 1000
 NUM_EXAMPLES = 1000
 PROMPT, SPREAD, SHORTEST, LONGEST = 58.0, 9.0, 42, 104  # tokens of a conversation
 LEARNED = 0.25
