@@ -34,6 +34,7 @@ from lifecycle.training.hooks.faults import DivergedError
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS, Continued
 from lifecycle.training.loop import run_job
+from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.run import Clock, TrainingRun
 from tests.training.drawn_batches import DrawnBatches, drawn_job
 
@@ -191,9 +192,9 @@ def test_changed_data_and_batches_are_refused(undisturbed: tuple[Path, dict[str,
     assert steps_of(out) == list(range(1, 13)) and checkpoints(out) == [8, 12]
 
 
-def diverging(params: Any, batch: Any, at: int) -> Any:
+def diverging(params: Any, batch: Any, context: Any, at: int) -> Any:
     """NaN from the batch on whose rows' first tokens have a certain sum: the loss of one step."""
-    sums = objective_of("next_token")(params, batch)
+    sums = objective_of("next_token").loss(params, batch, context)
     return replace(sums, loss=jnp.where(batch["tokens"][:, 0].sum() == at, jnp.nan, sums.loss))
 
 
@@ -203,7 +204,7 @@ def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> 
     sums = [int(job.batches.batch(step, {})["tokens"][:, 0].sum()) for step in range(12)]
     assert sums.count(sums[6]) == 1
     with pytest.raises(DivergedError, match=r"step 7: loss nan.*not finite\. Its rows .* lower optimizer"):
-        run_job(replace(job, objective=partial(diverging, at=sums[6])), Silent())
+        run_job(replace(job, objective=Objective(partial(diverging, at=sums[6]))), Silent())
     assert checkpoints(tmp_path) == [4, 6] and steps_of(tmp_path) == list(range(1, 7))
     assert all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / CHECKPOINTS, abstract_params(MODEL)))
