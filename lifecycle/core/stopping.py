@@ -69,6 +69,12 @@ class StopRequest:
         finally:
             signal.signal(signal.SIGTERM, before)
 
+    @property
+    def came_late(self) -> bool:
+        """Whether this process was asked after the last step, while it measured and saved. In a job of several, JAX's
+        service keeps the notice for the steps to come."""
+        return self._asked_at is not None
+
     def reached(self, step: int) -> bool:
         """Whether to stop after this step. All processes of a job ask after every step, and get the same answer."""
         if not has_joined():

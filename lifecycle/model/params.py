@@ -70,16 +70,14 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
 
 def with_fresh_adapter(config: ModelConfig, base: Params, key: PRNGKeyArray) -> Params:
     """A base model's parameters as they are held frozen, in the compute dtype or NF4, with an adapter that changes
-    nothing."""
+    nothing; a score, if the model has one, as it is."""
     assert config.adapter is not None
-    score = {name: base[name] for name in base if name == SCORE}  # trained whole, beside the adapter
-    base = {name: base[name] for name in base if name != SCORE}
-    declared = parameters(config.target)
+    declared = parameters(config.target.model_copy(update={"has_score": config.has_score}))
     held = in_use(config, {**declared, "blocks": {}}, {**base, "blocks": {}})
     blocks = held_blocks(config.adapter, declared["blocks"], base["blocks"])
     known = held_parameters(config.adapter, declared["blocks"])
     held["blocks"] = in_use(config, known, blocks)
-    return {**held, **score, ADAPTER: fresh_adapter(config.adapter, declared["blocks"], held["blocks"], key)}
+    return {**held, ADAPTER: fresh_adapter(config.adapter, declared["blocks"], held["blocks"], key)}
 
 
 def beside_adapter(config: ModelConfig, params: Params) -> Params:

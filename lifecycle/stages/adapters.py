@@ -29,7 +29,7 @@ from lifecycle.model.params import (
     with_fresh_adapter,
     without_adapter,
 )
-from lifecycle.model.stacks import ADAPTER
+from lifecycle.model.stacks import ADAPTER, SCORE
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.stages.config import RunConfig
 from lifecycle.training.adapter import PREVIOUS
@@ -45,8 +45,11 @@ type Read = Callable[[str, int | None], np.ndarray]  # an array by canonical nam
 
 def start_with_adapter(config: RunConfig, name: str, start: Params, mesh: Mesh) -> Params:
     """The initial parameters of a stage with an adapter, sharded over `mesh`, from the weights that it starts from or,
-    where the adapter goes on, those with it."""
-    model, settings = config.trained_model(name), config.train[name].adapter
+    where the adapter goes on, those with it. A score among them stays as it is: it is trained whole, in float32."""
+    if SCORE in start:
+        base = {part: array for part, array in start.items() if part != SCORE}
+        return start_with_adapter(config, name, base, mesh) | {SCORE: start[SCORE]}
+    model, settings = config.trained_model(name).model_copy(update={"has_score": False}), config.train[name].adapter
     assert settings is not None
     places = tree_shardings(mesh, logical_axes(model))
     if ADAPTER in start:
@@ -63,11 +66,12 @@ def start_with_adapter(config: RunConfig, name: str, start: Params, mesh: Mesh) 
 
 
 def merged_params(model: ModelConfig, params: Params, mesh: Mesh | None) -> Params:
-    """The parameters of `model.target` with what the adapter has learned, in float32, sharded over `mesh` or where they
-    are; unchanged without an adapter."""
+    """The parameters of `model.target`, and a score among them, with what the adapter has learned, in float32, sharded
+    over `mesh` or where they are; unchanged without an adapter."""
     if model.adapter is None:
         return params
-    places = None if mesh is None else tree_shardings(mesh, logical_axes(model.target))
+    plain = model.target.model_copy(update={"has_score": SCORE in params})
+    places = None if mesh is None else tree_shardings(mesh, logical_axes(plain))
     return jax.jit(partial(without_adapter, model), out_shardings=places)(params)
 
 

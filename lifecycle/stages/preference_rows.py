@@ -1,5 +1,6 @@
 """Rows of preferences: pairs of answers, and answers with a label, with a reference's log-probabilities if needed."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, heldou
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.row_encoder import EncodedGroup, EncodedRow
 from lifecycle.text.rows import RowsReport
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import RowSource
@@ -75,9 +77,10 @@ def _group_rows(
         groups = groups_of(encoded)
         packed = rows[split] = GroupRows(groups, train.seq_len, learner.seeds[kind], reports[split].name)
         if needs_reference:
-            progress.start(f"reference, {split} rows", packed.num_rows)
             precision = train.precision if split == "train" else None  # as the objective computes these rows
-            rows[split] = ReferenceRows(packed, _reference(learner, packed, precision, out, progress))
+            num_rows = int(min(rows_seen(train) if split == "train" else math.inf, packed.num_rows))
+            progress.start(f"reference, {split} rows", num_rows)
+            rows[split] = ReferenceRows(packed, _reference(learner, packed, precision, num_rows, out, progress))
     if needs_reference:
         progress.start("steps")
     list_dropped(out, reports)
@@ -85,8 +88,17 @@ def _group_rows(
     return LearningRows(rows["train"], rows["train"].num_rows, hooks, kept(kind, reports))
 
 
-def _reference(learner: Learner, rows: GroupRows, precision: Precision | None, out: Path, progress: Progress) -> Table:
-    """Log-probabilities of every group under the initial weights, as the stage's steps see them."""
+def rows_seen(train: TrainConfig) -> float:
+    """How many rows, from the first on, the stage's steps may see. A run that goes back passes over some, and one that
+    goes on from another's step began behind them: both may see any."""
+    may_see_any = train.faults.policy == "rollback" or "@" in (train.start or "") or not train.steps
+    return math.inf if may_see_any else train.steps * train.global_batch_size
+
+
+def _reference(
+    learner: Learner, rows: GroupRows, precision: Precision | None, num_rows: int, out: Path, progress: Progress
+) -> Table:
+    """Log-probabilities of the groups in the first rows under the initial weights, as the stage's steps see them."""
     assert isinstance(learner.start, dict), "a reference needs trained weights"
     train, mesh = learner.train, learner.mesh
     alpha = train.length_alpha if isinstance(train, DpoConfig) else None
@@ -94,4 +106,5 @@ def _reference(learner: Learner, rows: GroupRows, precision: Precision | None, o
     path = out / f"reference-{digest(identity)[:16]}.npz"
     params = served_by(learner.model, train, mesh)(learner.start)
     settings = ReferenceSettings(train.loss_chunks, precision, alpha)
-    return reference_logprobs(learner.model, params, rows, train.global_batch_size, mesh, path, progress, settings)
+    size = train.global_batch_size
+    return reference_logprobs(learner.model, params, rows, size, mesh, path, progress, settings, num_rows)

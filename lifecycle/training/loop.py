@@ -192,6 +192,7 @@ def train_steps(
             for hook in hooks:
                 with noted_by(hook, run):
                     hook.after_step(run)
+        run.is_stopping |= request.came_late  # the last step's measurements may take minutes
 
 
 def fetch(run: TrainingRun, metrics: dict[str, jax.Array], signals: Sequence[dict[str, jax.Array]]) -> None:

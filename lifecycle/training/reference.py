@@ -58,9 +58,10 @@ def reference_logprobs(
     path: Path,
     progress: Progress | None = None,
     settings: ReferenceSettings | None = None,
+    num_rows: int | None = None,
 ) -> Table:
-    """Log-probabilities of every group's segments under fixed parameters, and of the sequences beside them if the rows
-    have some.
+    """Log-probabilities of the segments of every group in the first `num_rows` rows (None: all) under fixed parameters,
+    and of the sequences beside them if the rows have some. Those of further groups are NaN.
 
     They are kept in `path`, whose name must identify weights, rows and settings; process 0 reads it. `progress` counts
     rows.
@@ -70,16 +71,20 @@ def reference_logprobs(
     table, done = _load(path, rows, columns)
     local = partial(_both, config, rows, settings)
     logprobs = on_mesh(local, mesh, param_specs(config), {name: spec("loss_rows") for name in columns})
-    saved_at = time.monotonic()
+    saved_at, last = time.monotonic(), min(num_rows or rows.num_rows, rows.num_rows)
+    if done >= last:
+        return table
     for host, values in each_batch(logprobs, rows, batch_size, mesh, first=done)(params):
         is_group = host["group_mask"] > 0
         for name in columns:
             table[name][host["group_ids"][is_group]] = values[name][is_group]
         done = min(done + batch_size, rows.num_rows)
-        progress.update(done, total=rows.num_rows)
-        if done == rows.num_rows or time.monotonic() - saved_at >= SAVE_EVERY_S:
+        progress.update(min(done, last), total=last)
+        if done >= last or time.monotonic() - saved_at >= SAVE_EVERY_S:
             _save(path, table, done)
             saved_at = time.monotonic()
+        if done >= last:
+            break
     return table
 
 
@@ -93,7 +98,7 @@ def _both(
 
 def _load(path: Path, rows: GroupRows, columns: tuple[str, ...]) -> tuple[Table, int]:
     """What has been computed so far, and of how many rows: in all processes of a job, what the writing one sees."""
-    table, done = {name: np.zeros((rows.num_groups, rows.size), np.float32) for name in columns}, 0
+    table, done = {name: np.full((rows.num_groups, rows.size), np.nan, np.float32) for name in columns}, 0
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
             table, done = {name: stored[name] for name in columns}, int(stored["rows"])
@@ -131,7 +136,7 @@ class ReferenceRows(FixedRows):
         """A row with the reference's columns."""
         row = dict(self._rows.row(index))
         for name, values in self._table.items():
-            row[name] = values[row["group_ids"]] * row["group_mask"][:, None]
+            row[name] = np.where(row["group_mask"][:, None] > 0, values[row["group_ids"]], np.float32(0))
         return row
 
     def contents(self, index: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lifecycle.model.adapters import adapter_tree, with_adapters
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import Params, layers_apart
+from lifecycle.model.stacks import SCORE
 from lifecycle.stages import keys
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
@@ -90,6 +91,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "prefer": {"objective": "dpo", "from": "chat", "adapter": LORA | {"from": "previous"}, **SIZES},
             "anew": {"objective": "dpo", "from": "chat", "adapter": LORA, **SIZES},
             "plain": {"objective": "sft", "from": "chat", **SIZES},
+            "judge": {"objective": "reward_model", "from": "chat", "adapter": LORA, **SIZES},
+            "judge-on": {"objective": "reward_model", "from": "judge", "adapter": LORA | {"from": "previous"}, **SIZES},
+            "judge-anew": {"objective": "reward_model", "from": "judge", "adapter": LORA, **SIZES},
         },
         "export": {"of": "prefer"},
     }
@@ -102,7 +106,7 @@ def config(tree: dict[str, Any]) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def made(config: RunConfig) -> dict[str, Artifact]:
-    return dict(bring_up_to_date(config, ["export", "anew", "plain"], Silent()))
+    return dict(bring_up_to_date(config, ["export", "anew", "plain", "judge-on", "judge-anew"], Silent()))
 
 
 def records(artifact: Artifact, name: str) -> list[float]:
@@ -155,6 +159,16 @@ def test_the_exported_weights_are_those_that_were_trained(
     settings = json.loads((exported.path / "adapter" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(config.starts["chat"].bundle)
     assert (settings["r"], settings["use_dora"]) == (2, stage == "short")
+
+
+def test_a_score_is_trained_beside_an_adapter_and_stays_with_it(config: RunConfig, made: dict[str, Artifact]) -> None:
+    """The stages that go on begin where the first has ended, whether its adapter goes on or was added."""
+    last = records(made["judge"], "heldout_loss")[-1]
+    for name in ("judge-on", "judge-anew"):
+        first = records(made[name], "heldout_loss")[0]
+        assert first == pytest.approx(last, rel=1e-5)
+    scores = [trained_params(made[name], config.trained_model(name))[SCORE] for name in ("judge", "judge-on")]
+    assert scores[0].dtype == jnp.float32 and not np.array_equal(*scores)
 
 
 def test_an_adapter_is_written_apart(config: RunConfig, made: dict[str, Artifact], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.learner import encoded_rows
 from lifecycle.stages.learning_rows import heldout_bits, require_sources
-from lifecycle.stages.preference_rows import pair_rows
+from lifecycle.stages.preference_rows import pair_rows, rows_seen
 from lifecycle.stages.row_origins import write_origins
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import example
@@ -137,7 +137,7 @@ def test_a_reference_is_computed_as_the_stage_computes_its_rows(
     def reference(model: Any, params: Any, rows: Any, size: int, mesh: Any, path: Path, *rest: Any) -> Any:
         is_plain = jnp.array_equal(params["embed"], plain["embed"])
         found[rows.contents(0)["rows"][0].partition(":")[0]] = (
-            rest[-1].precision if is_plain else "rounded",
+            rest[1].precision if is_plain else "rounded",
             path.name,
         )
         return {REFERENCE: np.zeros((rows.num_groups, 2), np.float32)}
@@ -157,6 +157,13 @@ def test_a_reference_is_computed_as_the_stage_computes_its_rows(
         "pairs-heldout.jsonl": of_heldout,
     }
     assert len({name for _, name in found.values()}) == 2
+
+
+def test_a_stage_knows_how_many_rows_its_steps_may_see() -> None:
+    settings: dict[str, Any] = {"objective": "dpo", "seq_len": 16, "global_batch_size": 4}
+    assert rows_seen(DpoConfig.model_validate(settings | {"steps": 5})) == 20
+    for other in ({"epochs": 2}, {"steps": 5, "from": "a@3"}, {"steps": 5, "faults": {"policy": "rollback"}}):
+        assert rows_seen(DpoConfig.model_validate(settings | other)) == math.inf
 
 
 def test_rows_are_repeated_to_their_files_shares_and_known_by_the_users_lines(tmp_path: Path) -> None:

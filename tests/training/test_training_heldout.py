@@ -93,6 +93,28 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(
     assert (stopped.seen, rest.seen, again.seen) == (ends[:3], ends[2:], [])  # the third batch was not saved yet
 
 
+def test_only_rows_that_are_seen_have_a_reference_until_more_are(params: Any, tmp_path: Path) -> None:
+    """What is not computed is no number, so that a step that saw it would fail."""
+    rows = GroupRows([Group(pair) for pair in pairs()], SEQ_LEN, seed=0)
+
+    def table(path: Path, progress: Stops, num_rows: int | None) -> Any:
+        return reference_logprobs(MODEL, params, rows, 2, MESH, path, progress, num_rows=num_rows)
+
+    few, again, rest = Stops(), Stops(), Stops()
+    first = table(tmp_path / "a.npz", few, 3)
+    whole = table(tmp_path / "b.npz", Stops(), None)
+    referenced = ReferenceRows(rows, first)
+    for index in range(rows.num_rows):
+        row = referenced.row(index)
+        expected = ReferenceRows(rows, whole).row(index)["ref_logprobs"]
+        is_seen = index < 4  # batches are of two rows
+        unseen = np.where(row["group_mask"][:, None] > 0, np.nan, 0) * np.ones((1, 2))
+        np.testing.assert_array_equal(row["ref_logprobs"], expected if is_seen else unseen)
+    table(tmp_path / "a.npz", again, 4)
+    np.testing.assert_array_equal(table(tmp_path / "a.npz", rest, None)[REFERENCE], whole[REFERENCE])
+    assert few.seen == [(2, 3), (3, 3)] and again.seen == [] and rest.seen[0] == (6, rows.num_rows)
+
+
 def test_references_lie_beside_their_pairs(params: Any, tmp_path: Path) -> None:
     listed = pairs()
     rows = GroupRows([Group(pair) for pair in listed], SEQ_LEN, seed=0)

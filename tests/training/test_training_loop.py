@@ -20,10 +20,10 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
-from lifecycle.core.stopping import RESTART_STATUS
+from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.timesheet import TIMES, account, read_sessions
 from lifecycle.model.params import abstract_params
-from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, command, objective_of, tiny_job
+from lifecycle.testing.jobs import MODEL, KillAt, StopAt, TinyRun, command, objective_of, tiny_job
 from lifecycle.training.batches import DataStateError
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.items import PARAMS
@@ -34,6 +34,7 @@ from lifecycle.training.hooks.faults import DivergedError
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS, Continued
 from lifecycle.training.loop import run_job
+from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.run import Clock, TrainingRun
 from tests.training.drawn_batches import DrawnBatches, drawn_job
 
@@ -133,6 +134,16 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_with_the_same_bits(
     assert steps_of(tmp_path) == list(range(1, 13))
 
 
+def test_sigterm_after_the_last_step_stops_the_run_too(
+    undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
+) -> None:
+    """It would train the next stage, until it is killed."""
+    with pytest.raises(Stopped, match="stopped after step 12 of 12, which is saved"):
+        run_job(tiny_job(tmp_path, RUN), KillAt(12, None, signal.SIGTERM))
+    assert run_job(tiny_job(tmp_path, RUN), Silent())["params_hash"] == undisturbed[1]["params_hash"]
+    assert steps_of(tmp_path) == list(range(1, 13))
+
+
 def test_a_run_continued_from_anothers_checkpoint_ends_with_that_ones_bits(
     undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
 ) -> None:
@@ -181,9 +192,9 @@ def test_changed_data_and_batches_are_refused(undisturbed: tuple[Path, dict[str,
     assert steps_of(out) == list(range(1, 13)) and checkpoints(out) == [8, 12]
 
 
-def diverging(params: Any, batch: Any, at: int) -> Any:
+def diverging(params: Any, batch: Any, context: Any, at: int) -> Any:
     """NaN from the batch on whose rows' first tokens have a certain sum: the loss of one step."""
-    sums = objective_of("next_token")(params, batch)
+    sums = objective_of("next_token").loss(params, batch, context)
     return replace(sums, loss=jnp.where(batch["tokens"][:, 0].sum() == at, jnp.nan, sums.loss))
 
 
@@ -193,7 +204,7 @@ def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> 
     sums = [int(job.batches.batch(step, {})["tokens"][:, 0].sum()) for step in range(12)]
     assert sums.count(sums[6]) == 1
     with pytest.raises(DivergedError, match=r"step 7: loss nan.*not finite\. Its rows .* lower optimizer"):
-        run_job(replace(job, objective=partial(diverging, at=sums[6])), Silent())
+        run_job(replace(job, objective=Objective(partial(diverging, at=sums[6]))), Silent())
     assert checkpoints(tmp_path) == [4, 6] and steps_of(tmp_path) == list(range(1, 7))
     assert all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / CHECKPOINTS, abstract_params(MODEL)))
