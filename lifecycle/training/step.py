@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.typing import Array, Batch
 from lifecycle.model.params import Params
 from lifecycle.model.routing import balanced
+from lifecycle.parallel.collectives import axis_index
 from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh
 from lifecycle.training.config import FaultsConfig
@@ -59,6 +60,7 @@ def make_train_step(
     specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
 
     def local(parts: tuple[Params, Params], batch: Batch) -> tuple[Sums, Params]:
+        batch = numbered(batch) if objective.has_context else batch
         context = sum_over_mesh(local_context(objective, parts, batch, grad_accum), mesh)
         sums, grads = local_gradients(objective, parts, batch, grad_accum, context)
         return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs[0])
@@ -66,7 +68,7 @@ def make_train_step(
     gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sums, grads = gradients(split(served(state.params), state.frozen), numbered(batch))
+        sums, grads = gradients(split(served(state.params), state.frozen), batch)
         divisor = jnp.maximum(sums.count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         before = widened(state.trained)
@@ -84,9 +86,9 @@ def make_train_step(
 
 
 def numbered(batch: Batch) -> Batch:
-    """A global batch with the numbers of its rows, by which parts of it put their values beside each other."""
+    """A device's rows with their numbers in the global batch, by which parts of it put values beside each other."""
     rows = next(iter(batch.values())).shape[0]
-    return {**batch, "row": jnp.arange(rows, dtype=jnp.int32)}
+    return {**batch, "row": axis_index("batch") * rows + jnp.arange(rows, dtype=jnp.int32)}
 
 
 def local_context(objective: Objective, parts: tuple[Params, Params], batch: Batch, grad_accum: int) -> Context:

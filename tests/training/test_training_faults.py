@@ -37,6 +37,7 @@ from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.save import Save
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import go_back, run_job
+from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.passing import PassingBatches
 from lifecycle.training.restart import earlier_records, passed_again
@@ -55,7 +56,7 @@ def marks(job: TrainJob, numbers: range = range(40)) -> list[int]:
     return found
 
 
-def toy(params: Any, batch: Mapping[str, jax.Array], faulty: tuple[int, ...], factor: float) -> Sums:
+def toy(params: Any, batch: Mapping[str, jax.Array], context: Any, faulty: tuple[int, ...], factor: float) -> Sums:
     """Weights drawn to a number of the batch; the loss of the batches with the marks `faulty` is multiplied."""
     mark = batch["tokens"].sum()
     distance = sum(jnp.square(leaf - mark % 97 / 97).sum() for leaf in jax.tree.leaves(params))
@@ -77,7 +78,7 @@ def toy_job(
         }
     )
     faulty = tuple(known[number] for number in numbers)
-    return replace(job, train=train, objective=partial(toy, faulty=faulty, factor=factor))
+    return replace(job, train=train, objective=Objective(partial(toy, faulty=faulty, factor=factor)))
 
 
 def weights(out: Path, step: int) -> str:
