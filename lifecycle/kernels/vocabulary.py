@@ -85,11 +85,10 @@ def of_rows(blocks: Array, shape: tuple[int, ...]) -> Array:
     return blocks.reshape(-1, *blocks.shape[2:])[: batch * length].reshape(batch, length, *blocks.shape[2:])
 
 
-def _chunks_of(table: Head, chunks: int) -> tuple[Any, Array]:
+def _chunks_of(table: Any, chunks: int) -> tuple[Array, Array]:
     """This device's part of the head in chunks, and each chunk's first id."""
-    parts = jax.tree.map(lambda part: part.reshape(chunks, -1, *part.shape[1:]), table)
-    rows = table.shape[0]
-    return parts, axis_index("vocab") * rows + jnp.arange(chunks) * (rows // chunks)
+    parts = table.reshape(chunks, -1, table.shape[1])
+    return parts, axis_index("vocab") * table.shape[0] + jnp.arange(chunks) * parts.shape[1]
 
 
 def _is_id(logits: Array, first: Array, ids: Array) -> Array:
@@ -150,7 +149,7 @@ def first_pass(
     has_moments: bool = False,
 ) -> tuple[LogitSums, Array | None]:
     """The sums of each position's logits; and the chunks of a head that is sharded over `embed`, as they were gathered:
-    `[chunks, D, ids]`."""
+    `[chunks, D, ids]`. A head that is no plain array is one chunk."""
     is_cut = axis_size("embed") > 1
     is_whole = chunks * axis_size("vocab") == 1
 
@@ -166,7 +165,12 @@ def first_pass(
         # heads are kept in the gathered layout: no transposed copy
         return jax.lax.map(one_block, (sums, rows, ids)), head.T if is_cut else None
 
-    sums, heads = jax.lax.scan(one_chunk, _Running.of(ids, has_moments), _chunks_of(table, chunks))
+    begun = _Running.of(ids, has_moments)
+    if chunks == 1:
+        sums, whole = one_chunk(begun, (table, jnp.asarray(axis_index("vocab") * table.shape[0])))
+        heads = None if whole is None else whole[None]
+    else:
+        sums, heads = jax.lax.scan(one_chunk, begun, _chunks_of(table, chunks))
     return sums.over_devices(table.shape[0] * axis_size("vocab")), heads
 
 

@@ -6,7 +6,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from lifecycle.core.isolation.confine import Limits, unavailable
 from lifecycle.core.isolation.pool import IsolatedPool, IsolationError
 from lifecycle.testing.waiting import wait_until
 from tests.core.isolated_programs import ALLOWED, ATTEMPTS
+from tests.scratch_folders import left_behind, scratch_folders
 
 PROGRAM = "tests.core.isolated_programs:answer"
 LIMITS = Limits(cpu_s=1, wall_s=12.0, file_bytes=1 << 16)
@@ -47,11 +47,11 @@ def test_results_have_the_order_of_items_and_none_is_no_call(pool: IsolatedPool)
 
 
 def test_what_is_left_behind_is_ended_and_removed(pool: IsolatedPool) -> None:
-    before = {path.name for path in Path(tempfile.gettempdir()).glob("isolated-*")}
+    before = scratch_folders()
     assert pool.map(["daemon", 1])[1].value == 2
     left = _children_of([zygote._process.pid for zygote in pool._all])
     assert not left
-    assert not {path.name for path in Path(tempfile.gettempdir()).glob("isolated-*")} - before
+    assert not left_behind(before)
 
 
 @closed

@@ -13,6 +13,7 @@ from lifecycle.core.isolation.confine import unavailable
 from lifecycle.evals.verifiers.code import Code, code_of
 from lifecycle.evals.verifiers.code_program import meant
 from lifecycle.evals.verifiers.plain import MARK, decoded, encoded
+from tests.scratch_folders import left_behind, scratch_folders
 
 closed = pytest.mark.skipif(bool(unavailable()), reason=f"code cannot be closed off here: {unavailable()}")
 CODE = Code(cpu_s=1, wall_s=12.0, memory_mib=512)
@@ -131,14 +132,14 @@ def test_code_that_is_right_passes() -> None:
 
 @closed
 def test_nothing_else_passes_and_the_run_lives() -> None:
-    folders = {path.name for path in Path(tempfile.gettempdir()).glob("isolated-*")}
+    folders = scratch_folders()
     verdicts = CODE.verdicts([code for code, _ in FAILING.values()], [tests for _, tests in FAILING.values()])
     assert {name: v.score for name, v in zip(FAILING, verdicts, strict=True)} == dict.fromkeys(FAILING, 0.0)
     faults = {name: verdict.fault for name, verdict in zip(FAILING, verdicts, strict=True) if verdict.fault}
     assert faults.pop("a thread bomb", "threads") == "threads"  # or memory was its limit, before they were counted
     assert faults == {"a sleep": "wall time", "full disks": "size of files"}
     assert CODE.verdicts([ADD], [RIGHT])[0].score == 1.0
-    assert not {path.name for path in Path(tempfile.gettempdir()).glob("isolated-*")} - folders
+    assert not left_behind(folders)
     assert Path(tempfile.gettempdir()).is_dir()
 
 

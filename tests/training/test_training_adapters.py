@@ -200,7 +200,7 @@ def test_a_column_of_zeros_stays_one_and_small_changes_of_length_count_in_bfloat
     np.testing.assert_allclose(whole[0, 0], [1, 0, 1.001, 0.999], rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_experts_and_latents_in_nf4_are_trained_as_they_are_merged() -> None:
     """And without the adapter they are what they were with a fresh one."""
     sizes: dict[str, Any] = {

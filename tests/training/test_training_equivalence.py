@@ -55,7 +55,7 @@ FURTHER = {
     "gspo": ("policy", {"loss": "gspo", "beta": 0.1, "kl": "k2"}),
 }
 CASES = BY_DEFAULT | FURTHER
-ALL = [*BY_DEFAULT, *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)]
+ALL = [*BY_DEFAULT, *(pytest.param(name, marks=pytest.mark.long) for name in FURTHER)]
 ONE = MeshConfig()
 MESHES = {"positions": MeshConfig(fsdp=2, context=2, tensor=2), "stages": MeshConfig(replica=2, stage=2)}
 
@@ -114,7 +114,7 @@ def test_any_mesh_is_one_device(name: str, axes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dpo", "kto", *(pytest.param(n, marks=pytest.mark.slow) for n in ("orpo", "cpo", "reward"))]
+    "name", ["dpo", "kto", *(pytest.param(n, marks=pytest.mark.long) for n in ("orpo", "cpo", "reward"))]
 )
 def test_packed_groups_are_unpacked_ones(name: str) -> None:
     mesh, host = build_mesh(ONE), packed(name)

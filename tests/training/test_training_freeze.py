@@ -25,6 +25,7 @@ from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.freeze import frozen_part, merged, split
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
+from lifecycle.training.objectives.objective import Objective
 from lifecycle.weights.names import unstack
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
@@ -53,14 +54,15 @@ def losses(out: Path) -> list[float]:
     return [record["loss"] for record in read_log(out / METRICS) if "loss" in record]
 
 
-def zeroed(params: Any, batch: Any) -> Any:
-    """The objective, without a gradient in the embedding."""
-    return objective_of("next_token")(params | {"embed": jax.lax.stop_gradient(params["embed"])}, batch)
+def zeroed(params: Any, batch: Any, context: Any) -> Any:
+    """The objective's loss, without a gradient in the embedding."""
+    held = params | {"embed": jax.lax.stop_gradient(params["embed"])}
+    return objective_of("next_token").loss(held, batch, context)
 
 
 @pytest.mark.slow
 def test_a_frozen_embedding_is_as_if_its_gradient_were_zero(frozen: Path, tmp_path: Path) -> None:
-    run_job(replace(job(tmp_path), objective=zeroed), Silent())
+    run_job(replace(job(tmp_path), objective=Objective(zeroed)), Silent())
     chex.assert_trees_all_equal(weights(frozen), weights(tmp_path))
     assert losses(frozen) == losses(tmp_path)
     start = random_params(MODEL, RUN.seed)
