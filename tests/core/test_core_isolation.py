@@ -30,6 +30,7 @@ def pool() -> Iterator[IsolatedPool]:
     pool.close()
 
 
+@pytest.mark.slow
 def test_an_item_that_fails_fails_alone_and_says_why(pool: IsolatedPool) -> None:
     ways = {
         "loop": "CPU time", "sleep": "wall time", "leave": "it ended before it had a result",

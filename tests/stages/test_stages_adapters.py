@@ -34,6 +34,8 @@ from lifecycle.training.adapter import ADAPTER_FILES
 from lifecycle.weights.adapters import read_adapter
 from lifecycle.weights.published import save_weights
 
+pytestmark = pytest.mark.slow  # a whole run of stages, half a minute
+
 MODEL = {"vocab_size": 264, "d_model": 64, "d_ff": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
          "head_dim": 32, "max_seq_len": 128, "compute_dtype": "float32"}  # fmt: skip
 SIZES = {"steps": 2, "seq_len": 128, "global_batch_size": 4, "eval_every": 2, "log_every": 1,
