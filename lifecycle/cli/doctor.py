@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
 from lifecycle.cli.display import progress_on
-from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.config import RolloutConfig
 from lifecycle.stages.doctor import QUANTILES, Examination, Side, examine, packed
 from lifecycle.stages.own_rows import HELDOUT, OVERLAPPING, SIDES, TRAIN
 from lifecycle.text.interface import Tokenizer
@@ -127,7 +127,7 @@ def _reasons(dropped: dict[str, int]) -> str:
 
 
 def _length_setting(train: TrainConfig) -> str:
-    return "max_prompt_tokens" if isinstance(train, GrpoConfig) else "seq_len"
+    return "max_prompt_tokens" if isinstance(train, RolloutConfig) else "seq_len"
 
 
 def _lengths(found: Examination) -> Table:
@@ -148,7 +148,7 @@ def _packing(found: Examination) -> Iterator[str]:
     if (packing := found.packing) is None:
         return
     train = found.train
-    is_sampled = isinstance(train, GrpoConfig)
+    is_sampled = isinstance(train, RolloutConfig)
     epoch = train.epoch_rows(packing.examples) if is_sampled else packing.rows
     epoch /= 1 - getattr(train, "replay_share", 0.0)
     steps = train.steps or train.resolved(epoch).steps
@@ -168,7 +168,7 @@ def _packing(found: Examination) -> Iterator[str]:
 def _suggestion(found: Examination, max_seq_len: int) -> Iterator[str]:
     side, length = found.sides[TRAIN], found.suggested
     longer = f"{found.longer:,} of {len(side.lengths):,} training rows are longer"
-    if isinstance(found.train, GrpoConfig):
+    if isinstance(found.train, RolloutConfig):
         yield f"suggested: train.{found.stage}.max_prompt_tokens={length}: {longer}"
         return
     fill = (

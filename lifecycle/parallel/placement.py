@@ -37,6 +37,13 @@ def row_order(length: int, num_shards: int) -> np.ndarray:
     return np.stack([chunks[:num_shards], chunks[: num_shards - 1 : -1]], axis=1).reshape(-1)
 
 
+def in_plain_order(values: np.ndarray, num_shards: int) -> np.ndarray:
+    """`values` of a row's positions `[B, T, ...]`, which are in the order of `row_order`, in the plain order."""
+    found = np.empty_like(values)
+    found[:, row_order(values.shape[1], num_shards)] = values
+    return found
+
+
 def batch_spec(name: str) -> P:
     """The partition spec of a batch's array: over rows, and over positions if it has them."""
     return spec("batch", "seq") if axes_of_column(name) == "token" else spec("batch")

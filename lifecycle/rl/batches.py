@@ -13,9 +13,10 @@ import numpy as np
 from lifecycle.core.config import digest
 from lifecycle.model.params import Params
 from lifecycle.rl.advantages import advantages
-from lifecycle.rl.config import GrpoConfig, PpoConfig
+from lifecycle.rl.config import GrpoConfig, PpoConfig, RolloutConfig
 from lifecycle.rl.returns import with_returns
 from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
+from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.group_rows import Group, packed_groups
 from lifecycle.training.objectives.policy import ADVANTAGES, OLD, REFERENCE, SAMPLER
@@ -31,7 +32,7 @@ class PolicyBatches:
     """The batches of a stage that learns from rewards, in one process."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], settings: GrpoConfig, sampler: Sampler, seed: int, measured: Columns
+        self, prompts: Sequence[Prompt], settings: RolloutConfig, sampler: Sampler, seed: int, measured: Columns
     ) -> None:
         """`measured` gives the columns of log-probabilities that the settings need, from the weights before the first
         of a batch's steps."""
@@ -133,28 +134,29 @@ class _Made:
         return cls(None, {name: np.array(values, dtype) for name, (dtype, values) in columns.items()})
 
 
-def packed(scored: Scored, settings: GrpoConfig) -> HostBatch:
-    """The rollouts in `global_batch_size` rows, each a segment with its advantage, or for `gae` its reward."""
-    rewards = scored.rewards.reshape(-1, settings.group_size)
-    is_by_value = settings.advantage == "gae"
-    each = (np.nan_to_num(rewards) if is_by_value else advantages(settings.advantage, rewards)).reshape(-1)
+def packed(scored: Scored, settings: RolloutConfig) -> HostBatch:
+    """The rollouts in `global_batch_size` rows, each a segment with its advantage, or its reward if a value function
+    makes advantages of that."""
     groups = [
-        Group([_Sequence(rollout, settings.mask_truncated)], {ADVANTAGES: [float(value)]})
-        for rollout, value in zip(scored.rollouts, each, strict=True)
+        Group([_segment(rollout, settings.mask_truncated)], {ADVANTAGES: [float(value)]})
+        for rollout, value in zip(scored.rollouts, _values(scored.rewards, settings), strict=True)
     ]
     batch = packed_groups(groups, settings.seq_len, settings.global_batch_size)
     batch[SAMPLER] = _per_token([rollout.logprobs for rollout in scored.rollouts], scored.rollouts, batch)
     return batch
 
 
-class _Sequence:
-    """A prompt with its completion, which is learned unless it was cut off and such ones teach nothing."""
+def _values(rewards: np.ndarray, settings: RolloutConfig) -> np.ndarray:
+    if isinstance(settings, GrpoConfig):
+        return advantages(settings.advantage, rewards.reshape(-1, settings.group_size)).reshape(-1)
+    return np.nan_to_num(rewards)
 
-    def __init__(self, rollout: Rollout, mask_truncated: bool) -> None:
-        prompt = rollout.prompt.ids
-        is_learned = not (mask_truncated and rollout.is_cut)
-        self.ids = [*prompt, *rollout.ids]
-        self.loss_mask = [False] * len(prompt) + [is_learned] * len(rollout.ids)
+
+def _segment(rollout: Rollout, mask_truncated: bool) -> EncodedRow:
+    """A prompt with its completion, which is learned unless it was cut off and such ones teach nothing."""
+    is_learned = not (mask_truncated and rollout.is_cut)
+    mask = [False] * len(rollout.prompt.ids) + [is_learned] * len(rollout.ids)
+    return EncodedRow([*rollout.prompt.ids, *rollout.ids], mask)
 
 
 def _per_token(values: Sequence[Sequence[float]], rollouts: Sequence[Rollout], batch: HostBatch) -> np.ndarray:
@@ -167,7 +169,7 @@ def _per_token(values: Sequence[Sequence[float]], rollouts: Sequence[Rollout], b
     return column
 
 
-def needed_columns(settings: GrpoConfig) -> tuple[str, ...]:
+def needed_columns(settings: RolloutConfig) -> tuple[str, ...]:
     """Log-probabilities that must be computed before a batch's first step."""
     needed = {OLD: settings.num_iterations > 1, REFERENCE: settings.beta > 0, VALUES: isinstance(settings, PpoConfig)}
     return tuple(name for name, is_needed in needed.items() if is_needed)

@@ -17,6 +17,7 @@ from typing import Any
 
 from lifecycle.core.config import ConfigError
 
+NO_ANSWER = (OSError, HTTPException, ValueError, LookupError, TypeError)  # no connection, or none of the API's
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # what may pass
 LONGEST_WAIT_S = 30.0
 LARGEST_ANSWER = 1 << 20
@@ -53,10 +54,10 @@ class ChatClient:
         return os.environ[self.key_variable]
 
     def _asked(self, body: Mapping[str, Any]) -> str | AskError:
-        problem = ""
+        problem, told = "", 0.0
         for number in range(self.tries):
             if number:
-                time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**number) * random.uniform(0.5, 1.0))
+                time.sleep(max(told, min(LONGEST_WAIT_S, 0.5 * 2**number) * random.uniform(0.5, 1.0)))
             try:
                 return self._answer(body)
             except urllib.error.HTTPError as error:
@@ -66,14 +67,8 @@ class ChatClient:
                     raise AskError(f"{self.base_url} refuses the judge's requests: {problem}") from None
                 if error.code not in AGAIN:
                     return AskError(problem)
-                _wait_as_told(error.headers.get("Retry-After"))
-            except (
-                OSError,
-                HTTPException,
-                ValueError,
-                LookupError,
-                TypeError,
-            ) as error:  # no connection, no answer of the API's
+                told = _told_to_wait(error.headers.get("Retry-After"))
+            except NO_ANSWER as error:
                 problem = f"{type(error).__name__}: {error}"
         return AskError(f"{problem} ({self.tries} tries)")
 
@@ -90,6 +85,5 @@ class ChatClient:
         return content
 
 
-def _wait_as_told(seconds: str | None) -> None:
-    if seconds is not None and seconds.isdecimal():
-        time.sleep(min(LONGEST_WAIT_S, int(seconds)))
+def _told_to_wait(seconds: str | None) -> float:
+    return min(LONGEST_WAIT_S, int(seconds)) if seconds is not None and seconds.isdecimal() else 0.0

@@ -4,7 +4,7 @@ Importing this registers the objectives `grpo`, `rloo` and `reinforce_plus_plus`
 `ppo`.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import SerializeAsAny, model_validator
 
@@ -18,20 +18,18 @@ from lifecycle.training.policy import PolicyConfig, PolicyLoss, ValueConfig
 type Advantage = Literal["grpo", "grpo_batch", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
 
 
-class GrpoConfig(PolicyConfig):
-    """Group-relative policy optimisation: each prompt is sampled several times, and samples are compared."""
+class RolloutConfig(PolicyConfig):
+    """What all stages that sample completions and learn from their rewards have in common."""
 
     HOW_COMPUTED: ClassVar[frozenset[str]] = PolicyConfig.HOW_COMPUTED | {"num_slots"}
     HOW_MEASURED: ClassVar[frozenset[str]] = PolicyConfig.HOW_MEASURED | {"eval_prompts"}
     HOW: ClassVar[frozenset[str]] = PolicyConfig.HOW | HOW_COMPUTED | HOW_MEASURED
-    objective: str = "grpo"
     rewards: tuple[SerializeAsAny[RewardConfig], ...] = ()
     reward: str | None = None  # a stage with the objective `reward_model`, whose score is added
     reward_weight: Float32 = 1.0
     prompts_per_step: Size = 16
     group_size: Size = 8  # samples of each prompt; TRL's num_generations
     max_prompt_tokens: Size = 256  # longer prompts are dropped, and counted
-    advantage: Advantage = "grpo"
     num_iterations: Size = 1  # steps on the same completions
     # Completions that are cut off at `max_completion_tokens` teach nothing (DAPO's overlong filtering).
     mask_truncated: bool = False
@@ -58,7 +56,7 @@ class GrpoConfig(PolicyConfig):
         return Rewards(self.rewards) if self.rewards else None
 
     @model_validator(mode="after")
-    def _check_rollouts(self) -> "GrpoConfig":
+    def _check_rollouts(self) -> Self:
         if not self.rewards and self.reward is None:
             raise ValueError("no rewards: give some, such as rewards: [{name: maths}], or a stage with reward: NAME")
         if self.reward is None and self.reward_weight != 1:
@@ -71,7 +69,18 @@ class GrpoConfig(PolicyConfig):
                 f"{self.global_batch_size} rows of seq_len={self.seq_len}, which hold {self.fits}; raise seq_len (a "
                 "multiple of that length) or global_batch_size, or lower prompts_per_step or group_size"
             )
-        if self.advantage not in ("reinforce_plus_plus", "gae") and self.group_size < 2:
+        return self
+
+
+class GrpoConfig(RolloutConfig):
+    """Group-relative policy optimisation: each prompt is sampled several times, and samples are compared."""
+
+    objective: str = "grpo"
+    advantage: Advantage = "grpo"
+
+    @model_validator(mode="after")
+    def _check_advantage(self) -> Self:
+        if self.advantage != "reinforce_plus_plus" and self.group_size < 2:
             raise ValueError(f"advantage={self.advantage} compares samples of a prompt; set group_size to 2 or more")
         return self
 
@@ -92,11 +101,10 @@ class ReinforceConfig(GrpoConfig):
     group_size: Size = 1
 
 
-class PpoConfig(GrpoConfig):
+class PpoConfig(RolloutConfig):
     """Proximal policy optimisation: a value function, trained beside the policy, gives advantages of each token."""
 
     objective: str = "ppo"
-    advantage: Literal["gae"] = "gae"  # pyright: ignore[reportIncompatibleVariableOverride]
     group_size: Size = 1
     num_iterations: Size = 4
     value: ValueConfig = ValueConfig()

@@ -57,25 +57,17 @@ class FunctionReward(RewardConfig):
     @property
     def columns(self) -> tuple[str, ...] | None:
         """The columns that its signature names; None if it takes all."""
-        parameters = inspect.signature(self.call).parameters.values()
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters.values()):
             return None
-        return tuple(parameter.name for parameter in parameters if parameter.name not in OURS)
+        return tuple(name for name in self._parameters if name not in OURS)
 
     def row_problem(self, columns: Mapping[str, Any]) -> str:
         """A column that the function asks for, and the row lacks."""
-        parameters = inspect.signature(self.call).parameters.values()
-        plain = (parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
-        del plain
-        needed = [
-            one.name for one in parameters if one.default is one.empty and one.kind in NAMED and one.name not in OURS
-        ]
-        missing = next((name for name in needed if name not in columns), None)
-        return (
-            ""
-            if missing is None
-            else f"no column {missing!r} for the reward {self.function}{nearest(missing, columns)}"
-        )
+        for one in self._parameters.values():
+            is_needed = one.default is one.empty and one.kind in NAMED and one.name not in OURS
+            if is_needed and one.name not in columns:
+                return f"no column {one.name!r} for the reward {self.function}{nearest(one.name, columns)}"
+        return ""
 
     def score(self, batch: RewardBatch, logged: Logged) -> list[Verdict]:
         """The function's values, checked."""
@@ -104,8 +96,8 @@ class FunctionReward(RewardConfig):
         return _awaited(result) if inspect.isawaitable(result) else result
 
     @cached_property
-    def _parameters(self) -> set[str]:
-        return set(inspect.signature(self.call).parameters)
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.call).parameters
 
     def _failing_row(self, batch: RewardBatch) -> str:
         """The first completion on which the function fails alone, in words."""

@@ -17,7 +17,15 @@ from lifecycle.training.run import TrainingRun
 
 SAMPLES = "rollouts.jsonl"  # beside the run log: some samples with their rewards, at each measurement
 NUM_SAMPLES = 4
-FLAT, CUT = 0.8, 0.8  # above these shares a step is remarked upon
+# By metric: the share above which a step is remarked upon, and what is said of it.
+REMARKS = {
+    "frac_reward_zero_std": (
+        0.8,
+        "of the groups have equal rewards, from which nothing is learned; make the prompts neither too hard nor too "
+        "easy, or sample more per prompt",
+    ),
+    "completions/clipped_ratio": (0.8, "of the completions are cut off at max_completion_tokens; raise it"),
+}
 
 
 class LogRollouts(Hook):
@@ -44,17 +52,10 @@ class LogRollouts(Hook):
 
     def _warn(self, found: dict[str, float], step: int) -> None:
         """Once for each kind."""
-        remarks = {
-            f"{found['frac_reward_zero_std']:.0%} of the groups have equal rewards, from which nothing is learned; "
-            "make the prompts neither too hard nor too easy, or sample more per prompt": found["frac_reward_zero_std"]
-            > FLAT,
-            f"{found['completions/clipped_ratio']:.0%} of the completions are cut off at max_completion_tokens; raise "
-            "it": found["completions/clipped_ratio"] > CUT,
-        }
-        for (remark, is_wrong), kind in zip(remarks.items(), ("flat", "cut"), strict=True):
-            if is_wrong and kind not in self._warned:
-                self._warned.add(kind)
-                self._progress.note(f"step {step}: {remark}")
+        for metric, (most, remark) in REMARKS.items():
+            if found[metric] > most and metric not in self._warned:
+                self._warned.add(metric)
+                self._progress.note(f"step {step}: {found[metric]:.0%} {remark}")
 
     def _warn_of_faults(self, name: str, reasons: Mapping[str, int], completions: int, step: int) -> None:
         """Once for each reward and reason; how often it happens is logged."""
@@ -85,7 +86,7 @@ def metrics_of(scored: Scored, group_size: int) -> dict[str, float]:
     groups = [row[there] for row, there in zip(rewards, is_scored, strict=True) if there.any()]
     spread = [np.std(group, ddof=min(1, len(group) - 1)) for group in groups]
     found = {
-        **_means({"reward": rewards, "reward_std": np.array(spread)}),
+        **means({"reward": rewards, "reward_std": np.array(spread)}),
         "frac_reward_zero_std": 1 - float(np.sum(~np.isclose(spread, 0))) / len(rewards),
         "frac_unscored": 1 - float(is_scored.mean()),
         "completions/mean_length": float(lengths.mean()),
@@ -94,13 +95,13 @@ def metrics_of(scored: Scored, group_size: int) -> dict[str, float]:
         "generation_s": scored.generation_s,
         "reward_s": scored.reward_s,
     }
-    found |= _means({f"rewards/{name}/mean": np.array(values) for name, values in scored.scores.values.items()})
+    found |= means({f"rewards/{name}/mean": np.array(values) for name, values in scored.scores.values.items()})
     for name, reasons in scored.scores.faults.items():
         found[f"rewards/{name}/faults"] = float(sum(reasons.values()))
     return found | {f"logged/{name}": float(value) for name, value in scored.scores.metrics.items()}
 
 
-def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+def means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The means of the values that are there, of columns that have some."""
     there = {name: values[~np.isnan(values)] for name, values in columns.items()}
     return {name: float(values.mean()) for name, values in there.items() if len(values)}

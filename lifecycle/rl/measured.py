@@ -13,9 +13,9 @@ from lifecycle.core.typing import Array, Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.parallel.mesh import spec
-from lifecycle.parallel.placement import on_mesh, row_order, shard_batch
+from lifecycle.parallel.placement import in_plain_order, on_mesh, shard_batch
 from lifecycle.rl.batches import Columns, needed_columns
-from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.config import RolloutConfig
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.objectives.objective import token_likelihoods
 from lifecycle.training.objectives.policy import OLD, REFERENCE
@@ -26,22 +26,23 @@ from lifecycle.training.state import param_specs
 TOKENS = ("tokens", "targets", "positions", "segment_ids", "loss_mask")
 
 
-def measured_columns(model: ModelConfig, settings: GrpoConfig, mesh: Mesh, start: Any) -> Columns:
+def measured_columns(model: ModelConfig, settings: RolloutConfig, mesh: Mesh, start: Any) -> Columns:
     """The columns that the settings need. `start`: the stage's initial weights, of which a copy is kept on the mesh if
     the divergence from them counts."""
     needed = needed_columns(settings)
     measured = _measured(model, settings, mesh)
     served = served_by(model, settings, mesh)
-    reference = jax.tree.map(jnp.copy, start) if REFERENCE in needed else None
+    reference = served(jax.tree.map(jnp.copy, start)) if REFERENCE in needed else None
 
     def columns(params: Params, batch: HostBatch) -> dict[str, np.ndarray]:
-        weights = {OLD: params, REFERENCE: reference, VALUES: params}
-        return {name: measured(name == VALUES, served(weights[name]), batch) for name in needed}
+        own = served(params) if {OLD, VALUES} & set(needed) else None
+        weights = {OLD: own, REFERENCE: reference, VALUES: own}
+        return {name: measured(name == VALUES, weights[name], batch) for name in needed}
 
     return columns
 
 
-def _measured(model: ModelConfig, settings: GrpoConfig, mesh: Mesh) -> Callable[[bool, Any, HostBatch], np.ndarray]:
+def _measured(model: ModelConfig, settings: RolloutConfig, mesh: Mesh) -> Callable[[bool, Any, HostBatch], np.ndarray]:
     """A function of whether values are wanted instead of log-probabilities, weights and a batch."""
 
     def local(is_value: bool, params: Params, batch: Batch) -> Array:
@@ -53,8 +54,7 @@ def _measured(model: ModelConfig, settings: GrpoConfig, mesh: Mesh) -> Callable[
 
     def measured(is_value: bool, params: Any, batch: HostBatch) -> np.ndarray:
         rows = shard_batch({name: batch[name] for name in TOKENS}, mesh)
-        values = np.empty(batch["tokens"].shape, np.float32)
-        values[:, row_order(values.shape[1], mesh.shape["context"])] = jax.device_get(jitted[is_value](params, rows))
+        values = in_plain_order(jax.device_get(jitted[is_value](params, rows)), mesh.shape["context"])
         return values * batch["loss_mask"]
 
     return measured

@@ -1,7 +1,6 @@
 """A reward model of the same run as a reward: its score of a prompt with its completion."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -12,7 +11,8 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import on_mesh, shard_batch
-from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.config import RolloutConfig
+from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.group_rows import Group, packed_groups
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods
 from lifecycle.training.objectives.objective import token_likelihoods
@@ -25,13 +25,7 @@ type Ids = tuple[Sequence[int], Sequence[int]]  # a prompt's, and its completion
 type ModelReward = Callable[[Sequence[Ids]], list[float]]
 
 
-@dataclass(frozen=True)
-class _Answer:
-    ids: list[int]
-    loss_mask: list[bool]
-
-
-def model_reward(model: ModelConfig, params: Params, settings: GrpoConfig, mesh: Mesh) -> ModelReward:
+def model_reward(model: ModelConfig, params: Params, settings: RolloutConfig, mesh: Mesh) -> ModelReward:
     """The function that scores completions by a reward model's weights, which are on `mesh`: in rows like a step's."""
     plain = settings.model_copy(update={"remat": None, "precision": None})
 
@@ -52,5 +46,5 @@ def model_reward(model: ModelConfig, params: Params, settings: GrpoConfig, mesh:
     return score
 
 
-def _answer(prompt: Sequence[int], completion: Sequence[int]) -> _Answer:
-    return _Answer([*prompt, *completion], [False] * len(prompt) + [True] * len(completion))
+def _answer(prompt: Sequence[int], completion: Sequence[int]) -> EncodedRow:
+    return EncodedRow([*prompt, *completion], [False] * len(prompt) + [True] * len(completion))

@@ -24,7 +24,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import logical_axes, without_adapter
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.rl.batch import RewardBatch, Scores, Text, TrainerState
-from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.reward_stage import NAME, ModelReward
 from lifecycle.training.served import served_by
 
@@ -69,7 +69,7 @@ class Sampler:
     """Samples and scores for one stage, with the weights as its steps see them. `model` has everything but these."""
 
     def __init__(
-        self, model: Model, settings: GrpoConfig, seed: int, mesh: Mesh, by_model: ModelReward | None = None
+        self, model: Model, settings: RolloutConfig, seed: int, mesh: Mesh, by_model: ModelReward | None = None
     ) -> None:
         """`by_model`: the score of a reward model, which is added with the settings' weight."""
         self._model, self._settings, self._seed, self._mesh = model, settings, seed, mesh
@@ -78,12 +78,10 @@ class Sampler:
 
     def sample(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The rollouts of a step: `group_size` samples of each prompt."""
-        settings = self._settings
-        asked = [(prompt, sample) for prompt in prompts for sample in range(settings.group_size)]
-        each = [
-            self._params(_seed(self._seed, step, place, sample)) for place, (_, sample) in _numbered(asked, settings)
-        ]
-        return self._scored(step, self._served(params), [prompt for prompt, _ in asked], each)
+        samples = range(self._settings.group_size)
+        seeds = [_seed(self._seed, step, place, sample) for place in range(len(prompts)) for sample in samples]
+        asked = [prompt for prompt in prompts for _ in samples]
+        return self._scored(step, self._served(params), asked, [self._params(seed) for seed in seeds])
 
     def answer(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The likeliest completion of each prompt."""
@@ -97,8 +95,9 @@ class Sampler:
     def _scored(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Scored:
         began = time.perf_counter()
         model = _with_weights(self._model, self._whole(params))
-        ids = [prompt.ids for prompt in prompts]
-        completions = generate(model, ids, each, self._settings.num_slots, self._mesh)
+        ids, settings = [prompt.ids for prompt in prompts], self._settings
+        longest = settings.max_prompt_tokens + settings.max_completion_tokens
+        completions = generate(model, ids, each, settings.num_slots, self._mesh, longest)
         rollouts = [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
         generated = time.perf_counter()
         scores = self._scores(rollouts, TrainerState(step, self._settings.steps))
@@ -114,10 +113,6 @@ class Sampler:
         weight = self._settings.reward_weight
         totals = [weight * value + (0 if math.isnan(t) else t) for value, t in zip(own, found.totals, strict=True)]
         return replace(found, values={**found.values, NAME: own}, totals=totals)
-
-
-def _numbered(asked: Sequence[Any], settings: GrpoConfig) -> Any:
-    return ((i // settings.group_size, one) for i, one in enumerate(asked))
 
 
 def _seed(run: int, step: int, place: int, sample: int) -> int:

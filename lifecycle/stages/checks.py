@@ -12,12 +12,13 @@ from lifecycle.evals.tasks import TaskConfig
 from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
-from lifecycle.rl.config import GrpoConfig
-from lifecycle.stages.origins import Start
+from lifecycle.rl.config import RolloutConfig
+from lifecycle.stages.origins import Start, named_stages
 from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig, is_of_task
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.mixture import rows_per_period
+from lifecycle.training.preference import RewardModelConfig
 
 MOST_INT8_SUMMANDS = (2**31 - 1) // 127**2  # of a sum of products that int32 holds, whatever the values
 
@@ -50,7 +51,7 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
         check_drafter(at, train, model, mesh)
     if train.adapter is not None:
         train.adapter.check_model(f"{at}.adapter", model, mesh)
-    if isinstance(train, GrpoConfig):
+    if isinstance(train, RolloutConfig):
         check_sampling(at, mesh)
     require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
     if train.faults.replay_every is not None and mesh.replica == 1:
@@ -93,6 +94,16 @@ def check_sampling(at: str, mesh: MeshConfig) -> None:
             raise ValueError(
                 f"{at}: completions are sampled on the stage's mesh, without mesh.{axis}; give its devices to mesh.fsdp"
             )
+
+
+def check_reward(name: str, train: Mapping[str, TrainConfig]) -> None:
+    """Checks that a stage whose score is to be a reward learns one."""
+    reward = named_stages(train[name]).get("reward")
+    if reward is not None and not isinstance(train[reward], RewardModelConfig):
+        raise ValueError(
+            f"train.{name}.reward={reward}: {train[reward].objective} learns no reward; name a stage with "
+            "objective=reward_model"
+        )
 
 
 def check_adapter(name: str, train: Mapping[str, TrainConfig], start: Start) -> None:

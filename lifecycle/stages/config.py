@@ -41,6 +41,7 @@ from lifecycle.stages.checks import (
     check_measured,
     check_mixture,
     check_reading,
+    check_reward,
     check_sizes,
     check_target_format,
     check_task,
@@ -313,6 +314,7 @@ class RunConfig(Section):
             raise ValueError(f"model.{given[0]}.adapter: set train.STAGE.adapter instead, of the stage that trains it")
         check_stage_names(self.train)
         for name in self.training_stages:
+            check_reward(name, self.train)
             check_adapter(name, self.train, self.starts[name])
             if objective_kind(self.train[name].objective).needs_reference and self.starts[name].is_fresh:
                 raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.progress import Progress
-from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.config import RolloutConfig
 from lifecycle.stages import keys
 from lifecycle.stages.chain import bring_up_to_date, states
 from lifecycle.stages.config import RunConfig
@@ -28,10 +28,8 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.packing import best_fit_decreasing
 
 QUANTILES = (0, 0.5, 0.9, 0.99, 1)
-STEP, MOST_LEFT_OUT = (
-    128,
-    0.01,
-)  # of a suggested `seq_len`: a multiple of this, and the share of rows that may be longer
+# Of a suggested `seq_len`: it is a multiple of this, and this share of the rows may be longer.
+STEP, MOST_LEFT_OUT = 128, 0.01
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def examine(config: RunConfig, stage: str, progress: Progress) -> Examination:
         sides[side] = _side(f"{side} rows", [(n, encode_row(row, encode, n)) for n, row in rows], train)
         if side == TRAIN and sides[side].kept:
             order = epoch_of([origins.file_of(name) for name in sides[side].report.names], origins.weights, kind)
-    answer = train.max_completion_tokens if isinstance(train, GrpoConfig) else 0
+    answer = train.max_completion_tokens if isinstance(train, RolloutConfig) else 0
     suggested, longer = suggested_length(sides[TRAIN].lengths, config.model_of(stage).max_seq_len - answer)
     packing = packed([_size(sides[TRAIN].kept[at]) for at in order], train.seq_len) if order else None
     made, compared = inputs["rows"].stats, len(keys.evaluation_files(config))

@@ -16,7 +16,7 @@ from lifecycle.core.file_hashes import file_hashes, hash_files
 from lifecycle.core.web_address import shown
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.model.config import ModelConfig
-from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.config import RolloutConfig
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage
 from lifecycle.text.row_columns import KINDS
@@ -145,7 +145,7 @@ def _adapter(config: RunConfig, name: str) -> dict[str, Any]:
 
 def _rewards(train: TrainConfig) -> dict[str, Any]:
     """What the rewards of a stage are, with the content of the user's functions; their labels are for logs."""
-    if not isinstance(train, GrpoConfig) or train.reward_functions is None:
+    if not isinstance(train, RolloutConfig) or train.reward_functions is None:
         return {}
     return {"rewards": train.reward_functions.fingerprint()}
 

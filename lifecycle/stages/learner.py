@@ -30,7 +30,6 @@ from lifecycle.training.job import Origin
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.packing import RowSource
 
-BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
 DROPPED_ROWS = "dropped_rows.json"
 
 

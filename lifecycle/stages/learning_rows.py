@@ -5,6 +5,8 @@
 | `tokens` | token shards | bits per byte of the first held-out documents |
 | `chat` | chat rows, with a share of replayed token rows | the objective's means |
 | `pairs` | preference pairs, with a reference's log-probabilities if the objective needs them | the same |
+| `labelled` | answers that are good or bad, with the same | the same |
+| `prompts` | prompts; batches come from answers that are sampled and scored | the reward of the likeliest answers |
 """
 
 import math
@@ -34,7 +36,6 @@ from lifecycle.training.scoring import PackedPieces, document_pieces, logprobs, 
 from lifecycle.training.token_rows import TokenRows
 
 BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
-DROPPED_ROWS = "dropped_rows.json"
 
 
 def read_learning_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:

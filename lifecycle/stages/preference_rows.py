@@ -20,9 +20,6 @@ from lifecycle.training.preference import DpoConfig
 from lifecycle.training.reference import ReferenceRows, ReferenceSettings, Table, reference_logprobs
 from lifecycle.training.served import served_by
 
-BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
-DROPPED_ROWS = "dropped_rows.json"
-
 
 def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
     """Preference pairs packed into rows."""

@@ -6,6 +6,7 @@ tokenizer and chat template, and fitted into the rows of every stage that will r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
-from lifecycle.rl.config import GrpoConfig
+from lifecycle.rl.config import RolloutConfig
+from lifecycle.rl.rewards import Rewards
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.own_rows import (
@@ -87,7 +89,7 @@ def rows_file(folder: Path, kind: str, side: str) -> Path:
 
 def epoch_rows(train: TrainConfig, lengths: Sequence[int]) -> float:
     """How many rows of a stage's batches an epoch of its own rows has, which have these lengths."""
-    if isinstance(train, GrpoConfig):
+    if isinstance(train, RolloutConfig):
         return train.epoch_rows(len(lengths))
     return len(best_fit_decreasing(sorted(lengths, reverse=True), train.seq_len))
 
@@ -104,13 +106,16 @@ class Reader:
     stage: str
     train: TrainConfig
 
+    @cached_property
+    def _rewards(self) -> Rewards | None:
+        return self.train.reward_functions if isinstance(self.train, RolloutConfig) else None
+
     def look(self, encoded: Encoded) -> int | str:
         """How many tokens a row has for it, or why it drops the row; raises `RowError` for a prompt that the stage's
         rewards cannot score."""
-        if isinstance(encoded, EncodedPrompt) and isinstance(self.train, GrpoConfig):
+        if isinstance(encoded, EncodedPrompt):
             row = {**encoded.columns, "prompt": encoded.prompt, "completion": ""}
-            rewards = self.train.reward_functions
-            if rewards is not None and (problem := rewards.row_problem(row)):
+            if self._rewards is not None and (problem := self._rewards.row_problem(row)):
                 raise RowError(f"train.{self.stage}: {problem}")
         try:
             fitted = fit(encoded, self.train.longest_row, self.train.truncation)

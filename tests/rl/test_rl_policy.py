@@ -5,73 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lifecycle.core.config import ConfigError, validate
+from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
-from lifecycle.inference.model import Model
-from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import with_fresh_adapter
-from lifecycle.parallel.axes import MeshConfig
-from lifecycle.parallel.mesh import build_mesh
 from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
 from lifecycle.rl.batch import Scores
-from lifecycle.rl.batches import PolicyBatches
-from lifecycle.rl.config import GrpoConfig
 from lifecycle.rl.hook import LogRollouts, metrics_of
-from lifecycle.rl.measured import measured_columns
-from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
+from lifecycle.rl.rollouts import Rollout, Scored
 from lifecycle.testing.families import random_params
-from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.text.chat import ChatTemplate
+from lifecycle.testing.jobs import StopAt
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.policy import OLD, REFERENCE, SAMPLER
-
-TOKENIZER = ByteTokenizer()
-MODEL = ModelConfig(
-    vocab_size=264, d_model=32, d_ff=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=32
-)  # fmt: skip
-MESH = build_mesh(MeshConfig())
-SEED = 3
-
-
-def letters(prompts: Any, completions: list[str], letter: list[str], **_: Any) -> list[float]:
-    """How much of a completion is the row's letter."""
-    return [text.count(one) / max(len(text), 1) for text, one in zip(completions, letter, strict=True)]
-
-
-def settings(**own: Any) -> GrpoConfig:
-    tree: dict[str, Any] = {
-        "objective": "grpo", "steps": 4, "seq_len": 32, "global_batch_size": 8, "prompts_per_step": 3, "group_size": 4,
-        "max_prompt_tokens": 8, "max_completion_tokens": 6, "num_slots": 4, "beta": 0.1, "log_every": 1,
-        "eval_every": 2, "rewards": [{"function": f"{__file__}:letters"}],
-        "optimizer": {"learning_rate": 0.01}, "checkpoint": {"every": 1},
-    }  # fmt: skip
-    return validate(GrpoConfig, tree | own)
-
-
-def prompts() -> list[Prompt]:
-    texts = [f"say {letter}" for letter in "abcde"]
-    return [Prompt(i, [TOKENIZER.bos_id, *TOKENIZER.encode(t)], t, {"letter": t[-1]}) for i, t in enumerate(texts)]
+from tests.rl.toy_policy import MESH, MODEL, batches_of, prompts, settings
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
     return random_params(MODEL)
-
-
-def batches_of(config: GrpoConfig, start: Any) -> PolicyBatches:
-    model = Model(MODEL, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
-    columns = measured_columns(MODEL, config, MESH, start)
-    return PolicyBatches(prompts(), config, Sampler(model, config, SEED, MESH), SEED, columns)
 
 
 def assert_same(one: HostBatch, other: HostBatch) -> None:
@@ -81,7 +41,7 @@ def assert_same(one: HostBatch, other: HostBatch) -> None:
 
 
 def test_a_batch_has_what_was_sampled_at_its_places(params: Any) -> None:
-    config = settings(num_iterations=2)
+    config = settings(num_iterations=2, beta=0.1)
     batches = batches_of(config, params)
     made = batches.of_step(0, params)
     scored, batch = made.scored, made.batch
@@ -107,21 +67,19 @@ def test_a_batch_has_what_was_sampled_at_its_places(params: Any) -> None:
 @pytest.mark.parametrize("own", [{"adapter": {"rank": 2}}, {"weights": "int4"}], ids=str)
 def test_completions_are_sampled_from_the_weights_that_steps_see(params: Any, own: dict[str, Any]) -> None:
     """They were those of the base without the adapter, and of the plain weights."""
-    config = settings(num_iterations=2, beta=0, **own)
+    config = settings(num_iterations=2, **own)
     model = config.trained(MODEL)
     if model.adapter is not None:
         params = with_fresh_adapter(model, params, jax.random.key(0))
         learned = jax.tree.map(lambda array: array + 0.1, params["adapter"])
         params = params | {"adapter": learned}
-    sampled = Model(model, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
-    columns = measured_columns(model, config, MESH, None)
-    batch = PolicyBatches(prompts(), config, Sampler(sampled, config, SEED, MESH), SEED, columns).batch(0, params)
+    batch = batches_of(config, None, model).batch(0, params)
     assert batch["loss_mask"].sum() > 10
     np.testing.assert_allclose(batch[SAMPLER], batch[OLD], atol=1e-5)
 
 
 def test_a_batch_depends_on_step_and_weights_only(params: Any) -> None:
-    config = settings(num_iterations=2)
+    config = settings(num_iterations=2, beta=0.1)
     batches = batches_of(config, params)
     first = [batches.batch(step, params) for step in range(4)]
     again = batches_of(config, params)
@@ -134,20 +92,15 @@ def test_a_batch_depends_on_step_and_weights_only(params: Any) -> None:
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(params: Any, tmp_path: Path) -> None:
-    class StopAt(Silent):
-        def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
-            if done == 3:
-                raise KeyboardInterrupt
-
     def run(out: Path, progress: Silent) -> dict[str, Any]:
-        config = settings(num_iterations=2)
+        config = settings(num_iterations=2, beta=0.1)
         batches = batches_of(config, params)
         job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), batches, params, out)
         return run_job(job, progress, [LogRollouts(batches, out, progress)])
 
     whole = run(tmp_path / "whole", Silent())
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped", StopAt())
+        run(tmp_path / "stopped", StopAt(3))
     assert run(tmp_path / "stopped", Silent())["params_hash"] == whole["params_hash"]
     log = (tmp_path / "whole" / "metrics.jsonl").read_text()
     for metric in ("reward", "frac_reward_zero_std", "completions/clipped_ratio", "kl", "clip_ratio/region_mean"):
@@ -193,6 +146,17 @@ def test_what_rewards_do_not_say_is_told() -> None:
     nothing = metrics([nan] * 4)
     assert "reward" not in nothing and "rewards/r/mean" not in nothing and np.isfinite(list(nothing.values())).all()
     assert nothing["frac_reward_zero_std"] == nothing["frac_unscored"] == 1
+
+
+def test_the_samplers_log_probabilities_are_compared_where_both_are_of_one_distribution(params: Any) -> None:
+    """At another temperature the trainer's are of that, and the difference was no fault of the sampler's."""
+    for temperature in (1.0, 0.7):
+        config = settings(temperature=temperature)
+        batch = {name: jnp.asarray(column) for name, column in batches_of(config, params).batch(0, params).items()}
+        sums = jax.jit(build_objective(MODEL, config))(params, batch)
+        assert ("sampling/logp_difference" in sums.metrics) == (temperature == 1)
+        if temperature == 1:
+            assert sums.metrics["sampling/logp_difference"] / sums.counts["sampling/logp_difference"] < 1e-4
 
 
 def test_rollouts_that_cannot_fit_are_refused() -> None:

@@ -123,6 +123,16 @@ def test_completions_are_sampled_on_meshes_of_inference_alone(axis: str) -> None
     load("grpo_toy", "mesh.fsdp=2")
 
 
+def test_a_stage_whose_score_is_a_reward_learns_one() -> None:
+    def loaded(objective: str) -> RunConfig:
+        judge = f"train.judge={{from: fresh, objective: {objective}, steps: 1, seq_len: 64, global_batch_size: 2}}"
+        return load("grpo_toy", "rows.pairs=[pairs.jsonl]", "train.largest.reward=judge", judge)
+
+    assert "judge" in loaded("reward_model").train
+    with pytest.raises(ConfigError, match=r"train\.largest\.reward=judge: orpo learns no reward; .*reward_model"):
+        loaded("orpo")
+
+
 def test_a_reward_function_is_in_the_key_with_its_content_and_not_with_its_place(tmp_path: Path) -> None:
     def key_of(function: Path, *overrides: str) -> object:
         given = f"train.largest.rewards=[{{function: '{function}:brief'}}]"

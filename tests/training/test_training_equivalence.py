@@ -16,8 +16,10 @@ from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
+from lifecycle.training.objectives.policy import TOKEN_ADVANTAGES
+from lifecycle.training.objectives.ppo import RETURNS, VALUES
 from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind, register
-from lifecycle.training.policy import PolicyConfig
+from lifecycle.training.policy import PolicyConfig, ValueConfig
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import make_train_step
 
@@ -30,9 +32,18 @@ class AnyPolicyConfig(PolicyConfig):
     objective: str = "policy"
 
 
-FORMULA = f"{PACKAGE}.policy:policy_gradient", f"{PACKAGE}.policy:of_batch"
-register(ObjectiveKind("policy", AnyPolicyConfig, "prompts", *FORMULA))
+class AnyValuedConfig(PolicyConfig):
+    """The same with a value function, whose estimates are given too."""
 
+    objective: str = "valued"
+    value: ValueConfig = ValueConfig()
+
+
+OF_BATCH = f"{PACKAGE}.policy:of_batch"
+register(ObjectiveKind("policy", AnyPolicyConfig, "prompts", f"{PACKAGE}.policy:policy_gradient", OF_BATCH))
+register(ObjectiveKind("valued", AnyValuedConfig, "prompts", f"{PACKAGE}.ppo:ppo", OF_BATCH))
+
+OF_TOKENS = (VALUES, RETURNS, TOKEN_ADVANTAGES)
 ACCUMULATED, ANYWHERE = 1e-6, 1e-5
 ROWS = 8
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))  # its state after a step is the gradient
@@ -44,6 +55,7 @@ BY_DEFAULT = {
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
     "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2}),
 }
+SLOW = {"ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)})}
 FURTHER = {
     "sft": ("sft", {}),
     "wpo": ("dpo", {"loss": "discopop", "is_weighted": True}),
@@ -54,8 +66,9 @@ FURTHER = {
     "dapo": ("policy", {"delta": 3.0, "sampler_cap": None}),
     "gspo": ("policy", {"loss": "gspo", "beta": 0.1, "kl": "k2"}),
 }
-CASES = BY_DEFAULT | FURTHER
-ALL = [*BY_DEFAULT, *(pytest.param(name, marks=pytest.mark.long) for name in FURTHER)]
+CASES = BY_DEFAULT | SLOW | FURTHER
+MARKS = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(FURTHER, pytest.mark.long)
+ALL = [*BY_DEFAULT, *(pytest.param(name, marks=mark) for name, mark in MARKS.items())]
 ONE = MeshConfig()
 MESHES = {"positions": MeshConfig(fsdp=2, context=2, tensor=2), "stages": MeshConfig(replica=2, stage=2)}
 
@@ -64,6 +77,9 @@ MESHES = {"positions": MeshConfig(fsdp=2, context=2, tensor=2), "stages": MeshCo
 def packed(name: str) -> dict[str, np.ndarray]:
     """A batch of rows, the first ones nearly without anything to learn, so that parts of it differ."""
     host = dict(next(one_epoch(rows_of(TinyRun(objective=CASES[name][0])), global_batch_size=ROWS)))
+    if CASES[name][0] == "valued":
+        draw = np.random.default_rng(0)
+        host |= {column: draw.normal(size=host["tokens"].shape).astype(np.float32) for column in OF_TOKENS}
     mask = "group_mask" if is_of_groups(name) else "loss_mask"
     host[mask] = host[mask] * ((np.arange(host[mask].shape[1]) < 1) | (np.arange(ROWS) % 2 == 1)[:, None])
     return host
@@ -81,7 +97,7 @@ def stepped(name: str, mesh: Mesh, grad_accum: int = 1) -> tuple[dict[str, float
 
 def one_step(name: str, mesh: Mesh, host: dict[str, np.ndarray], grad_accum: int = 1) -> tuple[dict[str, float], Any]:
     kind, settings = CASES[name]
-    model = MODEL.model_copy(update={"has_score": kind == "reward_model"})
+    model = MODEL.model_copy(update={"has_score": kind in ("reward_model", "valued")})
     objective = objective_of(kind, model, **{"global_batch_size": len(host["tokens"]), **settings})
     shardings = state_shardings(model, GRADIENT, mesh)
     params = jax.device_put(random_params(model), shardings.params)

@@ -7,21 +7,19 @@ and verl's.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.typing import Array, Float
+from lifecycle.core.typing import Array, Bool, Float
 from lifecycle.parallel.columns import declare
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.policy import Aggregation, PolicyConfig
 
 ADVANTAGES, OLD, SAMPLER, REFERENCE = "advantages", "old_logprobs", "sampler_logprobs", "reference_logprobs"
-CLIPPED = "clip_ratio"  # metrics: shares of the ratios
-declare("segment", ADVANTAGES)
 TOKEN_ADVANTAGES = "token_advantages"
+declare("segment", ADVANTAGES)
 declare("token", OLD, SAMPLER, REFERENCE, TOKEN_ADVANTAGES)
 
 
@@ -38,13 +36,11 @@ def policy_gradient(settings: PolicyConfig, completions: GroupLikelihoods, conte
         divergence = _divergence(settings, seen)
         losses = losses + settings.beta * divergence
         metrics["kl"] = divergence
+    per_segment = aggregated(settings, settings.form.aggregation, completions, losses, context)
     if settings.entropy_weight:
-        entropies = completions.statistics_at(settings.temperature).entropies
-        bonus = settings.entropy_weight * aggregated("token-mean", entropies, seen, context)
-    else:
-        bonus = jnp.zeros(())
-    per_segment = aggregated(settings.form.aggregation, losses, seen, context) - bonus
-    return _sums(completions, per_segment, metrics, settings.form.level == "token")
+        entropies = aggregated(settings, "token-mean", completions, seen.entropies, context)
+        per_segment = per_segment - settings.entropy_weight * entropies
+    return _sums(seen, per_segment, metrics)
 
 
 def of_batch(settings: PolicyConfig, completions: GroupLikelihoods) -> dict[str, Array]:
@@ -57,10 +53,10 @@ class Tokens:
 
     def __init__(self, settings: PolicyConfig, completions: GroupLikelihoods) -> None:
         self.settings, self.completions = settings, completions
-        self.logprobs = completions.statistics_at(settings.temperature).logprobs
+        found = completions.statistics_at(settings.temperature)
+        self.logprobs, self.entropies = found.logprobs, found.entropies
         is_older = OLD in completions.batch
         self.old = completions.column(OLD) if is_older else jax.lax.stop_gradient(self.logprobs)
-        self.mask = completions.learned
         self.advantages = (
             completions.column(TOKEN_ADVANTAGES)
             if TOKEN_ADVANTAGES in completions.batch
@@ -73,25 +69,30 @@ class Tokens:
         level = self.settings.form.level
         if level == "token":
             return each
-        of_segment = self.completions.segment_sum_at_tokens(each * self.mask)
+        of_segment = self.completions.segment_sum_at_tokens(each * self.completions.learned)
         if level == "sequence":
             of_segment = of_segment / jnp.maximum(self.completions.per_token(self.completions.lengths), 1)
         return of_segment
 
     def metrics(self) -> dict[str, Float[Array, "B T"]]:
-        """Values per learned token, for the log: TRL's names."""
-        found = {"entropy": self.completions.statistics_at(self.settings.temperature).entropies}
-        low = (self.ratio < 1 - self.settings.epsilon_low) & (self.advantages < 0)
-        high = (self.ratio > 1 + self.settings.epsilon_high) & (self.advantages > 0)
-        if self.settings.form.surrogate == "clip":
-            clipped = {"low_mean": low, "high_mean": high, "region_mean": low | high}
-            found |= {f"{CLIPPED}/{name}": where.astype(jnp.float32) for name, where in clipped.items()}
-        if self.settings.form.surrogate == "cispo":
-            is_clipped = (self.ratio > self.settings.epsilon_high) & (self.advantages > 0)
-            found[f"{CLIPPED}/cispo"] = is_clipped.astype(jnp.float32)
-        if SAMPLER in self.completions.batch:
+        """What is logged of learned tokens, under TRL's names."""
+        found = {"entropy": self.entropies}
+        if SAMPLER in self.completions.batch and self.settings.temperature == 1:  # which is the sampler's
             found["sampling/logp_difference"] = jnp.abs(self.old - self.completions.column(SAMPLER))
         return found
+
+    def clipped(self) -> dict[str, Bool[Array, "B T"]]:
+        """Where ratios are clipped, under TRL's names."""
+        settings, rises = self.settings, self.advantages > 0
+        match settings.form.surrogate:
+            case "clip":
+                low = (self.ratio < 1 - settings.epsilon_low) & (self.advantages < 0)
+                high = (self.ratio > 1 + settings.epsilon_high) & rises
+                return {"low_mean": low, "high_mean": high, "region_mean": low | high}
+            case "cispo":
+                return {"cispo": (self.ratio > settings.epsilon_high) & rises}
+            case _:
+                return {}
 
 
 def _clip(of: Tokens) -> Float[Array, "B T"]:
@@ -131,33 +132,38 @@ def _divergence(settings: PolicyConfig, of: Tokens) -> Float[Array, "B T"]:
 
 
 def aggregated(
-    aggregation: Aggregation, values: Float[Array, "B T"], of: Tokens, context: Mapping[str, Array]
+    settings: PolicyConfig,
+    aggregation: Aggregation,
+    completions: GroupLikelihoods,
+    values: Float[Array, "B T"],
+    context: Mapping[str, Array],
 ) -> Float[Array, "B P"]:
     """A value per completion, whose mean over completions is the aggregate."""
-    completions = of.completions
-    totals = completions.per_segment(values * of.mask)[..., 0]
+    totals = completions.per_segment(values * completions.learned)[..., 0]
     match aggregation:
         case "token-mean":
             return totals * context["completions"] / jnp.maximum(context["tokens"], 1)
         case "seq-mean-token-sum":
             return totals
         case "seq-mean-token-sum-norm":
-            return totals / of.settings.max_completion_tokens
+            return totals / settings.max_completion_tokens
         case _:
             return totals / jnp.maximum(completions.lengths[..., 0], 1)
 
 
-def _sums(
-    completions: GroupLikelihoods, losses: Float[Array, "B P"], metrics: dict[str, Any], is_per_token: bool
-) -> Sums:
-    """Sums over completions; metrics per learned token, those of clipped ratios per ratio."""
-    is_one, lengths = completions.mask, completions.lengths[..., 0]
-    num = (lengths * is_one).sum()
+def _sums(seen: Tokens, losses: Float[Array, "B P"], metrics: dict[str, Float[Array, "B T"]]) -> Sums:
+    """Sums over completions; metrics per learned token, the shares of clipped ratios per ratio."""
+    completions = seen.completions
+    mask, lengths = completions.mask, completions.lengths[..., 0]
+    num = mask.sum()
+    per_token, per_ratio = (jnp.ones_like(lengths), (lengths * mask).sum()), (1 / jnp.maximum(lengths, 1), num)
+    if seen.settings.form.level == "token":
+        per_ratio = per_token
+    clipped = {f"clip_ratio/{name}": where.astype(jnp.float32) for name, where in seen.clipped().items()}
     means: dict[str, Array] = {}
     counts: dict[str, Array] = {}
-    for name, values in jax.lax.stop_gradient(metrics).items():
-        totals = completions.per_segment(values * completions.learned)[..., 0]
-        is_per_completion = name.startswith(CLIPPED) and not is_per_token
-        means[name] = ((totals / jnp.maximum(lengths, 1) if is_per_completion else totals) * is_one).sum()
-        counts[name] = is_one.sum() if is_per_completion else num
-    return Sums((losses * is_one).sum(), is_one.sum(), metrics=means, counts=counts)
+    for values, (weight, count) in ((metrics, per_token), (clipped, per_ratio)):
+        for name, value in jax.lax.stop_gradient(values).items():
+            totals = completions.per_segment(value * completions.learned)[..., 0]
+            means[name], counts[name] = (totals * weight * mask).sum(), count
+    return Sums((losses * mask).sum(), num, metrics=means, counts=counts)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array
 from lifecycle.parallel.columns import declare
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods
-from lifecycle.training.objectives.policy import Tokens, aggregated, policy_gradient
+from lifecycle.training.objectives.policy import aggregated, policy_gradient
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.policy import ValueConfig
 
@@ -31,7 +31,7 @@ def ppo(settings: Any, completions: GroupLikelihoods, context: Mapping[str, Arra
     found, old, returns = completions.tokens.scores(), completions.column(VALUES), completions.column(RETURNS)
     clipped = jnp.clip(found, old - value.clip, old + value.clip)
     errors = 0.5 * jnp.maximum((found - returns) ** 2, (clipped - returns) ** 2)
-    per_segment = aggregated("token-mean", errors, Tokens(settings, completions), context)
+    per_segment = aggregated(settings, "token-mean", completions, errors, context)
     loss = (per_segment * completions.mask).sum()
     metrics = sums.metrics | {"value_loss": jax.lax.stop_gradient(loss)}
     return replace(sums, loss=sums.loss + value.weight * loss, metrics=metrics)
