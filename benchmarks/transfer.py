@@ -24,9 +24,10 @@ from matplotlib.figure import Figure
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.training.config import NextTokenConfig, OptimizerConfig, ScheduleConfig
+from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
+from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.state import init_state, state_shardings
 
 BASE, WIDTHS, HEAD_DIM = 32, (32, 64, 128, 256), 16

@@ -25,7 +25,7 @@ from lifecycle.text.row_files import RowError, read_rows
 from lifecycle.text.rows import RowsReport, encode_row, fit
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.packing import best_fit_decreasing
+from lifecycle.training.packing import num_packed_rows
 
 QUANTILES = (0, 0.5, 0.9, 0.99, 1)
 # Of a suggested `seq_len`: it is a multiple of this, and this share of the rows may be longer.
@@ -143,7 +143,7 @@ def _size(encoded: Encoded) -> int:
 
 def packed(lengths: Sequence[int], seq_len: int) -> Packing:
     """An epoch of units of these lengths, packed as the stage packs them."""
-    rows = len(best_fit_decreasing(sorted(lengths, reverse=True), seq_len))
+    rows = num_packed_rows(lengths, seq_len)
     return Packing(len(lengths), rows, sum(lengths) / (rows * seq_len))
 
 

@@ -29,7 +29,7 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import rows_of_process
 from lifecycle.testing.families import random_params
 from lifecycle.training.batches import HostBatch, RowBatches
-from lifecycle.training.config import CheckpointConfig, FaultsConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from lifecycle.training.config import CheckpointConfig, FaultsConfig, TrainConfig
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.hooks.hook import Hook
@@ -40,6 +40,7 @@ from lifecycle.training.objectives.objective import Objective, build_objective
 from lifecycle.training.objectives.policy import OLD
 from lifecycle.training.objectives.policy import REFERENCE as REFERENCE_TOKENS
 from lifecycle.training.objectives.registry import objective_kind
+from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.packing import ExampleRows, Row, RowSource
 from lifecycle.training.reference import OF_OTHERS, REFERENCE, ReferenceRows
 from lifecycle.training.run import TrainingRun

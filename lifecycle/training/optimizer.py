@@ -17,8 +17,8 @@ from lifecycle.model.params import Params, parameters
 from lifecycle.parallel.mesh import AnyMesh
 from lifecycle.training.adafactor import scale_by_adafactor
 from lifecycle.training.average import with_average
-from lifecycle.training.config import OptimizerConfig
 from lifecycle.training.muon import scale_by_muon
+from lifecycle.training.optimizer_config import OptimizerConfig
 from lifecycle.training.patterns import matched_paths
 from lifecycle.training.transfer import scale_by_width
 from lifecycle.weights.names import KeyPath

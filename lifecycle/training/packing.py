@@ -174,6 +174,11 @@ class PackedUnits:
         return [int(by_length[rank]) for rank in self._ranks[int(rows[slot])]]
 
 
+def num_packed_rows(lengths: Sequence[int], seq_len: int) -> int:
+    """How many rows units of these lengths are packed into."""
+    return len(best_fit_decreasing(sorted(lengths, reverse=True), seq_len))
+
+
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Packs decreasing `lengths` into bins: each goes to the fullest bin with room for it. Returns indices per bin.
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, parameters
-from lifecycle.training.config import OptimizerConfig
+from lifecycle.training.optimizer_config import OptimizerConfig
 from lifecycle.weights.names import KeyPath
 
 type Hold = Callable[[Params], Params]  # from float32 parameters to those that a state holds

@@ -14,10 +14,10 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.training.batches import HostBatch
-from lifecycle.training.config import OptimizerConfig
 from lifecycle.training.objectives.objective import Context, Objective
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.optimizer import build_optimizer
+from lifecycle.training.optimizer_config import OptimizerConfig
 from lifecycle.training.rounding import holding
 from lifecycle.training.state import init_state, state_from_params, state_shardings
 from lifecycle.training.step import make_train_step

@@ -27,7 +27,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.params import Params, parameters
 from lifecycle.model.stacks import MODULES, MODULES_STACK
-from lifecycle.training.config import OptimizerConfig
+from lifecycle.training.optimizer_config import OptimizerConfig
 
 WIDTHS = frozenset({"embed", "expert_embed", "heads", "kv_heads", "mlp"})  # the logical axes that grow with the width
 

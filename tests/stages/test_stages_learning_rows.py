@@ -33,8 +33,9 @@ from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_encoder import EncodedGroup
 from lifecycle.text.row_files import RowError, write_rows
 from lifecycle.text.rows import RowsReport
-from lifecycle.training.config import NextTokenConfig, OptimizerConfig, SftConfig
+from lifecycle.training.config import NextTokenConfig, SftConfig
 from lifecycle.training.mixture import PERIOD
+from lifecycle.training.optimizer_config import OptimizerConfig
 from lifecycle.training.preference import DpoConfig
 from lifecycle.training.reference import REFERENCE
 from lifecycle.training.token_rows import TokenRows

@@ -25,11 +25,11 @@ from lifecycle.stages.drafters import frequent_ids, with_drafter
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import Documents
 from lifecycle.training.batches import RowBatches
-from lifecycle.training.config import OptimizerConfig
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.freeze import frozen_part
 from lifecycle.training.objectives.objective import build_objective
+from lifecycle.training.optimizer_config import OptimizerConfig
 from lifecycle.training.trainer import Trainer
 
 TARGET = ModelConfig(

@@ -22,9 +22,9 @@ from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL
 from lifecycle.training.adafactor import scale_by_adafactor
 from lifecycle.training.average import average_of, with_average
-from lifecycle.training.config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.muon import orthogonalise, scale_by_muon
 from lifecycle.training.optimizer import build_optimizer, build_schedule
+from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.weights.names import unstack
 
 PEAK = 2e-3

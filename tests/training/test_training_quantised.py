@@ -15,10 +15,10 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, objective_of, rows_of, tiny_job
 from lifecycle.training.batches import one_epoch
-from lifecycle.training.config import ScheduleConfig
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
+from lifecycle.training.optimizer_config import ScheduleConfig
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 

@@ -17,9 +17,9 @@ from lifecycle.model.params import abstract_params, parameters
 from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, tiny_job
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import hash_params, load_params
-from lifecycle.training.config import OptimizerConfig
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job
+from lifecycle.training.optimizer_config import OptimizerConfig
 from lifecycle.training.rounding import holding, round_stochastically, rounded_like
 
 BFLOAT16 = ml_dtypes.bfloat16

@@ -23,19 +23,17 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL, TinyRun, tiny_job
 from lifecycle.training.adapter import AdapterTrainingConfig
 from lifecycle.training.config import (
-    MOST_STEPS,
     CheckpointConfig,
     FaultsConfig,
     LocalCheckpointConfig,
     MeasuredTasksConfig,
     NextTokenConfig,
-    OptimizerConfig,
-    ScheduleConfig,
     SftConfig,
 )
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.loop import run_job
 from lifecycle.training.optimizer import build_optimizer, build_schedule
+from lifecycle.training.optimizer_config import MOST_STEPS, OptimizerConfig, ScheduleConfig
 from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig
 
 OF_TRAINING = (

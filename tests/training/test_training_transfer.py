@@ -14,7 +14,7 @@ from lifecycle.model.parameter import Parameter
 from lifecycle.model.params import Params, parameters
 from lifecycle.testing.jobs import MODEL, document_rows, objective_of
 from lifecycle.training.batches import one_epoch
-from lifecycle.training.config import OptimizerConfig, ScheduleConfig
+from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.trainer import Trainer
 from lifecycle.training.transfer import at_width, rate, scale_by_width
 

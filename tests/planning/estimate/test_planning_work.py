@@ -5,7 +5,8 @@ import pytest
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.counts import num_params
 from lifecycle.planning.estimate.work import attention_share, decode_work, prefill_work, train_work
-from lifecycle.training.config import NextTokenConfig, OptimizerConfig
+from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.optimizer_config import OptimizerConfig
 
 LLAMA_8B = ModelConfig(
     vocab_size=128256, d_model=4096, d_ff=14336, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128,
