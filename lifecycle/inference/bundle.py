@@ -29,13 +29,14 @@ from lifecycle.weights.published import held_config, load_config, load_weights, 
 
 
 def load_bundle(
-    folder: Path, mesh: Mesh | None = None, weights: WeightFormat | None = None, is_apart: bool = False
+    folder: str | Path, mesh: Mesh | None = None, weights: WeightFormat | None = None, is_apart: bool = False
 ) -> Model:
     """Weights in a format and layer by layer (see `load_params`), tokenizer, chat template and defaults of a bundle.
 
     The version is the manifest's content hash, or the hash over the files of a bundle without a manifest. Raises a
     `ValueError` that names the file if anything is missing, damaged, changed since its manifest, or inconsistent.
     """
+    folder = Path(folder)
     version = intact_hash(folder)
     config = load_config(folder).trunk  # prediction modules are read where they draft (`inference/drafters.py`)
     tokenizer = load_tokenizer(folder, config.vocab_size)
