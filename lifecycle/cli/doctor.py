@@ -105,6 +105,8 @@ def _legend(has_colours: bool) -> Text:
 def _findings(found: Examination, max_seq_len: int) -> Iterator[str | Table]:
     train = found.train
     yield f"train.{found.stage}: {train.objective} on {found.kind} rows, {_length_setting(train)}={train.longest_row}"
+    for made in found.made.get("reasoning_gym", ()) if found.kind == "prompts" else ():
+        yield f"{made['task']}: {made['kept']:,} of {made['rows']:,} prompts kept{_reasons(made['dropped'])}"
     if own := found.own:
         yield f"own rows: {own['kept']:,} of {own['rows']:,} kept{_reasons(own['dropped'])}"
         yield from (f"  {example}" for example in own["examples"][:EXAMPLES])

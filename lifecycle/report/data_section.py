@@ -52,6 +52,8 @@ def rows_section(stats: Mapping[str, Any]) -> ReportSection:
     if files := stats.get("rows", {}):
         rows = tuple((name, count(n)) for name, n in files.items())
         blocks.append(Table("Rows made from docstrings", ("file", "rows"), rows, ("rows",)))
+    if tasks := stats.get("reasoning_gym", ()):
+        blocks.append(_gym_tasks(tasks))
     if own := stats.get("own", {}):
         blocks += _own_rows(own)
     if stats.get("left_out"):
@@ -61,6 +63,12 @@ def rows_section(stats: Mapping[str, Any]) -> ReportSection:
     if stats.get("samples"):
         blocks.append(_row_samples(stats["samples"]))
     return ReportSection("rows", "Rows", tuple(blocks))
+
+
+def _gym_tasks(tasks: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("task", "train", "held out", "dropped")
+    rows = tuple((of["task"], count(of["kept"]), count(of["heldout"]), counts(of["dropped"])) for of in tasks)
+    return Table("Prompts made by tasks of reasoning-gym", columns, rows, columns[1:3])
 
 
 def _own_rows(own: Mapping[str, Mapping[str, Any]]) -> list[Block]:

@@ -2,60 +2,66 @@
 
 Each row has a seed of its own, and is the first item of the task with that seed (item i of seed s would be drawn from
 s + i, in most tasks). Seeds of training begin at 0 and those held out at 2**30, so rows of both never meet. A row
-carries what makes it, not the entry: the scorer makes the entry again. An answer that a scorer evaluates could tamper
-with its own score, and with nothing else.
+carries what makes it, not the entry: the scorer makes the entry again. Both do so in processes of `core/isolation/`,
+whose hashes and random numbers begin alike: of 105 tasks 5 make other entries with another PYTHONHASHSEED. An answer
+that a scorer evaluates could tamper with its own score, and with nothing else.
 """
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from lifecycle.core.config import ConfigError, Section
+from lifecycle.core.config import ConfigError
 from lifecycle.core.isolation.confine import Limits
 from lifecycle.core.isolation.pool import Result
+from lifecycle.core.progress import Progress
 from lifecycle.evals.verifiers.base import Verdict, shared_pool
 from lifecycle.rl.batch import RewardBatch
 from lifecycle.rl.reward import Logged, RewardConfig
+from lifecycle.text.config import GymTask
 
 HELD_OUT_SEEDS = 1 << 30  # some tasks take seeds of 32 bits
-LARGEST_SIZE = 1 << 28
 LIMITS = Limits(cpu_s=5, wall_s=30.0, memory_bytes=4 << 30)
 COLUMN = "reasoning_gym"
-INSTRUCTION = "Give your answer inside <answer> and </answer>, and nothing else there."
+AT_ONCE = 1024  # rows that are made between two signs of life
 
 
-class GymTask(Section):
-    """One task: its name there (`leg_counting`), its own settings, and how many rows."""
+def installed_version() -> str:
+    """The version of reasoning-gym here, on which questions and scores depend; raises `ConfigError` without it."""
+    try:
+        return version("reasoning-gym")
+    except PackageNotFoundError:
+        raise ConfigError("reasoning-gym is not installed: pip install 'lifecycle[reasoning-gym]'") from None
 
-    task: str
-    settings: Annotated[
-        dict[str, Any], Field(default_factory=dict, description="of the task, as reasoning-gym names them")
-    ]
-    size: Annotated[int, Field(ge=1, le=LARGEST_SIZE)] = 1000
-    held_out: Annotated[int, Field(ge=0, le=LARGEST_SIZE, description="rows with seeds of their own")] = 100
-    seed: Annotated[
-        int, Field(ge=0, lt=1 << 28, description="rows of another seed differ, if it is size or more away")
-    ] = 0
-    system: Annotated[str | None, Field(description="the system message; none: there is none")] = INSTRUCTION
 
-    def rows(self, *, is_held_out: bool = False) -> Iterator[dict[str, Any]]:
-        """Rows `prompt` (messages), `answer` (one right answer) and `reasoning_gym` (what the scorer needs).
+def gym_rows(task: GymTask, progress: Progress, *, is_held_out: bool = False) -> Iterator[dict[str, Any]]:
+    """Rows `prompt` (messages), `answer` (one right answer) and `reasoning_gym` (what the scorer needs).
 
-        Raises `ConfigError` for an unknown task or setting, or without the extra.
-        """
-        count, first = (self.held_out, HELD_OUT_SEEDS) if is_held_out else (self.size, 0)
-        settings = json.dumps(self.settings, sort_keys=True)
-        for seed in range(first + self.seed, first + self.seed + count):
-            entry = _entry_of(self.task, settings, seed)
-            system = [] if self.system is None else [{"role": "system", "content": self.system}]
-            made_from = {"task": self.task, "settings": settings, "seed": seed}
-            yield {
-                "prompt": [*system, {"role": "user", "content": entry["question"]}],
-                "answer": "" if entry["answer"] is None else str(entry["answer"]),
-                COLUMN: made_from,
-            }
+    Raises `ConfigError` for an unknown task or setting, or without the extra.
+    """
+    installed_version()
+    count, first = (task.held_out, HELD_OUT_SEEDS) if is_held_out else (task.size, 0)
+    settings = json.dumps(task.settings, sort_keys=True)
+    system = [] if task.system is None else [{"role": "system", "content": task.system}]
+    seeds = range(first + task.seed, first + task.seed + count)
+    pool = shared_pool("lifecycle.rl.gym_program:make", LIMITS)
+    for begin in range(0, count, AT_ONCE):
+        items = [{"task": task.task, "settings": settings, "seed": seed} for seed in seeds[begin : begin + AT_ONCE]]
+        for item, result in zip(items, pool.map(items), strict=True):
+            entry = _made(item, result)
+            prompt = [*system, {"role": "user", "content": entry["question"]}]
+            yield {"prompt": prompt, "answer": entry["answer"], COLUMN: item}
+        progress.update(begin + len(items))
+
+
+def _made(item: Mapping[str, Any], result: Result) -> dict[str, str]:
+    if not result.failure and "refused" not in result.value:
+        return result.value
+    why = result.value["refused"] if result.value else f"it cannot make an item: {result.failure}"
+    raise ConfigError(f"rows.reasoning_gym, {item['task']}, seed {item['seed']}: {why}")
 
 
 class GymReward(RewardConfig):
@@ -65,6 +71,11 @@ class GymReward(RewardConfig):
     tag: Annotated[str | None, Field(pattern=r"^\w+$", description="none: all of the completion is the answer")] = (
         "answer"
     )
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings, and the version that scores."""
+        return super().fingerprint | {"version": installed_version()}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -100,11 +111,3 @@ def tagged(output: str, tag: str) -> str | None:
     del before
     inside, closing, _ = rest.partition(f"</{tag}>")
     return inside.strip() if opening and closing else None
-
-
-def _entry_of(task: str, settings: str, seed: int) -> dict[str, Any]:
-    try:
-        from lifecycle.rl.gym_program import entry_of  # reasoning-gym takes five seconds to import
-    except ImportError as error:
-        raise ConfigError(f"{error}: for reasoning-gym, pip install 'lifecycle[reasoning-gym]'") from None
-    return entry_of(task, settings, seed)[1]

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,16 @@ def entry_of(task: str, settings: str, seed: int) -> tuple[Any, dict[str, Any]]:
         return dataset, dataset[0]
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"reasoning-gym's task {task!r} refuses its settings: {error}") from None
+
+
+def make(item: Mapping[str, Any], limits: Limits) -> dict[str, str]:
+    """The question and an answer of an entry; or why reasoning-gym refuses, for whoever wrote the settings."""
+    del limits  # of the process: reasoning-gym's own code is run, and nothing that a model wrote
+    try:
+        entry = entry_of(item["task"], item["settings"], item["seed"])[1]
+    except ConfigError as error:
+        return {"refused": str(error)}
+    return {"question": entry["question"], "answer": "" if entry["answer"] is None else str(entry["answer"])}
 
 
 def score(read: Callable[[], dict[str, Any]], limits: Limits) -> float:

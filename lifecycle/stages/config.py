@@ -250,18 +250,18 @@ class RunConfig(Section):
     @property
     def has_rows(self) -> bool:
         """Whether rows can be made of anything."""
-        return self.rows.docstrings or any(map(self.rows.of, KINDS))
+        return any(self.rows.of(kind) or self.rows.maker(kind) for kind in KINDS)
 
     def missing_rows(self, stage: str) -> str | None:
         """Why a training stage cannot have its rows, with the fix. The stages before it can be made all the same."""
         for kind in KINDS:
-            if kind not in self.rows_of(stage) or self.rows.of(kind):
-                continue
-            can_make = kind in DOCSTRING_KINDS
-            if not (can_make and self.rows.docstrings):
-                return f"train.{stage} reads {kind} rows and there are none: list files in rows.{kind}" + (
-                    ", or make them from the documents' docstrings with rows.docstrings=true" if can_make else ""
-                )
+            if kind in self.rows_of(stage) and not self.rows.of(kind) and not self.rows.maker(kind):
+                made = ""
+                if kind in DOCSTRING_KINDS:
+                    made = ", or make them from the documents' docstrings with rows.docstrings=true"
+                elif kind == "prompts":
+                    made = ", or name tasks that make them in rows.reasoning_gym"
+                return f"train.{stage} reads {kind} rows and there are none: list files in rows.{kind}{made}"
         return None
 
     @field_validator("profile", mode="before")
@@ -347,6 +347,8 @@ class RunConfig(Section):
             check_mixture(f"train.{name}", train, sources)
             check_reading(f"train.{name}", train, self.rows_of(name)[0])
             check_measured(f"train.{name}", train, self.tasks)
+        if self.rows.reasoning_gym and not self.reads("prompts"):
+            raise ValueError("rows.reasoning_gym makes prompts, but no training stage reads prompts rows; remove it")
         if self.rows.docstrings and not self.uses_rows:
             raise ValueError("rows.docstrings: no training stage and no task uses these rows; set it to false")
 

@@ -17,6 +17,7 @@ from lifecycle.core.web_address import shown
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.model.config import ModelConfig
 from lifecycle.rl.config import RolloutConfig
+from lifecycle.rl.gym import installed_version
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.origins import lineage
 from lifecycle.text.row_columns import KINDS
@@ -67,7 +68,7 @@ def nothing(config: RunConfig) -> dict[str, Any]:
 
 def rows(config: RunConfig) -> dict[str, Any]:
     """The key of the rows: what is in the user's files and how it is read, the evaluation rows that must not be in
-    them, and what the stages that read them require."""
+    them, the tasks that make others, and what the stages that read them require."""
     settings = config.rows
     own: dict[str, Any] = {kind: _own_rows(config, kind) for kind in KINDS if settings.of(kind)}
     if own:
@@ -76,7 +77,9 @@ def rows(config: RunConfig) -> dict[str, Any]:
     weights = {kind: _weights(config, kind) for kind in KINDS}
     read = {"special_tokens": settings.special_tokens, "max_dropped": settings.max_dropped, "weights": weights}
     readers = [[kind, *_read_as(config.train[name])] for kind in KINDS for name in config.reads(kind)]
-    return {"docstrings": settings.docstrings, "own": own, "seed": config.seed, "readers": readers, **read}
+    gym = [task.plain() for task in settings.reasoning_gym]
+    made = {"reasoning_gym": [*gym, installed_version()]} if gym else {}
+    return {"docstrings": settings.docstrings, "own": own, "seed": config.seed, "readers": readers, **read, **made}
 
 
 def _read_as(train: TrainConfig) -> list[Any]:

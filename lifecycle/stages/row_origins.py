@@ -1,8 +1,8 @@
 """Where the rows of an artifact come from, and how often each is learned in an epoch.
 
 Beside `<kind>-<side>.jsonl`, `<kind>-<side>.origins.json` has for each row the number of the user's file (-1: made from
-docstrings) and its line there; the files' names are in the stats, so that the artifact's content does not depend on
-folders.
+docstrings, or by a task) and its line there; the files' names are in the stats, so that the artifact's content does not
+depend on folders.
 
 With weights, an epoch has of each file its share exactly, to a row: the file with the most rows for its weight is in it
 once, and the rows of the others are repeated in order until they have their shares. Nothing is left out.
@@ -18,7 +18,7 @@ from typing import Any
 from lifecycle.core.files import write_text
 from lifecycle.text.row_files import RowError
 
-DOCSTRINGS = -1  # in the place of a file's number
+GENERATED = -1  # in the place of a file's number: of a row from no file of the user's
 MOST_PASSES = 100  # of an epoch's rows to the rows that there are
 
 
@@ -34,7 +34,7 @@ class Origins:
     def name(self, line: int) -> str:
         """`FILE:LINE` where the user wrote the row in a line of the artifact, counted from 1."""
         file, number = self.places[line - 1]
-        return f"{self.path}:{line}" if file == DOCSTRINGS else f"{self.names[file]}:{number}"
+        return f"{self.path}:{line}" if file == GENERATED else f"{self.names[file]}:{number}"
 
     def file_of(self, name: str) -> int:
         """The number of the file that a row with this name is from."""

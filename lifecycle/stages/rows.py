@@ -1,4 +1,5 @@
-"""Stage `rows`: rows for training after pre-training, and evaluation rows, from docstrings and the user's own files.
+"""Stage `rows`: rows for training after pre-training, and evaluation rows: from docstrings, tasks that make prompts,
+and the user's own files.
 
 What must hold: whatever is wrong with the rows is said here, before hours of training: each is encoded with the run's
 tokenizer and chat template, and fitted into the rows of every stage that will read it.
@@ -20,6 +21,7 @@ from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.rewards import Rewards
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.gym_rows import make_gym_rows
 from lifecycle.stages.own_rows import (
     HELDOUT,
     SIDES,
@@ -32,7 +34,7 @@ from lifecycle.stages.own_rows import (
     without_contradictions,
     without_overlaps,
 )
-from lifecycle.stages.row_origins import DOCSTRINGS, epoch_of, write_origins
+from lifecycle.stages.row_origins import GENERATED, epoch_of, write_origins
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
@@ -55,6 +57,17 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     if config.rows.docstrings:
         progress.note("reading docstrings")
         stats = make_docstring_rows(inputs["documents"].path, out, config.seed)
+    if config.rows.reasoning_gym:
+        progress.start("rows.reasoning_gym")
+        sides, reports = make_gym_rows(config.rows, progress)
+        for side in SIDES:
+            write_rows(rows_file(out, "prompts", side), sides[side])
+        for report in reports:
+            _note(report, progress)
+        stats["reasoning_gym"] = [
+            {"task": task.task, "heldout": task.held_out} | report.plain()
+            for task, report in zip(config.rows.reasoning_gym, reports, strict=True)
+        ]
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     encoder = row_encoder(config.rows, inputs, tokenizer)
     index = OverlapIndex(eval_items(keys.evaluation_files(config)), config.decontamination.ngram)
@@ -126,24 +139,24 @@ class Reader:
 
 @dataclass
 class _Made:
-    """The rows of a kind by side: from docstrings, and the user's own, with what each of its readers makes of them."""
+    """The rows of a kind by side: generated ones, and the user's own, with what each of its readers makes of them."""
 
     kind: str
     readers: Sequence[Reader]
-    docstrings: dict[str, list[OwnRow]]
+    generated: dict[str, list[OwnRow]]
     own: dict[str, list[OwnRow]]
 
     @classmethod
     def of(cls, config: RunConfig, kind: str, encoder: RowEncoder, out: Path) -> "_Made":
-        """Those that are made from docstrings."""
+        """Those that no file of the user's has."""
         made = cls(kind, [Reader(stage, config.train[stage]) for stage in config.reads(kind)], {}, {})
         encode = encoder.encoding(kind)
         for side in SIDES:
             path = rows_file(out, kind, side)
             rows = list(read_rows(path)) if path.is_file() else []
-            made.docstrings[side] = [
+            made.generated[side] = [
                 OwnRow(
-                    DOCSTRINGS,
+                    GENERATED,
                     line,
                     (name := f"{path.name}:{line}"),
                     row,
@@ -170,12 +183,12 @@ class _Made:
         rows, report = read_own(self.kind, config.rows, encoder, self.look, names, progress)
         rows = without_contradictions(self.kind, rows, report)
         rows = without_overlaps(rows, index, config.decontamination.min_overlap, report)
-        require_alike(self.kind, [*rows, *self.docstrings[TRAIN]])
+        require_alike(self.kind, [*rows, *self.generated[TRAIN]])
         for row in rows:
             report.keep(row.name)
         report.require(config.rows.max_dropped, TOO_MANY)
         self.own = split(rows, config.rows.heldout_fraction, config.seed)
-        if lacking := next((side for side in SIDES if not self.docstrings[side] + self.own[side]), None):
+        if lacking := next((side for side in SIDES if not self.generated[side] + self.own[side]), None):
             raise RowError(
                 f"rows.{self.kind}: {len(rows)} row is left, and none for the {lacking} side: one at least is held "
                 f"out and one learned; add rows ({report.said})"
@@ -184,7 +197,7 @@ class _Made:
 
     def rows(self, side: str) -> list[OwnRow]:
         """All rows of a side, in the order of the artifact's file."""
-        return self.docstrings[side] + self.own[side]
+        return self.generated[side] + self.own[side]
 
     def check(self, config: RunConfig, stats: dict[str, Any], progress: Progress) -> None:
         """Raises `RowError` or `ConfigError` for what a reader would raise when its turn comes."""

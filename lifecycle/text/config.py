@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from lifecycle.core.config import Section
 from lifecycle.core.fetched import Place
 from lifecycle.text.row_columns import KINDS, Columns
 
 DOCSTRING_KINDS = ("chat", "pairs")  # of rows that can be made from docstrings
+LARGEST_SIZE = 1 << 28
+GYM_INSTRUCTION = "Give your answer inside <answer> and </answer>, and nothing else there."
 
 type Convert = Literal["alpaca", "sharegpt"]
 
@@ -46,11 +48,28 @@ RowsFiles = Annotated[
 ]
 
 
+class GymTask(Section):
+    """Prompts made by a task of `reasoning-gym` (an extra): its name there (`leg_counting`), its own settings, and how
+    many rows of either side. Seeds of training begin at `seed`, those held out far from them."""
+
+    task: str
+    settings: Annotated[
+        dict[str, JsonValue], Field(default_factory=dict, description="of the task, as reasoning-gym names them")
+    ]
+    size: Annotated[int, Field(ge=1, le=LARGEST_SIZE)] = 1000
+    held_out: Annotated[int, Field(ge=1, le=LARGEST_SIZE, description="rows with seeds of their own")] = 100
+    seed: Annotated[
+        int, Field(ge=0, lt=LARGEST_SIZE, description="rows of another seed differ, if it is size or more away")
+    ] = 0
+    system: Annotated[str | None, Field(description="the system message; none: there is none")] = GYM_INSTRUCTION
+
+
 class RowsConfig(Section):
     """Rows for training after pre-training: the user's own JSONL, JSON or Parquet files, docstrings of the documents,
-    or both. Which columns each kind has: `text/row_columns.py`."""
+    tasks of reasoning-gym, or several of these. Which columns each kind has: `text/row_columns.py`."""
 
     docstrings: bool = False  # rows about the functions of the documents' Python source
+    reasoning_gym: tuple[GymTask, ...] = ()  # tasks that make prompts; sizes are shares of an epoch
     # Paths, or addresses: s3://, gs://, https://.
     chat: RowsFiles = ()
     pairs: RowsFiles = ()
@@ -73,6 +92,12 @@ class RowsConfig(Section):
         """The files of a kind of rows."""
         return getattr(self, kind)
 
+    def maker(self, kind: str) -> str:
+        """The setting that makes rows of a kind without a file; empty if none is set."""
+        if self.docstrings and kind in DOCSTRING_KINDS:
+            return "docstrings"
+        return "reasoning_gym" if self.reasoning_gym and kind == "prompts" else ""
+
     def columns(self, kind: str, file: RowsFile) -> Columns:
         """How a file's columns are read."""
         ignore = self.ignore if file.ignore is None else file.ignore
@@ -90,9 +115,9 @@ class RowsConfig(Section):
             if weighted and len(weighted) < len(files):
                 lacking = next(file for file in files if file.weight is None)
                 raise ValueError(f"{kind}: {lacking.path} has no weight, and others do; give one to all or to none")
-            if weighted and self.docstrings and kind in DOCSTRING_KINDS:
+            if weighted and (maker := self.maker(kind)):
                 raise ValueError(
-                    f"{kind}: weights are shares of an epoch, and rows made from docstrings have none; leave them out, "
-                    "or set docstrings=false"
+                    f"{kind}: weights are shares of an epoch, and rows made from {maker} have none; leave them out, or "
+                    f"remove rows.{maker}"
                 )
         return self

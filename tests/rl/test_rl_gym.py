@@ -7,10 +7,12 @@ import pytest
 
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.isolation.confine import unavailable
+from lifecycle.core.progress import Silent
 from lifecycle.rl.batch import RewardBatch, RewardError
-from lifecycle.rl.gym import COLUMN, GymTask, tagged
+from lifecycle.rl.gym import COLUMN, gym_rows, tagged
 from lifecycle.rl.reward import RewardConfig
 from lifecycle.rl.rewards import Rewards
+from lifecycle.text.config import GymTask
 
 has_gym = importlib.util.find_spec("reasoning_gym") is not None
 with_gym = pytest.mark.skipif(not has_gym, reason="reasoning-gym is not installed: uv sync --extra reasoning-gym")
@@ -24,25 +26,27 @@ def totals(outputs: list[str], rows: list[dict[str, Any]], **settings: Any) -> l
     return Rewards([validate(RewardConfig, {"name": "reasoning_gym", **settings})]).score(batch).totals
 
 
+def made(task: dict[str, Any], **sides: bool) -> list[dict[str, Any]]:
+    return list(gym_rows(validate(GymTask, task), Silent(), **sides))
+
+
 @with_gym
 def test_rows_are_the_same_every_time_and_never_held_out_too() -> None:
-    task = validate(
-        GymTask, {"task": "chain_sum", "size": 20, "held_out": 10, "settings": {"min_terms": 2, "max_terms": 3}}
-    )
-    rows, held_out = list(task.rows()), list(task.rows(is_held_out=True))
+    task = {"task": "chain_sum", "size": 20, "held_out": 10, "settings": {"min_terms": 2, "max_terms": 3}}
+    rows, held_out = made(task), made(task, is_held_out=True)
     assert (len(rows), len(held_out)) == (20, 10)
-    assert list(task.rows()) == rows
+    assert made(task) == rows
     assert not {row[COLUMN]["seed"] for row in rows} & {row[COLUMN]["seed"] for row in held_out}
-    shifted = list(task.model_copy(update={"seed": 5}).rows())
-    assert shifted[:15] == rows[5:]
+    assert made(task | {"seed": 5})[:15] == rows[5:]
     assert rows[0]["prompt"][0]["role"] == "system"
-    assert [m["role"] for m in next(iter(task.model_copy(update={"system": None}).rows()))["prompt"]] == ["user"]
+    assert [m["role"] for m in made(task | {"system": None})[0]["prompt"]] == ["user"]
 
 
 @with_gym
 @closed
-def test_the_tasks_own_scorer_counts_and_cannot_be_attacked() -> None:
-    rows = list(validate(GymTask, {"task": "countdown", "size": 3}).rows())
+@pytest.mark.parametrize("task", ["countdown", "isomorphic_strings"])  # the second hashes strings as it makes an item
+def test_the_tasks_own_scorer_counts_and_cannot_be_attacked(task: str) -> None:
+    rows = made({"task": task, "size": 3})
     right = [f"well: <answer>{row['answer']}</answer>" for row in rows]
     assert totals(right, rows) == [1.0] * 3
     attacks = ["<answer>__import__('os').kill(1, 9)</answer>", "<answer>9**9**9**9**9</answer>", rows[2]["answer"]]
@@ -53,15 +57,15 @@ def test_the_tasks_own_scorer_counts_and_cannot_be_attacked() -> None:
 @with_gym
 def test_what_reasoning_gym_refuses_is_a_fault_of_the_config() -> None:
     with pytest.raises(ConfigError, match="did you mean 'leg_counting'"):
-        next(validate(GymTask, {"task": "leg_count"}).rows())
+        made({"task": "leg_count"})
     with pytest.raises(ConfigError, match="refuses its settings"):
-        next(validate(GymTask, {"task": "chain_sum", "settings": {"no_such": 1}}).rows())
+        made({"task": "chain_sum", "settings": {"no_such": 1}})
 
 
 @pytest.mark.skipif(has_gym, reason="reasoning-gym is installed")
 def test_without_the_extra_the_fix_is_told() -> None:
     with pytest.raises(ConfigError, match=r"lifecycle\[reasoning-gym\]"):
-        next(validate(GymTask, {"task": "chain_sum"}).rows())
+        made({"task": "chain_sum"})
 
 
 def test_rows_of_another_origin_are_refused() -> None:

@@ -338,7 +338,8 @@ def test_every_kind_of_rows_goes_through_the_stage(
     assert all(found == {"prompt": found["prompt"]} | row for found in kept)
     lacking = load_config(RunConfig, DEBUG, ["rows={}", f"train={stage}", "evaluate=null"])
     with pytest.raises(
-        ConfigError, match=f"train.toy reads {kind} rows and there are none: list files in rows.{kind}$"
+        ConfigError,
+        match=f"train.toy reads {kind} rows and there are none: list files in rows.{kind}(, or name tasks .*)?$",
     ):
         needed(build_graph(lacking), ["toy"])
 
