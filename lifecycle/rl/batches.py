@@ -115,7 +115,8 @@ class PolicyBatches:
         return self.restore({**state, "source": self.fingerprint})
 
     def close(self) -> None:
-        """Nothing works ahead."""
+        """Nothing works ahead; ends environments."""
+        self._sampler.close()
 
 
 class _Made:
@@ -155,7 +156,7 @@ def _values(rewards: np.ndarray, settings: RolloutConfig) -> np.ndarray:
 def _segment(rollout: Rollout, mask_truncated: bool) -> EncodedRow:
     """A prompt with its completion, which is learned unless it was cut off and such ones teach nothing."""
     is_learned = not (mask_truncated and rollout.is_cut)
-    mask = [False] * len(rollout.prompt.ids) + [is_learned] * len(rollout.ids)
+    mask = [False] * len(rollout.prompt.ids) + [is_learned and is_own for is_own in rollout.is_own]
     return EncodedRow([*rollout.prompt.ids, *rollout.ids], mask)
 
 

@@ -10,6 +10,7 @@ from pydantic import SerializeAsAny, model_validator
 
 from lifecycle.core.numbers import Float32, Size
 from lifecycle.model.config import ModelConfig
+from lifecycle.rl.episode_config import EpisodesConfig
 from lifecycle.rl.reward import RewardConfig
 from lifecycle.rl.rewards import Rewards
 from lifecycle.training.objectives.registry import PACKAGE, ObjectiveKind, register
@@ -27,6 +28,7 @@ class RolloutConfig(PolicyConfig):
     rewards: tuple[SerializeAsAny[RewardConfig], ...] = ()
     reward: str | None = None  # a stage with the objective `reward_model`, whose score is added
     reward_weight: Float32 = 1.0
+    episodes: EpisodesConfig | None = None  # a completion is a conversation with an environment, or with tools
     prompts_per_step: Size = 16
     group_size: Size = 8  # samples of each prompt; TRL's num_generations
     max_prompt_tokens: Size = 256  # longer prompts are dropped, and counted
@@ -57,7 +59,8 @@ class RolloutConfig(PolicyConfig):
 
     @model_validator(mode="after")
     def _check_rollouts(self) -> Self:
-        if not self.rewards and self.reward is None:
+        is_rewarded = self.episodes is not None and self.episodes.environment is not None
+        if not self.rewards and self.reward is None and not is_rewarded:
             raise ValueError("no rewards: give some, such as rewards: [{name: maths}], or a stage with reward: NAME")
         if self.reward is None and self.reward_weight != 1:
             raise ValueError("reward_weight is a setting of reward: NAME; leave it out")

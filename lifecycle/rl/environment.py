@@ -1,7 +1,7 @@
-"""Multi-turn environments: what answers a model between its turns, and which tokens of an episode are the model's.
+"""Multi-turn environments: what answers a model between its turns.
 
-A task is an `Environment` of two methods. `run_episode` joins one with anything that generates; what it returns has the
-messages, the rewards, and the tokens with a mask: only what the model itself wrote is learned.
+A task is an `Environment` of two methods; `rl/episodes.py` lets a model play it. Only what the model itself wrote is
+learned.
 
     class Guess(Environment):
         def reset(self, row):
@@ -9,14 +9,16 @@ messages, the rewards, and the tokens with a mask: only what the model itself wr
             return [{"role": "user", "content": "Guess a number up to 100."}]
 
         def step(self, answer):
-            guess = int(answer["content"])
-            if guess == self.wanted:
+            guess = answer["content"].strip()
+            if not guess.isdecimal():
+                return Step([{"role": "user", "content": "a number, please"}], reward=-0.1)
+            if int(guess) == self.wanted:
                 return Step(reward=1.0, done=True)
-            return Step([{"role": "user", "content": "higher" if guess < self.wanted else "lower"}])
+            return Step([{"role": "user", "content": "higher" if int(guess) < self.wanted else "lower"}])
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +27,7 @@ type Tool = dict[str, Any]  # OpenAI's: {"type": "function", "function": {"name"
 
 
 class EpisodeError(ValueError):
-    """An episode that cannot be learned from; the message has the fix."""
+    """Episodes that cannot be played at all; the message has the fix."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,14 @@ class Step:
 
 
 class Environment(ABC):
-    """One task. An object runs one episode at a time, and `reset` begins anew: nothing may be left of the last one."""
+    """One task. An object runs one episode at a time, and `reset` begins anew: nothing may be left of the last one.
+
+    Several objects run at once, each in one thread at a time. A run that was killed makes the same episodes again if
+    all that is random is drawn from `seed`, which is another one in each episode and set before `reset`.
+    """
 
     tools: Sequence[Tool] = ()
+    seed: int = 0
 
     @abstractmethod
     def reset(self, row: Mapping[str, Any]) -> list[Message]:
@@ -49,7 +56,8 @@ class Environment(ABC):
 
     @abstractmethod
     def step(self, answer: Message) -> Step:
-        """Takes the model's message (`role`, `content`, `tool_calls`)."""
+        """Takes the model's message: `role`, `content` and perhaps `reasoning_content` and `tool_calls`, which have
+        arguments as the model wrote them. An episode in which this raises ends there, and teaches nothing."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -58,81 +66,20 @@ class Environment(ABC):
 
 
 @dataclass(frozen=True)
-class Generated:
-    """A turn of the model: its message; where tokens are known, those of its prompt and its own, with their
-    log-probabilities. `is_cut`: it ended at a limit, not by itself."""
+class Played:
+    """What an episode was, beside its tokens.
 
-    message: Message
-    prompt_ids: Sequence[int] = ()
-    ids: Sequence[int] = ()
-    logprobs: Sequence[float] = ()
-    is_cut: bool = False
+    `is_own`: of each token behind the prompt, whether the model wrote it. `messages`: those that followed the first, up
+    to the model's last. `reward`: the sum of the environment's. `calls`, `failed_calls`: of tools. `fault`: why the
+    environment could not go on; empty if it could, and then the episode ended with the environment's word, its last
+    turn, or a limit of tokens.
+    """
 
-
-type Generate = Callable[[list[Message], Sequence[Tool]], Generated]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """What happened: the messages, of which `prompt_length` were there first; the model's turns, each with its reward;
-    and why it ended: `done` (the environment's word), `turns` or `cut`."""
-
-    messages: list[Message]
-    prompt_length: int
-    turns: list[Generated]
-    rewards: list[float]
-    end: str
-
-    @property
-    def reward(self) -> float:
-        """The sum over the turns."""
-        return sum(self.rewards)
-
-    @property
-    def completion(self) -> list[Message]:
-        """What followed the first messages, the model's and the environment's: what reward functions get."""
-        return self.messages[self.prompt_length :]
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """The tokens before the model's first."""
-        return list(self.turns[0].prompt_ids) if self.turns else []
-
-    def learned(self) -> tuple[list[int], list[bool], list[float]]:
-        """Tokens after `prompt_ids`, whether each is the model's own, and its log-probability (0 for others).
-
-        Raises `EpisodeError` if a turn's prompt does not begin with all tokens before it: then the template has changed
-        what the model wrote, and its log-probabilities belong to other contexts.
-        """
-        start = before = self.prompt_ids
-        mask, logprobs = [], []
-        for place, turn in enumerate(self.turns):
-            prompt = list(turn.prompt_ids)
-            if prompt[: len(before)] != before:
-                raise EpisodeError(
-                    f"turn {place + 1}: its prompt does not begin with the tokens so far; the chat template rewrites "
-                    "earlier turns (drops thoughts, say). Choose one that keeps them"
-                )
-            added = len(prompt) - len(before)
-            mask += [False] * added + [True] * len(turn.ids)
-            logprobs += [0.0] * added + (list(turn.logprobs) or [0.0] * len(turn.ids))
-            before = [*prompt, *turn.ids]
-        return before[len(start) :], mask, logprobs
-
-
-def run_episode(environment: Environment, row: Mapping[str, Any], generate: Generate, max_turns: int = 8) -> Episode:
-    """One episode: the environment and the model by turns, until it is done, `max_turns` are over, or a turn is cut."""
-    messages = list(environment.reset(row))
-    episode = Episode(messages, len(messages), [], [], "turns")
-    for _ in range(max_turns):
-        turn = generate(list(messages), environment.tools)
-        messages.append(turn.message)
-        step = environment.step(turn.message)
-        episode.turns.append(turn)
-        episode.rewards.append(float(step.reward))
-        messages += step.messages
-        if step.done or turn.is_cut:
-            return Episode(
-                messages, episode.prompt_length, episode.turns, episode.rewards, "done" if step.done else "cut"
-            )
-    return episode
+    is_own: Sequence[bool]
+    messages: Sequence[Message]
+    turns: int
+    reward: float
+    environment: Environment
+    calls: int = 0
+    failed_calls: int = 0
+    fault: str = ""

@@ -1,7 +1,7 @@
 """What is told of rollouts: metrics of each step under TRL's names, samples with their rewards, and warnings."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from lifecycle.core.distributed import is_writer
 from lifecycle.core.progress import Progress
 from lifecycle.rl.batch import shown
 from lifecycle.rl.batches import PolicyBatches
+from lifecycle.rl.environment import Played
 from lifecycle.rl.rollouts import Scored
+from lifecycle.rl.tools import ToolEnvironment
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.run import TrainingRun
 
@@ -58,11 +60,11 @@ class LogRollouts(Hook):
                 self._progress.note(f"step {step}: {found[metric]:.0%} {remark}")
 
     def _warn_of_faults(self, name: str, reasons: Mapping[str, int], completions: int, step: int) -> None:
-        """Once for each reward and reason; how often it happens is logged."""
+        """Once for each reward and kind of reason; how often it happens is logged."""
         for reason, count in reasons.items():
-            if (fault := f"{name}: {reason}") not in self._warned:
-                self._warned.add(fault)
-                self._progress.note(f"step {step}: reward {fault}: {count} of {completions} completions")
+            if (kind := f"{name}: {reason.partition(':')[0]}") not in self._warned:
+                self._warned.add(kind)
+                self._progress.note(f"step {step}: reward {name}: {reason}: {count} of {completions} completions")
 
     def _write_samples(self, scored: Scored, step: int, size: int) -> None:
         with (self._out / SAMPLES).open("a", encoding="utf-8", newline="\n") as file:
@@ -81,7 +83,7 @@ def metrics_of(scored: Scored, group_size: int) -> dict[str, float]:
     """A step's metrics: rewards, how many groups have no spread, and lengths; what reward functions logged, as
     `logged/NAME`. What no completion has a value for is left out."""
     rewards = scored.rewards.reshape(-1, group_size)
-    lengths = np.array([len(rollout.ids) for rollout in scored.rollouts])
+    lengths = np.array([sum(rollout.is_own) for rollout in scored.rollouts])
     is_scored = ~np.isnan(rewards)
     groups = [row[there] for row, there in zip(rewards, is_scored, strict=True) if there.any()]
     spread = [np.std(group, ddof=min(1, len(group) - 1)) for group in groups]
@@ -96,9 +98,22 @@ def metrics_of(scored: Scored, group_size: int) -> dict[str, float]:
         "reward_s": scored.reward_s,
     }
     found |= means({f"rewards/{name}/mean": np.array(values) for name, values in scored.scores.values.items()})
+    found |= _of_episodes([rollout.played for rollout in scored.rollouts if rollout.played is not None])
     for name, reasons in scored.scores.faults.items():
         found[f"rewards/{name}/faults"] = float(sum(reasons.values()))
     return found | {f"logged/{name}": float(value) for name, value in scored.scores.metrics.items()}
+
+
+def _of_episodes(episodes: Sequence[Played]) -> dict[str, float]:
+    """Turns, and calls of tools under TRL's names; nothing without episodes."""
+    if not episodes:
+        return {}
+    calls, failed = sum(one.calls for one in episodes), sum(one.failed_calls for one in episodes)
+    found = {"episodes/turns": sum(one.turns for one in episodes) / len(episodes)}
+    if any(isinstance(one.environment, ToolEnvironment) for one in episodes):
+        found["tools/call_frequency"] = calls / len(episodes)
+        found["tools/failure_frequency"] = failed / calls if calls else 0.0
+    return found
 
 
 def means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from lifecycle.model.params import logical_axes, without_adapter
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.rl.batch import RewardBatch, Scores, Text, TrainerState
 from lifecycle.rl.config import RolloutConfig
+from lifecycle.rl.environment import Played
 from lifecycle.rl.reward_stage import NAME, ModelReward
 from lifecycle.training.served import served_by
 
@@ -48,6 +49,17 @@ class Rollout:
     logprobs: Sequence[float]
     text: str
     is_cut: bool  # it reached the length limit
+    played: Played | None = None  # of several turns
+
+    @property
+    def is_own(self) -> Sequence[bool]:
+        """For each token, whether the model wrote it: what an environment says is not learned."""
+        return [True] * len(self.ids) if self.played is None else self.played.is_own
+
+    @property
+    def fault(self) -> str:
+        """Why nothing can be learned of it, and no reward is asked; empty if it was sound."""
+        return "" if self.played is None else self.played.fault
 
 
 @dataclass(frozen=True)
@@ -65,15 +77,42 @@ class Scored:
         return np.array(self.scores.totals, np.float64)
 
 
+type Answer = Callable[[Sequence[Prompt], Sequence[SamplingParams]], list[Rollout]]  # a batch of completions
+type Score = Callable[[Sequence[Rollout]], Scores]
+
+
+class Player(Protocol):
+    """What plays episodes (`rl/episodes.py`)."""
+
+    def played(self, prompts: Sequence[Prompt], each: Sequence[SamplingParams], answer: Answer) -> list[Rollout]:
+        """An episode of each prompt's row."""
+        ...
+
+    def scored(self, rollouts: Sequence[Rollout], score: Score) -> Scores:
+        """The episodes' rewards, with their environments'."""
+        ...
+
+    def close(self) -> None:
+        """Ends its environments."""
+        ...
+
+
 class Sampler:
     """Samples and scores for one stage, with the weights as its steps see them. `model` has everything but these."""
 
     def __init__(
-        self, model: Model, settings: RolloutConfig, seed: int, mesh: Mesh, by_model: ModelReward | None = None
+        self,
+        model: Model,
+        settings: RolloutConfig,
+        seed: int,
+        mesh: Mesh,
+        by_model: ModelReward | None = None,
+        player: Player | None = None,
     ) -> None:
-        """`by_model`: the score of a reward model, which is added with the settings' weight."""
+        """`by_model`: the score of a reward model, which is added with the settings' weight. `player`: of episodes, if
+        completions are such."""
         self._model, self._settings, self._seed, self._mesh = model, settings, seed, mesh
-        self._rewards, self._by_model = settings.reward_functions, by_model
+        self._rewards, self._by_model, self._player = settings.reward_functions, by_model, player
         self._served, self._whole = served_by(model.config, settings, mesh), _whole(model.config, mesh)
 
     def sample(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
@@ -87,6 +126,11 @@ class Sampler:
         """The likeliest completion of each prompt."""
         return self._scored(step, params, prompts, [self._params(0, is_greedy=True)] * len(prompts))
 
+    def close(self) -> None:
+        """Ends what it has started."""
+        if self._player is not None:
+            self._player.close()
+
     def _params(self, seed: int, is_greedy: bool = False) -> SamplingParams:
         settings = self._settings
         temperature = 0.0 if is_greedy else settings.temperature
@@ -95,13 +139,19 @@ class Sampler:
     def _scored(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Scored:
         began = time.perf_counter()
         model = _with_weights(self._model, self._whole(params))
+        answer = partial(self._answered, model)
+        rollouts = answer(prompts, each) if self._player is None else self._player.played(prompts, each, answer)
+        generated = time.perf_counter()
+        score = partial(self._scores, state=TrainerState(step, self._settings.steps))
+        scores = score(rollouts) if self._player is None else self._player.scored(rollouts, score)
+        return Scored(rollouts, scores, generated - began, time.perf_counter() - generated)
+
+    def _answered(self, model: Model, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> list[Rollout]:
+        """A completion of each prompt, all in one batch."""
         ids, settings = [prompt.ids for prompt in prompts], self._settings
         longest = settings.max_prompt_tokens + settings.max_completion_tokens
         completions = generate(model, ids, each, settings.num_slots, self._mesh, longest)
-        rollouts = [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
-        generated = time.perf_counter()
-        scores = self._scores(rollouts, TrainerState(step, self._settings.steps))
-        return Scored(rollouts, scores, generated - began, time.perf_counter() - generated)
+        return [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
 
     def _scores(self, rollouts: Sequence[Rollout], state: TrainerState) -> Scores:
         found = Scores({}, [math.nan] * len(rollouts), {})
@@ -146,12 +196,17 @@ def _rollout(prompt: Prompt, found: Completion) -> Rollout:
 
 def _reward_batch(rollouts: Sequence[Rollout], state: TrainerState) -> RewardBatch:
     """As TRL passes it: completions of messages are messages."""
-    texts = [rollout.text for rollout in rollouts]
-    completions: list[Text] = [
-        text if isinstance(rollout.prompt.text, str) else [{"role": "assistant", "content": text}]
-        for rollout, text in zip(rollouts, texts, strict=True)
-    ]
+    completions = [_completion(rollout) for rollout in rollouts]
     names = {name for rollout in rollouts for name in rollout.prompt.columns}
     columns = {name: [rollout.prompt.columns.get(name) for rollout in rollouts] for name in sorted(names)}
     prompts = [rollout.prompt.text for rollout in rollouts]
-    return RewardBatch(prompts, completions, [rollout.ids for rollout in rollouts], columns, state)
+    environments = [rollout.played.environment for rollout in rollouts if rollout.played is not None]
+    ids = [rollout.ids for rollout in rollouts]
+    return RewardBatch(prompts, completions, ids, columns, state, environments or None)
+
+
+def _completion(rollout: Rollout) -> Text:
+    if rollout.played is not None:
+        return rollout.played.messages
+    is_text = isinstance(rollout.prompt.text, str)
+    return rollout.text if is_text else [{"role": "assistant", "content": rollout.text}]

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lifecycle.core.isolation.confine import Limits
+from lifecycle.core.isolation.pool import IsolationError
 from lifecycle.evals.verifiers.base import shared_pool
 from lifecycle.rl.environment import Environment, Message, Step, Tool
 
@@ -38,12 +39,13 @@ class ToolEnvironment(Environment):
         self._reward = reward
         self._row: Mapping[str, Any] = {}
         self._messages: list[Message] = []
-        self.counts: Counter[str] = Counter()  # calls, and those that failed
+        self.counts: Counter[str] = Counter()  # of the episode: calls, and those that failed
 
     def reset(self, row: Mapping[str, Any]) -> list[Message]:
         """The row's prompt."""
         prompt = row["prompt"]
         self._row = row
+        self.counts.clear()
         self._messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         return list(self._messages)
 
@@ -63,6 +65,8 @@ class ToolEnvironment(Environment):
         self.counts["calls"] += 1
         try:
             content = self._called(name, asked.get("arguments"))
+        except IsolationError:
+            raise  # nothing can be run here, and no mended call would help
         except Exception as error:  # of a function of the user's, or of the model's call: the model is told
             self.counts["failed"] += 1
             content = f"Error: {type(error).__name__}: {error}"

@@ -22,48 +22,11 @@ from lifecycle.serving.grammars import (
 )
 from lifecycle.serving.prompts import chat_prompt, text_ids
 from lifecycle.serving.schemas import StructuredOutputs
+from lifecycle.text.abilities import Abilities
 from lifecycle.text.answer import AnswerParser
-from lifecycle.text.calls import CallForm, form_of
-from lifecycle.text.harmony import TOKENS, HarmonyParser, is_harmony
-from lifecycle.text.thoughts import Marks, marks_of
+from lifecycle.text.harmony import HarmonyParser
 
-OPENED_IN = 16  # tokens at the end of a prompt in which thoughts may be opened
-CALL_ID_LENGTH = 24  # characters
 SWITCH = "enable_thinking"  # what templates of models that may think or not call their switch
-
-
-@dataclass(frozen=True)
-class Abilities:
-    """What a model's chat template says that it can do."""
-
-    marks: Marks | None
-    form: CallForm | None
-    is_harmony: bool = False  # gpt-oss's way to write both
-
-    @classmethod
-    def of(cls, model: Model) -> "Abilities":
-        """Those of a model."""
-        source = model.template.source
-        return cls(None, None, True) if is_harmony(source) else cls(marks_of(source), form_of(source))
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """As the list of models shows them: the name of the calls' form, the marks of thoughts."""
-        if self.is_harmony:
-            return {"tool_calls": "harmony", "reasoning": "harmony"}
-        return {"tool_calls": self.form and self.form.name, "reasoning": self.marks and "".join(self.marks)}
-
-    @property
-    def call_id_length(self) -> int:
-        """Characters of a call's id: some templates insist on a number."""
-        return self.form.id_length if self.form else CALL_ID_LENGTH
-
-    def shown_ids(self, model: Model) -> tuple[int, ...]:
-        """Special tokens that stand in an answer's text for what it is taken apart by."""
-        form = self.form
-        names = [*(self.marks or ()), *((form.opening, form.closing, form.between) if form else ())]
-        names += TOKENS if self.is_harmony else ()
-        return tuple(model.tokenizer.special_ids[name] for name in names if name in model.tokenizer.special_ids)
 
 
 @dataclass(frozen=True)
@@ -80,24 +43,21 @@ class Chat:
 
     def parser(self) -> AnswerParser | HarmonyParser:
         """A machine that takes one answer apart."""
-        names = [tool.function.name for tool in self.tools]
-        if self.abilities.is_harmony:
-            return HarmonyParser(names)
-        return AnswerParser(self.abilities.marks, self.is_thinking, self.abilities.form, names)
+        return self.abilities.parser([tool.function.name for tool in self.tools], self.is_thinking)
 
 
 def prepare_chat(ask: ChatRequest, engine: Engine) -> Chat:
     """Renders the prompt and compiles the grammar, which may take a while. Raises `RequestError`."""
     model = engine.model
-    abilities, tools, messages = Abilities.of(model), _callable(ask), plain_messages(ask.messages)
+    abilities, tools, messages = Abilities.of(model.template.source), _callable(ask), plain_messages(ask.messages)
     _require_form(abilities, tools, model)
     variables = _variables(ask.chat_template_kwargs, model) | _effort(ask.reasoning_effort, abilities, model)
     given, prediction = [tool.plain for tool in tools], _prediction(ask, engine)
     prompt = chat_prompt(messages, model, engine.max_seq_len, tools=given, variables=variables)
-    is_thinking = _opens_thoughts(prompt, abilities.marks, model)
+    is_thinking = abilities.opens_thoughts(prompt, model.tokenizer)
     grammar = _grammar(ask, abilities, tools, is_thinking, model)
     _compile(engine, grammar, "tools" if tools else "response_format")
-    changes = {"grammar": grammar, "shown_ids": abilities.shown_ids(model)}
+    changes = {"grammar": grammar, "shown_ids": abilities.shown_ids(model.tokenizer)}
     return Chat(messages, prompt, abilities, tools, is_thinking, changes, prediction)
 
 
@@ -117,7 +77,7 @@ def token_ids(ask: TokenizeRequest, engine: Engine) -> list[int]:
     if ask.messages is None:
         return text_ids(ask.prompt or "", model, most, ask.add_special_tokens)
     messages, tools = plain_messages(ask.messages), ask.tools or []
-    _require_form(Abilities.of(model), tools, model)
+    _require_form(Abilities.of(model.template.source), tools, model)
     variables = _variables(ask.chat_template_kwargs, model)
     return chat_prompt(messages, model, most, ask.add_generation_prompt, [tool.plain for tool in tools], variables)
 
@@ -149,7 +109,7 @@ def _callable(ask: ChatRequest) -> list[Tool]:
 
 def _require_form(abilities: Abilities, tools: list[Tool], model: Model) -> None:
     """Raises `RequestError` for tools that the model has no place for, or would call in an unknown way."""
-    if tools and abilities.form is None and not abilities.is_harmony:
+    if tools and not abilities.calls_tools:
         is_known = "tools" in model.template.variables
         reason = "has calls in none of the known forms" if is_known else "has no place for tools"
         raise RequestError(400, f"tools: this model's chat template {reason}", "tools", "unsupported_parameter")
@@ -174,11 +134,6 @@ def _effort(effort: str | None, abilities: Abilities, model: Model) -> dict[str,
         return {}
     reason = f"reasoning_effort={effort} is not supported by this model's chat template"
     raise RequestError(400, reason, "reasoning_effort", "unsupported_parameter")
-
-
-def _opens_thoughts(prompt: list[int], marks: Marks | None, model: Model) -> bool:
-    end = model.tokenizer.decode(prompt[-OPENED_IN:], skip_special=False)
-    return marks is not None and end.rstrip().endswith(marks[0])
 
 
 def _grammar(ask: ChatRequest, abilities: Abilities, tools: list[Tool], is_thinking: bool, model: Model) -> str | None:

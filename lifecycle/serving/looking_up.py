@@ -7,12 +7,13 @@ from starlette.responses import JSONResponse, Response
 
 from lifecycle.serving.body import read_body
 from lifecycle.serving.chat_schemas import TokenizeRequest
-from lifecycle.serving.chats import Abilities, token_ids
+from lifecycle.serving.chats import token_ids
 from lifecycle.serving.choices import Served
 from lifecycle.serving.desk import Desk
 from lifecycle.serving.parsing import parse
 from lifecycle.serving.prompts import text_of
 from lifecycle.serving.schemas import DetokenizeRequest
+from lifecycle.text.abilities import Abilities
 
 
 class LookingUp:
@@ -54,4 +55,4 @@ def card(name: str, served: Served, models: Mapping[str, Served]) -> dict[str, o
     parent = None if served.adapter is None else next(of_same_engine, None)
     about = {"id": name, "object": "model", "created": served.created, "owned_by": "lifecycle", "parent": parent}
     shown = {"version": served.version, "max_model_len": served.engine.max_seq_len}
-    return {**about, **shown, **Abilities.of(served.engine.model).card}
+    return {**about, **shown, **Abilities.of(served.engine.model.template.source).card}

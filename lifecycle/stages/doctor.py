@@ -18,7 +18,7 @@ from lifecycle.stages.chain import bring_up_to_date, states
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.own_rows import SIDES, TRAIN
 from lifecycle.stages.row_origins import epoch_of, read_origins
-from lifecycle.stages.rows import row_encoder, rows_file
+from lifecycle.stages.rows import rows_file, stage_encoding
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_encoder import Encoded, UnusableRow, segments_of
 from lifecycle.text.row_files import RowError, read_rows
@@ -93,14 +93,14 @@ def examine(config: RunConfig, stage: str, progress: Progress) -> Examination:
         raise RowError(f"train.{stage} reads token shards, which are cut to seq_len; the doctor examines rows")
     inputs = _inputs(config, progress)
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
-    encode = row_encoder(config.rows, inputs, tokenizer).encoding(kind)
     sides: dict[str, Side] = {}
     order: list[int] = []
     for side in SIDES:
         path = rows_file(inputs["rows"].path, kind, side)
         origins = read_origins(path, inputs["rows"].stats, kind)
         rows = [(origins.name(line), row) for line, row in read_rows(path)]
-        sides[side] = _side(f"{side} rows", [(n, encode_row(row, encode, n)) for n, row in rows], train)
+        with stage_encoding(kind, train, config.rows, inputs, tokenizer) as encode:
+            sides[side] = _side(f"{side} rows", [(n, encode_row(row, encode, n)) for n, row in rows], train)
         if side == TRAIN and sides[side].kept:
             order = epoch_of([origins.file_of(name) for name in sides[side].report.names], origins.weights, kind)
     answer = train.max_completion_tokens if isinstance(train, RolloutConfig) else 0

@@ -84,7 +84,7 @@ def rows(config: RunConfig) -> dict[str, Any]:
 
 def _read_as(train: TrainConfig) -> list[Any]:
     """How a stage reads its rows, and what it requires of them."""
-    return [train.longest_row, train.truncation, train.reads_margin, *_rewards(train).values()]
+    return [train.longest_row, train.truncation, train.reads_margin, *_rewarded(train).values()]
 
 
 def _own_rows(config: RunConfig, kind: str) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
                 f"train.{name}.from={bundle}: no such folder; give a bundle, for example one made by `lifecycle import`"
             )
         sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
-    settings |= _adapter(config, name) | _rewards(train)
+    settings |= _adapter(config, name) | _rewarded(train)
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     settings["optimizer"] |= {"schedule": train.optimizer.schedule.used()}
     model = _without(config.model_of(name), ModelConfig.HOW)
@@ -146,11 +146,12 @@ def _adapter(config: RunConfig, name: str) -> dict[str, Any]:
     return {"adapter": adapter.plain() | {"start": hash_files(folder, ADAPTER_FILES)}}
 
 
-def _rewards(train: TrainConfig) -> dict[str, Any]:
-    """What the rewards of a stage are, with the content of the user's functions; their labels are for logs."""
-    if not isinstance(train, RolloutConfig) or train.reward_functions is None:
+def _rewarded(train: TrainConfig) -> dict[str, Any]:
+    """What the rewards and the episodes of a stage are, with the content of the user's code; labels are for logs."""
+    if not isinstance(train, RolloutConfig):
         return {}
-    return {"rewards": train.reward_functions.fingerprint()}
+    rewards = {} if train.reward_functions is None else {"rewards": train.reward_functions.fingerprint()}
+    return rewards | ({} if train.episodes is None else {"episodes": train.episodes.fingerprint})
 
 
 def row_order(config: RunConfig, name: str) -> dict[str, int]:

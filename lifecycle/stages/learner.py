@@ -1,7 +1,7 @@
 """A stage that learns, as far as its rows are concerned, and what readers of all kinds of rows have in common."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,10 @@ from lifecycle.core.progress import Progress
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.stages.row_origins import epoch_of, read_origins
-from lifecycle.stages.rows import row_encoder, rows_file
+from lifecycle.stages.rows import rows_file, stage_encoding
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
-from lifecycle.text.row_encoder import Encoded
-from lifecycle.text.row_files import RowData
 from lifecycle.text.rows import EXAMPLES, RowsReport, load_rows
 from lifecycle.training.batches import BatchSource, RowBatches
 from lifecycle.training.config import TrainConfig
@@ -75,9 +73,9 @@ def encoded_rows(
     """The rows of a kind and a side as a `RowEncoder` encodes them, those to train on in the shares of their files."""
     path = rows_file(inputs["rows"].path, kind, split)
     origins = read_origins(path, inputs["rows"].stats, kind)
-    encode: Callable[[RowData], Encoded] = row_encoder(learner.own, inputs, learner.tokenizer).encoding(kind)
     most = learner.own.max_dropped if split == "train" else 1.0
-    rows, report = load_rows(path, encode, learner.train.longest_row, learner.train.truncation, most, origins.name)
+    with stage_encoding(kind, learner.train, learner.own, inputs, learner.tokenizer) as encode:
+        rows, report = load_rows(path, encode, learner.train.longest_row, learner.train.truncation, most, origins.name)
     if report.dropped or report.truncated:
         progress.note(f"{kind} rows, {split}: {report.said}")
     if split == "train" and origins.weights:

@@ -13,8 +13,10 @@ from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import RolloutConfig
+from lifecycle.rl.episodes import Episodes
 from lifecycle.rl.hook import LogRollouts, means
 from lifecycle.rl.measured import measured_columns
+from lifecycle.rl.openings import Conversations
 from lifecycle.rl.reward_stage import model_reward
 from lifecycle.rl.rollouts import Prompt, Sampler
 from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, kept, list_dropped
@@ -40,7 +42,8 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
     by_model = None
     if settings.reward is not None:
         by_model = model_reward(*learner.named["reward"], settings, learner.mesh)
-    sampler = Sampler(model, settings, learner.seeds["prompts"], learner.mesh, by_model)
+    player = None if settings.episodes is None else Episodes(settings, Conversations(model.template))
+    sampler = Sampler(model, settings, learner.seeds["prompts"], learner.mesh, by_model, player)
     columns = measured_columns(learner.model, settings, learner.mesh, learner.start)
     batches = PolicyBatches(prompts["train"], settings, sampler, learner.seeds["prompts"], columns)
     measure = partial(_heldout_reward, sampler, prompts["heldout"][: settings.eval_prompts])

@@ -5,12 +5,13 @@ What must hold: whatever is wrong with the rows is said here, before hours of tr
 tokenizer and chat template, and fitted into the rows of every stage that will read it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lifecycle.core.artifact import READ_FROM
 from lifecycle.core.progress import Progress
@@ -18,6 +19,7 @@ from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
 from lifecycle.rl.config import RolloutConfig
+from lifecycle.rl.openings import Conversations, Openings
 from lifecycle.rl.rewards import Rewards
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
@@ -36,11 +38,12 @@ from lifecycle.stages.own_rows import (
 )
 from lifecycle.stages.row_origins import GENERATED, epoch_of, write_origins
 from lifecycle.stages.stage import Inputs, Outcome
+from lifecycle.text.chat import ChatError, ChatTemplate
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import KINDS, require_named
 from lifecycle.text.row_encoder import Encoded, EncodedPrompt, RowEncoder, TemplateOnUse, UnusableRow, segments_of
-from lifecycle.text.row_files import RowError, read_rows, write_rows
+from lifecycle.text.row_files import RowData, RowError, read_rows, write_rows
 from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
 from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
 from lifecycle.text.tokenizer import load_tokenizer
@@ -72,7 +75,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     encoder = row_encoder(config.rows, inputs, tokenizer)
     index = OverlapIndex(eval_items(keys.evaluation_files(config)), config.decontamination.ngram)
     names: dict[str, set[str]] = {"ignore": set(), "rename": set()}
-    made = {kind: _Made.of(config, kind, encoder, out) for kind in KINDS}
+    readers = {kind: _readers(config, kind, inputs, tokenizer) for kind in KINDS}
+    made = {kind: _Made.of(kind, readers[kind], encoder, out) for kind in KINDS}
     for kind in KINDS:
         if config.rows.of(kind):
             progress.start(f"rows.{kind}")
@@ -90,6 +94,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     for kind in KINDS:
         made[kind].check(config, stats, progress)
         made[kind].write(out)
+        for reader in readers[kind]:
+            reader.close()
     if keys.rows(config) != key:
         raise RowError("a file of rows, or of evaluation rows, changed while it was read; run again")
     return Outcome(stats)
@@ -112,12 +118,36 @@ def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> R
     return RowEncoder(TemplateOnUse(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
 
 
+def openings_of(train: TrainConfig, inputs: Inputs, tokenizer: Tokenizer) -> Openings | None:
+    """How a stage's rows begin its episodes; None for a stage without any. Raises `ConfigError` and `ChatError`."""
+    if not isinstance(train, RolloutConfig) or train.episodes is None:
+        return None
+    return Openings(train.episodes, Conversations(ChatTemplate.load(inputs["tokenizer"].path, tokenizer)))
+
+
+@contextmanager
+def stage_encoding(
+    kind: str, train: TrainConfig, settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer
+) -> Iterator[Callable[[RowData], Encoded]]:
+    """The function by which a stage encodes rows of a kind: those of episodes as its environment begins them."""
+    encode = row_encoder(settings, inputs, tokenizer).encoding(kind)
+    openings = openings_of(train, inputs, tokenizer)
+    if openings is None:
+        yield encode
+        return
+    try:
+        yield lambda row: openings(cast(EncodedPrompt, encode(row)))
+    finally:
+        openings.close()
+
+
 @dataclass(frozen=True)
 class Reader:
     """A stage that reads rows of a kind, as far as its rows are concerned."""
 
     stage: str
     train: TrainConfig
+    openings: Openings | None
 
     @cached_property
     def _rewards(self) -> Rewards | None:
@@ -130,11 +160,28 @@ class Reader:
             row = {**encoded.columns, "prompt": encoded.prompt, "completion": ""}
             if self._rewards is not None and (problem := self._rewards.row_problem(row)):
                 raise RowError(f"train.{self.stage}: {problem}")
+            encoded = self._opened(encoded)
         try:
             fitted = fit(encoded, self.train.longest_row, self.train.truncation)
         except UnusableRow as reason:
             return str(reason)
         return sum(len(segment.ids) for segment in segments_of(fitted))
+
+    def _opened(self, encoded: EncodedPrompt) -> EncodedPrompt:
+        try:
+            return encoded if self.openings is None else self.openings(encoded)
+        except (RowError, ChatError) as error:
+            raise RowError(f"train.{self.stage}: {error}") from None
+
+    def close(self) -> None:
+        """Ends what it has started."""
+        if self.openings is not None:
+            self.openings.close()
+
+
+def _readers(config: RunConfig, kind: str, inputs: Inputs, tokenizer: Tokenizer) -> list[Reader]:
+    stages = {stage: config.train[stage] for stage in config.reads(kind)}
+    return [Reader(stage, train, openings_of(train, inputs, tokenizer)) for stage, train in stages.items()]
 
 
 @dataclass
@@ -147,9 +194,9 @@ class _Made:
     own: dict[str, list[OwnRow]]
 
     @classmethod
-    def of(cls, config: RunConfig, kind: str, encoder: RowEncoder, out: Path) -> "_Made":
+    def of(cls, kind: str, readers: Sequence[Reader], encoder: RowEncoder, out: Path) -> "_Made":
         """Those that no file of the user's has."""
-        made = cls(kind, [Reader(stage, config.train[stage]) for stage in config.reads(kind)], {}, {})
+        made = cls(kind, readers, {}, {})
         encode = encoder.encoding(kind)
         for side in SIDES:
             path = rows_file(out, kind, side)

@@ -184,7 +184,14 @@ class RowEncoder:
             raise RowError(f"prompt must be text or a list of messages, got {type(prompt).__name__}")
         if prompt[-1].get("role") == "assistant":
             raise RowError("prompt ends with the assistant's message, and it is to be answered; end it with the user's")
-        return EncodedPrompt(self._render(row, prompt, add_generation_prompt=True).ids, prompt, others)
+        return EncodedPrompt(self.open_conversation(row, prompt).ids, prompt, others)
+
+    def open_conversation(self, row: RowData, messages: Any) -> Rendered:
+        """Messages up to where the assistant's next one begins, with the tools and the template's variables of a row.
+
+        Raises `RowError` and `ChatError`.
+        """
+        return self._render(row, messages, add_generation_prompt=True)
 
     def _answer(self, row: RowData, prompt: Any, answer: Any, column: str) -> EncodedRow:
         if isinstance(prompt, list) or isinstance(answer, list):

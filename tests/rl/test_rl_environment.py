@@ -1,4 +1,4 @@
-"""Episodes against scripted models: turns, rewards, tools, and which tokens are the model's."""
+"""Tools as an environment: schemas, calls and their errors, and Python that runs closed off."""
 
 import json
 from typing import Annotated, Any
@@ -7,71 +7,10 @@ import pytest
 from pydantic import Field
 
 from lifecycle.core.isolation.confine import Limits, unavailable
-from lifecycle.rl.environment import Environment, EpisodeError, Generated, Message, Step, run_episode
+from lifecycle.rl.environment import Message, Step
 from lifecycle.rl.tools import ToolEnvironment, python_tool, tool_schema
 
 closed = pytest.mark.skipif(bool(unavailable()), reason=f"code cannot be closed off here: {unavailable()}")
-
-
-class Guess(Environment):
-    """Guess a number."""
-
-    def reset(self, row: Any) -> list[Message]:
-        self.wanted = row["number"]
-        return [{"role": "user", "content": "Guess."}]
-
-    def step(self, answer: Message) -> Step:
-        guess = int(answer["content"])
-        if guess == self.wanted:
-            return Step(reward=1.0, done=True)
-        return Step([{"role": "user", "content": "higher" if guess < self.wanted else "lower"}], reward=-0.1)
-
-
-def scripted(*messages: Message | str, cut: bool = False) -> Any:
-    """A model that says these things, and writes and reads a token per character."""
-    said = iter(messages)
-
-    def generate(history: list[Message], tools: Any) -> Generated:
-        del tools
-        one = next(said)
-        message = {"role": "assistant", "content": one} if isinstance(one, str) else one
-        prompt = [ord(letter) for m in history for letter in f"{m.get('content') or ''}|"]
-        own = [ord(letter) for letter in f"{message.get('content') or ''}|"]
-        return Generated(message, prompt, own, [-0.5] * len(own), is_cut=cut)
-
-    return generate
-
-
-def test_turns_go_on_until_the_environment_is_done() -> None:
-    episode = run_episode(Guess(), {"number": 7}, scripted("5", "9", "7", "1"))
-    assert episode.end == "done"
-    assert episode.rewards == [-0.1, -0.1, 1.0]
-    assert episode.reward == pytest.approx(0.8)
-    assert [message["content"] for message in episode.completion] == ["5", "higher", "9", "lower", "7"]
-
-
-def test_an_episode_ends_at_its_limits() -> None:
-    assert run_episode(Guess(), {"number": 7}, scripted("5", "6", "5"), max_turns=3).end == "turns"
-    cut = run_episode(Guess(), {"number": 7}, scripted("5", "6", cut=True))
-    assert (cut.end, len(cut.turns)) == ("cut", 1)
-
-
-def test_only_the_models_own_tokens_are_learned() -> None:
-    episode = run_episode(Guess(), {"number": 7}, scripted("5", "7"))
-    tokens, mask, logprobs = episode.learned()
-    assert "".join(map(chr, episode.prompt_ids)) == "Guess.|"
-    assert "".join(map(chr, tokens)) == "5|higher|7|"
-    assert mask == [True] * 2 + [False] * 7 + [True] * 2
-    assert logprobs == [-0.5 if is_own else 0.0 for is_own in mask]
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    def forgetful(history: list[Message], tools: Any) -> Generated:
-        del tools
-        return Generated({"role": "assistant", "content": "5"}, [len(history)], [1])
-
-    with pytest.raises(EpisodeError, match="turn 2: its prompt does not begin with the tokens so far"):
-        run_episode(Guess(), {"number": 7}, forgetful, max_turns=2).learned()
 
 
 def weather(city: str, day: Annotated[int, Field(ge=0, description="days from now")] = 0) -> dict[str, Any]:
@@ -111,11 +50,15 @@ def test_tools_answer_and_failures_are_told_to_the_model() -> None:
     environment = ToolEnvironment([weather], reward)
     calls = [
         call("weather", '{"city": "Rome", "day": 2}'), call("weather", {"city": "Rome", "day": -1}),
-        call("weather", "{"),
-        call("wether", "{}"), call("weather", '{"city": "Atlantis"}'), call("weather", '{"town": "Rome"}'), "blue",
+        call("weather", "{"), call("wether", "{}"), call("weather", '{"city": "Atlantis"}'),
+        call("weather", '{"town": "Rome"}'),
     ]  # fmt: skip
-    episode = run_episode(environment, {"prompt": "How is Rome?", "gold": "blue"}, scripted(*calls))
-    answers = [message for message in episode.completion if message["role"] == "tool"]
+    assert environment.reset({"prompt": "How is Rome?", "gold": "blue"}) == [
+        {"role": "user", "content": "How is Rome?"}
+    ]
+    steps = [environment.step(one) for one in calls]
+    assert not any(step.done or step.reward for step in steps)
+    answers = [message for step in steps for message in step.messages]
     assert answers[0] == {
         "role": "tool", "name": "weather", "tool_call_id": "c1",
         "content": json.dumps({"city": "Rome", "day": 2, "sky": "blue"}),
@@ -124,10 +67,10 @@ def test_tools_answer_and_failures_are_told_to_the_model() -> None:
     for answer, fault in zip(answers[1:], faults, strict=True):
         assert answer["content"].startswith("Error: ")
         assert fault in answer["content"]
-    assert episode.reward == 1.0
+    assert environment.step({"role": "assistant", "content": "blue"}) == Step(reward=1.0, done=True)
     assert environment.counts == {"calls": 6, "failed": 5}
-    again = run_episode(environment, {"prompt": [{"role": "user", "content": "x"}], "gold": "red"}, scripted("blue"))
-    assert (again.reward, len(again.messages)) == (0.0, 2)
+    environment.reset({"prompt": [{"role": "user", "content": "x"}], "gold": "red"})
+    assert environment.step({"role": "assistant", "content": "blue"}).reward == 0.0 and not environment.counts
 
 
 @closed

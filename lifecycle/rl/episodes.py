@@ -1,0 +1,263 @@
+"""Episodes: a model and an environment by turns, all of a step's episodes together.
+
+Each turn of all episodes that go on is one batch of completions, and then one round of their environments, in threads.
+What must hold: the tokens of an episode are those that the model was shown and wrote, none is encoded twice; it follows
+from the weights, its row and the numbers of run, step, prompt, sample and turn, as far as its environment does. An
+environment that fails costs its own episode: it is counted by reason, no reward is asked of it, and it teaches nothing.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from numbers import Real
+from typing import Any
+
+from lifecycle.core.deadlines import Failed, in_threads
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.rl.batch import Scores, shown
+from lifecycle.rl.config import RolloutConfig
+from lifecycle.rl.environment import Environment, Message, Played, Step, Tool
+from lifecycle.rl.openings import Conversations, first_fault, shown_tools
+from lifecycle.rl.rollouts import Answer, Prompt, Rollout, Score
+from lifecycle.rl.tools import ToolEnvironment
+from lifecycle.text.chat import ChatError, Rendered
+from lifecycle.text.next_turn import said
+from lifecycle.text.row_files import RowError
+
+AT_ONCE = 32  # environments that work at a time
+
+
+class Episodes:
+    """Plays the episodes of a stage with its environments, which are made once and used again."""
+
+    def __init__(self, settings: RolloutConfig, conversations: Conversations) -> None:
+        """Raises `ConfigError` for an environment that cannot be imported."""
+        assert settings.episodes is not None
+        self._settings, self._stage, self._conversations = settings.episodes, settings, conversations
+        self._make = settings.episodes.maker()
+        self._environments: list[Environment] = []
+
+    def played(self, prompts: Sequence[Prompt], each: Sequence[SamplingParams], answer: Answer) -> list[Rollout]:
+        """An episode of each prompt's row. `each` has a sample's settings for the whole episode."""
+        self._environments += [self._make() for _ in range(len(prompts) - len(self._environments))]
+        episodes = [
+            _Episode(place, prompt, params, self._environments[place], self._conversations, self._stage)
+            for place, (prompt, params) in enumerate(zip(prompts, each, strict=True))
+        ]
+        self._all(episodes, [episode.reset for episode in episodes], [episode.begin for episode in episodes])
+        for turn in range(self._settings.max_turns):
+            live = [episode for episode in episodes if episode.is_live]
+            if not live:
+                break
+            answers = answer([episode.prompt for episode in live], [episode.params(turn) for episode in live])
+            for episode, said_ in zip(live, answers, strict=True):
+                episode.hear(said_)
+            is_last = turn == self._settings.max_turns - 1
+            self._all(live, [e.step for e in live], [partial(e.go_on, is_last=is_last) for e in live])
+        return [episode.rollout for episode in episodes]
+
+    def scored(self, rollouts: Sequence[Rollout], score: Score) -> Scores:
+        """The rewards of the sound episodes by `score`, with those of the environments; NaN for the others."""
+        sound = [place for place, rollout in enumerate(rollouts) if not rollout.fault]
+        own = score([rollouts[place] for place in sound]) if sound else Scores({}, [], {})
+        values = {name: _spread(column, sound, len(rollouts)) for name, column in own.values.items()}
+        totals = _spread(own.totals, sound, len(rollouts))
+        if self._settings.environment is not None:
+            rewards = [math.nan if r.fault or r.played is None else r.played.reward for r in rollouts]
+            values[self._settings.log_name] = rewards
+            weighted = [self._settings.weight * reward for reward in rewards]
+            totals = [one + (0.0 if math.isnan(other) else other) for one, other in zip(weighted, totals, strict=True)]
+        faults = _by_kind(rollout.fault for rollout in rollouts if rollout.fault)
+        told = {**own.faults, **({self._settings.log_name: faults} if faults else {})}
+        return replace(own, values=values, totals=totals, faults=told)
+
+    def close(self) -> None:
+        """Closes the environments; one that fails to close is left."""
+        in_threads([environment.close for environment in self._environments], self._settings.timeout_s, AT_ONCE)
+        self._environments = []
+
+    def _all(self, episodes: "Sequence[_Episode]", work: Sequence[Any], then: Sequence[Any]) -> None:
+        """Does the work of environments at once, and passes each result on, in order."""
+        results = in_threads(work, self._settings.timeout_s, AT_ONCE)
+        for episode, result, take in zip(episodes, results, then, strict=True):
+            if not isinstance(result, Failed):
+                take(result)
+                continue
+            episode.fail(result.why)
+            if result.is_late:  # it still works on this episode
+                self._environments[episode.place] = self._make()
+
+
+class _Episode:
+    """One episode on its way: the ids that the model sees, and which of them are its own."""
+
+    def __init__(
+        self,
+        place: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        environment: Environment,
+        conversations: Conversations,
+        stage: RolloutConfig,
+    ) -> None:
+        self.place, self.environment, self.is_live = place, environment, True
+        self._row: dict[str, Any] = {**prompt.columns, "prompt": prompt.text}
+        self._tools: list[Tool] = []
+        self._asked, self._params = prompt, params
+        self._conversations, self._stage = conversations, stage
+        self._messages: list[Message] = []
+        self._num_first = self._num_calls = 0
+        self._rendered = Rendered([], [])
+        self._turns: list[Rollout] = []
+        self._between: list[Sequence[int]] = []  # what follows each turn but the last
+        self._reward, self._fault, self._is_cut = 0.0, "", False
+
+    @property
+    def _length(self) -> int:
+        """Tokens behind the first prompt."""
+        return sum(map(len, self._between)) + sum(len(turn.ids) for turn in self._turns)
+
+    @property
+    def prompt(self) -> Prompt:
+        """All that the model sees at its next turn."""
+        parts = [part for turn, more in zip(self._turns, self._between, strict=True) for part in (turn.ids, more)]
+        return replace(self._asked, ids=[*self._asked.ids, *(one for part in parts for one in part)])
+
+    def params(self, turn: int) -> SamplingParams:
+        """How the model's next turn is sampled."""
+        changes = {
+            "seed": _seed(self._params.seed or 0, turn),
+            "max_tokens": self._stage.max_completion_tokens - self._length,
+            "shown_ids": self._conversations.abilities.shown_ids(self._conversations.tokenizer),
+        }
+        return self._params.model_copy(update=changes)
+
+    def reset(self) -> Any:
+        """The environment's first messages; in a thread."""
+        self.environment.seed = self._params.seed or 0
+        return self.environment.reset(deepcopy(self._row))
+
+    def begin(self, messages: Any) -> None:
+        """The episode begins with these messages."""
+        if fault := first_fault(messages):
+            self.fail(fault)
+            return
+        self._messages, self._num_first = list(messages), len(messages)
+        self._tools = shown_tools(self.environment, self._row)
+        if not self._render():
+            return
+        if len(self._rendered.ids) > self._stage.max_prompt_tokens:
+            self.fail(f"its first messages are longer than max_prompt_tokens={self._stage.max_prompt_tokens}")
+            return
+        self._asked = replace(self._asked, ids=self._rendered.ids, text=deepcopy(self._messages))
+
+    def hear(self, turn: Rollout) -> None:
+        """The model's turn, which begins where `prompt` ends."""
+        abilities, tokenizer = self._conversations.abilities, self._conversations.tokenizer
+        tools = [tool["function"]["name"] for tool in self._tools]
+        parser = abilities.parser(tools, abilities.opens_thoughts(turn.prompt.ids, tokenizer))
+        message = said(turn.text, parser, self._num_calls, abilities.call_id_length)
+        self._num_calls += len(message.get("tool_calls", ()))
+        self._turns.append(turn)
+        self._messages.append(message)
+        self._is_cut = turn.is_cut
+
+    def step(self) -> Any:
+        """The environment's answer; in a thread."""
+        return self.environment.step(deepcopy(self._messages[-1]))
+
+    def go_on(self, step: Any, is_last: bool) -> None:
+        """Takes the environment's answer, which the model sees if another turn follows."""
+        if fault := _step_fault(step):
+            self.fail(fault)
+            return
+        self._reward += float(step.reward)
+        if step.done or self._is_cut or is_last:
+            self.is_live = False
+            return
+        before, answer = self._rendered, len(self._messages) - 1
+        self._messages += step.messages
+        if not self._render():
+            return
+        try:
+            more = self._conversations.go_on(before, self._rendered, answer, self._num_first)
+        except ChatError as error:
+            self.fail(str(error))
+            return
+        if self._length + len(more) >= self._stage.max_completion_tokens:
+            self._is_cut, self.is_live = True, False
+            del self._messages[answer + 1 :]
+            return
+        self._between.append(more)
+
+    def _render(self) -> bool:
+        """Renders the messages up to the model's next turn; whether that can be done."""
+        try:
+            self._rendered = self._conversations.rendered(self._row, self._tools, self._messages)
+        except (ChatError, RowError) as error:
+            self.fail(str(error))
+            return False
+        return True
+
+    def fail(self, why: str) -> None:
+        """The episode ends here, and nothing is learned of it."""
+        self.is_live, self._fault = False, why
+
+    @property
+    def rollout(self) -> Rollout:
+        """The whole episode as one completion. What an environment wrote has no log-probabilities: 0 in their place."""
+        ids: list[int] = []
+        logprobs: list[float] = []
+        is_own: list[bool] = []
+        between: list[Sequence[int]] = [*self._between, ()][: len(self._turns)]
+        for turn, more in zip(self._turns, between, strict=True):
+            ids += [*turn.ids, *more]
+            logprobs += [*turn.logprobs, *[0.0] * len(more)]
+            is_own += [True] * len(turn.ids) + [False] * len(more)
+        counts = self.environment.counts if isinstance(self.environment, ToolEnvironment) else Counter[str]()
+        messages = self._messages[self._num_first :]
+        played = Played(
+            is_own, messages, len(self._turns), self._reward, self.environment, counts["calls"], counts["failed"],
+            self._fault,
+        )  # fmt: skip
+        return Rollout(self._asked, ids, logprobs, shown(messages), self._is_cut, played)
+
+
+def _step_fault(step: Any) -> str:
+    """Why an environment's answer is none; empty if it is one."""
+    if not isinstance(step, Step):
+        return f"step returned {type(step).__name__}, expected Step"
+    if not isinstance(step.reward, Real) or not math.isfinite(step.reward):
+        return f"step's reward is {step.reward!r}, expected a finite number"
+    if step.done:
+        return ""
+    if not step.messages or not all(isinstance(message, dict) for message in step.messages):
+        return "step has no list of messages to go on with, and is not done"
+    is_models = any(message.get("role") == "assistant" for message in step.messages)
+    return "step speaks as the assistant" if is_models else ""
+
+
+def _by_kind(reasons: Iterable[str]) -> Counter[str]:
+    """How many there are of each kind, which a reason's first words name, up to a colon; with the first of each."""
+    first: dict[str, str] = {}
+    return Counter(first.setdefault(reason.partition(":")[0], reason) for reason in reasons)
+
+
+def _seed(sample: int, turn: int) -> int:
+    """The seed of a turn, from that of the sample; of the first turn the same."""
+    if not turn:
+        return sample
+    numbers = sample.to_bytes(8, "little") + turn.to_bytes(8, "little")
+    return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "little")
+
+
+def _spread(values: Sequence[float], places: Sequence[int], size: int) -> list[float]:
+    """Values at their places; NaN elsewhere."""
+    column = [math.nan] * size
+    for place, value in zip(places, values, strict=True):
+        column[place] = value
+    return column
