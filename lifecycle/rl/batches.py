@@ -154,8 +154,9 @@ def _values(rewards: np.ndarray, settings: RolloutConfig) -> np.ndarray:
 
 
 def _segment(rollout: Rollout, mask_truncated: bool) -> EncodedRow:
-    """A prompt with its completion, which is learned unless it was cut off and such ones teach nothing."""
-    is_learned = not (mask_truncated and rollout.is_cut)
+    """A prompt with its completion, which is learned unless it was cut off and such ones teach nothing, or its
+    environment failed."""
+    is_learned = not (mask_truncated and rollout.is_cut) and not rollout.fault
     mask = [False] * len(rollout.prompt.ids) + [is_learned and is_own for is_own in rollout.is_own]
     return EncodedRow([*rollout.prompt.ids, *rollout.ids], mask)
 

@@ -227,6 +227,19 @@ class _Episode:
         return Rollout(self._asked, ids, logprobs, shown(messages), self._is_cut, played)
 
 
+def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Turns, and calls of tools under TRL's names; nothing without episodes."""
+    episodes = [rollout.played for rollout in rollouts if rollout.played is not None]
+    if not episodes:
+        return {}
+    calls, failed = sum(one.calls for one in episodes), sum(one.failed_calls for one in episodes)
+    found = {"episodes/turns": sum(one.turns for one in episodes) / len(episodes)}
+    if any(isinstance(one.environment, ToolEnvironment) for one in episodes):
+        found["tools/call_frequency"] = calls / len(episodes)
+        found["tools/failure_frequency"] = failed / calls if calls else 0.0
+    return found
+
+
 def _step_fault(step: Any) -> str:
     """Why an environment's answer is none; empty if it is one."""
     if not isinstance(step, Step):

@@ -1,7 +1,7 @@
 """What is told of rollouts: metrics of each step under TRL's names, samples with their rewards, and warnings."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ from lifecycle.core.distributed import is_writer
 from lifecycle.core.progress import Progress
 from lifecycle.rl.batch import shown
 from lifecycle.rl.batches import PolicyBatches
-from lifecycle.rl.environment import Played
+from lifecycle.rl.episodes import episode_metrics
 from lifecycle.rl.rollouts import Scored
-from lifecycle.rl.tools import ToolEnvironment
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.run import TrainingRun
 
@@ -98,22 +97,10 @@ def metrics_of(scored: Scored, group_size: int) -> dict[str, float]:
         "reward_s": scored.reward_s,
     }
     found |= means({f"rewards/{name}/mean": np.array(values) for name, values in scored.scores.values.items()})
-    found |= _of_episodes([rollout.played for rollout in scored.rollouts if rollout.played is not None])
+    found |= episode_metrics(scored.rollouts)
     for name, reasons in scored.scores.faults.items():
         found[f"rewards/{name}/faults"] = float(sum(reasons.values()))
     return found | {f"logged/{name}": float(value) for name, value in scored.scores.metrics.items()}
-
-
-def _of_episodes(episodes: Sequence[Played]) -> dict[str, float]:
-    """Turns, and calls of tools under TRL's names; nothing without episodes."""
-    if not episodes:
-        return {}
-    calls, failed = sum(one.calls for one in episodes), sum(one.failed_calls for one in episodes)
-    found = {"episodes/turns": sum(one.turns for one in episodes) / len(episodes)}
-    if any(isinstance(one.environment, ToolEnvironment) for one in episodes):
-        found["tools/call_frequency"] = calls / len(episodes)
-        found["tools/failure_frequency"] = failed / calls if calls else 0.0
-    return found
 
 
 def means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -29,6 +29,7 @@ from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.policy import SAMPLER
+from tests.rl.beat import Beat
 from tests.rl.toy_policy import MESH
 from tests.rl.toy_talker import MODEL, TEMPLATE, TOKENIZER, batches_of, prompts, sampler_of, settings, talker
 
@@ -107,6 +108,33 @@ def test_an_environment_is_learned(tmp_path: Path) -> None:
     newest = next(record for record in reversed(records) if "rewards/Beat/mean" in record)
     assert newest["episodes/turns"] == pytest.approx(3, abs=0.3) and newest["completions/mean_length"] < 8
     assert "user: " in (tmp_path / "rollouts.jsonl").read_text()
+
+
+class Fragile(Beat):
+    """Fails at times: as it begins, or in its second turn."""
+
+    def reset(self, row: Any) -> list[Message]:
+        if self.seed % 3 == 0:
+            raise ValueError("at the beginning")
+        return super().reset(row)
+
+    def step(self, answer: Message) -> Step:
+        if self.seed % 3 == 1 and self.left == 2:
+            raise ValueError("later")
+        return super().step(answer)
+
+
+def test_nothing_is_learned_of_a_faulty_episode() -> None:
+    config = settings(episodes={"environment": f"{__file__}:Fragile"}, entropy_weight=0.1, beta=0.1, loss="dapo")
+    batches = batches_of(config, talker(), prompts(settings()))
+    made = batches.of_step(0, talker())
+    assert made.scored is not None
+    faults = [rollout.fault for rollout in made.scored.rollouts]
+    assert {"ValueError: at the beginning", "ValueError: later", ""} == set(faults)
+    sound = [sum(rollout.is_own) for rollout in made.scored.rollouts if not rollout.fault]
+    assert made.batch["loss_mask"].sum() == sum(sound) > 0
+    sums = jax.jit(build_objective(MODEL, config))(talker(), {n: jnp.asarray(c) for n, c in made.batch.items()})
+    assert np.isfinite(float(sums.loss))
 
 
 class Scripted(Environment):

@@ -1,5 +1,6 @@
 """A policy of one layer that answers every message with one of ten digits, and its stage with episodes."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -87,7 +88,7 @@ def sampler_of(config: GrpoConfig, template: ChatTemplate = TEMPLATE) -> Sampler
     return Sampler(blank, config, SEED, MESH, player=Episodes(config, Conversations(template)))
 
 
-def batches_of(config: GrpoConfig, start: Any) -> PolicyBatches:
+def batches_of(config: GrpoConfig, start: Any, asked: Sequence[Prompt] | None = None) -> PolicyBatches:
     """The batches of a stage whose first weights are `start`."""
     columns = measured_columns(MODEL, config, MESH, start)
-    return PolicyBatches(prompts(config), config, sampler_of(config), SEED, columns)
+    return PolicyBatches(prompts(config) if asked is None else asked, config, sampler_of(config), SEED, columns)
