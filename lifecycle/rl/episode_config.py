@@ -14,7 +14,7 @@ from lifecycle.rl.loading import UserCode
 from lifecycle.rl.tools import ToolEnvironment, python_tool
 
 PYTHON = "python"  # the built-in tool
-type CodeName = Annotated[str, Field(pattern=r"^[^:]+:[A-Za-z_]\w*$")]
+CODE = r"[^:]+:[A-Za-z_]\w*"  # FILE.py:name, or package.module:name
 
 
 class EpisodesConfig(Section):
@@ -22,10 +22,10 @@ class EpisodesConfig(Section):
     functions of the user's."""
 
     environment: Annotated[
-        CodeName | None, Field(description="a class: FILE.py:Name or package.module:Name")
+        str | None, Field(pattern=f"^{CODE}$", description="a class: FILE.py:Name or package.module:Name")
     ] = None  # fmt: skip
     tools: Annotated[
-        tuple[CodeName | Annotated[str, Field(pattern=f"^{PYTHON}$")], ...],
+        tuple[Annotated[str, Field(pattern=f"^({PYTHON}|{CODE})$")], ...],
         Field(description="python, FILE.py:function, package.module:function"),
     ] = ()
     max_turns: Annotated[Size, Field(description="of the model in an episode")] = 8

@@ -258,6 +258,12 @@ def test_own_rows_are_counted_by_what_became_of_them() -> None:
     assert examples.rows == (("own.jsonl:2: doubled",),)
 
 
+def test_prompts_of_tasks_are_counted() -> None:
+    task = {"task": "leg_counting", "rows": 40, "kept": 38, "heldout": 10, "dropped": {"doubled": 2}}
+    (table,) = rows_section({"reasoning_gym": [task]}).blocks
+    assert isinstance(table, Table) and table.rows == (("leg_counting", "38", "10", "doubled 2"),)
+
+
 def test_the_wall_time_of_each_stage_is_shown_by_cause(report: Report) -> None:
     (section,) = (section for section in report.sections if section.name == "training")
     (table,) = (b for b in section.blocks if isinstance(b, Table) and b.caption == "Where the wall time went")

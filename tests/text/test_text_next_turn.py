@@ -1,5 +1,7 @@
 """What follows an answer: the tokens of the rendered conversation, or a refusal of the template."""
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ from lifecycle.rl.openings import ANSWER, QUESTION, REPLY, Conversations
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.next_turn import RewrittenError, next_turn, renderable, said
+from tests.golden.conversations import SPECIALS
+from tests.template_cases import tokenizer_of
 
 TOKENIZER = ByteTokenizer()
 BODY = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}BODY{{ '<|im_end|>\n' }}{% endfor %}"
@@ -72,6 +76,29 @@ def test_tools_need_a_place_in_the_template() -> None:
     with pytest.raises(EpisodeError, match="no place for them"):
         Conversations(ChatTemplate(TOKENIZER)).require_turns({}, [TOOL])
     Conversations(ChatTemplate(TOKENIZER)).require_turns({}, [])
+
+
+NO_PLACE, NO_END = "no place for them", "no token that ends an answer"
+
+
+@pytest.mark.parametrize(
+    ("name", "as_user", "by_tool"),
+    [
+        ("deepseek", "writes earlier turns in another way", NO_PLACE),
+        ("gemma", "", ""),
+        ("glm", "", NO_PLACE),  # <|user|> ends an answer, and begins what follows
+        ("harmony", NO_END, NO_END),  # a last answer ends with <|return|>, an earlier one with <|end|>
+        ("hermes", "such as its thoughts", ""),  # which stay before a tool's result, as in Qwen 3's
+        ("llama", "", NO_PLACE),
+        ("plain", NO_END, NO_PLACE),
+    ],
+)
+def test_which_published_templates_let_episodes_go_on(tmp_path: Path, name: str, as_user: str, by_tool: str) -> None:
+    source = (Path(__file__).parents[1] / f"golden/templates/{name}.jinja").read_text(encoding="utf-8")
+    conversations = Conversations(ChatTemplate(tokenizer_of(tmp_path, SPECIALS), source))
+    for tools, says in (([], as_user), ([TOOL], by_tool)):
+        with pytest.raises(EpisodeError, match=says) if says else nullcontext():
+            conversations.require_turns({}, tools)
 
 
 def test_a_message_is_taken_apart() -> None:
