@@ -62,6 +62,9 @@ class RolloutConfig(PolicyConfig):
         is_rewarded = self.episodes is not None and self.episodes.environment is not None
         if not self.rewards and self.reward is None and not is_rewarded:
             raise ValueError("no rewards: give some, such as rewards: [{name: maths}], or a stage with reward: NAME")
+        if self.episodes is not None and self.episodes.log_name in [reward.log_name for reward in self.rewards]:
+            name = self.episodes.log_name
+            raise ValueError(f"a reward and the episodes are both logged as {name!r}; give the reward a `label`")
         if self.reward is None and self.reward_weight != 1:
             raise ValueError("reward_weight is a setting of reward: NAME; leave it out")
         num = self.prompts_per_step * self.group_size

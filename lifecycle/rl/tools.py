@@ -43,9 +43,9 @@ class ToolEnvironment(Environment):
 
     def reset(self, row: Mapping[str, Any]) -> list[Message]:
         """The row's prompt."""
+        self.counts.clear()
         prompt = row["prompt"]
         self._row = row
-        self.counts.clear()
         self._messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         return list(self._messages)
 

@@ -319,6 +319,8 @@ def test_settings_of_episodes() -> None:
         settings(episodes={"tools": ["python"], "weight": 2}, rewards=[{"name": "exact"}])
     with pytest.raises(ConfigError, match="tools"):
         settings(episodes={"tools": ["pyton"]}, rewards=[{"name": "exact"}])
+    with pytest.raises(ConfigError, match="both logged as 'tools'; give the reward a `label`"):
+        settings(episodes={"tools": ["python"]}, rewards=[{"name": "exact", "label": "tools"}])
     for name, says in (("DONE", "makes|cannot|no function"), ("missing", "defines no 'missing'")):
         with pytest.raises(ConfigError, match=says):
             prompts(settings(episodes={"environment": f"{__file__}:{name}"}))
