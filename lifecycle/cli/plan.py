@@ -148,7 +148,8 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
 
     stage = planned_stage(config, own.stage)
     model, train = config.trained_model(stage), with_steps(config, stage)
-    plan = plan_train_step(model, train, config.mesh, topology, f"train.{stage}", own.is_tuned, progress)
+    section, others = f"train.{stage}", config.held_models(stage)
+    plan = plan_train_step(model, train, config.mesh, topology, section, own.is_tuned, progress, others=others)
     _show_and_write(plan, config, topology, console)
 
 
@@ -208,11 +209,12 @@ def _sizes(config: RunConfig) -> Table:
         beside = num_adapter_params(model)
         parameters = f"{beside:,} of {num_params(model):,}" if beside else f"{num_params(model):,}"
         tokens = train.steps * train.global_batch_size * train.seq_len
-        flops = train.flops_per_token(model) * tokens
+        flops = (train.flops_per_token(model) + config.held_flops(name)) * tokens
         length = (
             (f"{train.steps:,}", f"{tokens:,}", f"{flops:.2e}") if train.steps else (f"{train.epochs:g} epochs", "", "")
         )
-        state = train.state_bytes(model) / (config.mesh.size // config.mesh.replica)
+        held = 2 * sum(map(num_params, config.held_models(name).values()))  # as accelerators hold them, in bfloat16
+        state = (train.state_bytes(model) + held) / (config.mesh.size // config.mesh.replica)
         table.add_row(name, parameters, *length, f"{state / 1e6:,.1f} MB")
     return table
 

@@ -31,6 +31,12 @@ def search_and_show(
             "search=true, on meshes of your choice"
         )
 
+    if train.held:
+        raise ConfigError(
+            f"{section}.{train.held[0]}: the search reckons with one model, and this stage's steps run another beside "
+            "it; plan this stage without search=true, on meshes of your choice"
+        )
+
     def check(candidate: Candidate) -> None:
         changed(config, stage, candidate)
 

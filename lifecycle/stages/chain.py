@@ -30,6 +30,7 @@ from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.progress import Progress
 from lifecycle.core.shared_folder import is_apart, is_seen, look_for_shared, require_shared
 from lifecycle.stages.branches import require_kept
+from lifecycle.stages.checks import check_held
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.stage import Inputs, Stage
@@ -207,16 +208,19 @@ def _check_job(config: RunConfig, stages: list[Stage]) -> None:
                 require_kept(stage.name, start.stage, start.step, config.train)
             train, model = config.train[stage.name], config.trained_model(stage.name)
             frozen_part(model, train.frozen(model))
+            for field, other in config.held_models(stage.name).items():
+                check_held(f"train.{stage.name}.{field}", train, model, other, config.mesh)
             require_room(f"train.{stage.name}", train, model, config.mesh)
         if stage.kind == "evaluate":
             build_mesh(config.evaluation_mesh)
 
 
 def _draft(config: RunConfig, stage: Stage, done: Inputs) -> Draft:
-    if stage.bundle_url is not None:
-        local_copy(stage.bundle_url)
+    for start in stage.bundles.values():
+        if start.url is not None:
+            local_copy(start.url)
     settings, inputs = stage.settings(config), {name: done[name] for name in stage.inputs}
-    folders = {} if stage.bundle is None else {"bundle": stage.bundle}
+    folders = {use: start.bundle for use, start in stage.bundles.items() if start.bundle is not None}
     return Draft(config.folder, stage.name, settings, inputs, folders)
 
 

@@ -6,14 +6,14 @@ Each raises `ValueError` with the setting, named by `at` or the task, and the fi
 import json
 from collections.abc import Mapping, Sequence
 
-from lifecycle.core.config import nearest
+from lifecycle.core.config import ConfigError, nearest
 from lifecycle.evals.likelihood import LikelihoodTask
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.rl.config import RolloutConfig
-from lifecycle.stages.origins import Start, named_stages
+from lifecycle.stages.origins import Start, named_models
 from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig, is_of_task
 from lifecycle.training.drafting import EagleConfig
@@ -98,12 +98,49 @@ def check_sampling(at: str, mesh: MeshConfig) -> None:
 
 def check_reward(name: str, train: Mapping[str, TrainConfig]) -> None:
     """Checks that a stage whose score is to be a reward learns one."""
-    reward = named_stages(train[name]).get("reward")
-    if reward is not None and not isinstance(train[reward], RewardModelConfig):
+    reward = named_models(train[name], train).get("reward")
+    if reward is None:
+        return
+    if reward.stage is None:
         raise ValueError(
-            f"train.{name}.reward={reward}: {train[reward].objective} learns no reward; name a stage with "
+            f"train.{name}.reward={reward.bundle}: no training stage; name one with objective=reward_model"
+        )
+    if not isinstance(train[reward.stage], RewardModelConfig):
+        raise ValueError(
+            f"train.{name}.reward={reward.stage}: {train[reward.stage].objective} learns no reward; name a stage with "
             "objective=reward_model"
         )
+
+
+def check_teacher(name: str, train: Mapping[str, TrainConfig], start: Start) -> None:
+    """Checks that a stage learns from another model than the one that it starts from, and that this predicts tokens."""
+    teacher = named_models(train[name], train).get("teacher")
+    if teacher is None:
+        return
+    if teacher == start:
+        raise ValueError(
+            f"train.{name}.teacher={train[name].start or start.stage}: the stage starts from these weights itself, so "
+            "there is nothing to learn; name another stage or bundle, or start from another"
+        )
+    if teacher.stage is not None and isinstance(train[teacher.stage], RewardModelConfig):
+        raise ValueError(
+            f"train.{name}.teacher={teacher.stage}: a reward model predicts no tokens; name another stage, or a bundle"
+        )
+
+
+def check_held(at: str, train: TrainConfig, model: ModelConfig, other: ModelConfig, mesh: MeshConfig) -> None:
+    """Checks that the `other` model fits the stage whose steps run it beside its own; `at` is the setting."""
+    if other.vocab_size != model.vocab_size:
+        raise ConfigError(
+            f"{at}: it has model.vocab_size={other.vocab_size}, the stage's model {model.vocab_size}; both need rows "
+            "for the same ids"
+        )
+    if train.seq_len > other.max_seq_len:
+        raise ConfigError(f"{at}: seq_len={train.seq_len} is above its max_seq_len={other.max_seq_len}; lower that")
+    try:
+        other.check_mesh(mesh)
+    except ValueError as error:
+        raise ConfigError(f"{at}: {error}") from None
 
 
 def check_adapter(name: str, train: Mapping[str, TrainConfig], start: Start) -> None:

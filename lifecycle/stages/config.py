@@ -29,6 +29,7 @@ from lifecycle.evals.config import EvalConfig
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.inference.defaults import SamplingConfig
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.counts import forward_flops_per_token
 from lifecycle.model.dial import Filled
 from lifecycle.ops.config import GateConfig
 from lifecycle.ops.cost import PriceConfig
@@ -38,6 +39,7 @@ from lifecycle.serving.config import ServeConfig
 from lifecycle.stages.branches import with_inherited
 from lifecycle.stages.checks import (
     check_adapter,
+    check_held,
     check_measured,
     check_mixture,
     check_reading,
@@ -45,9 +47,19 @@ from lifecycle.stages.checks import (
     check_sizes,
     check_target_format,
     check_task,
+    check_teacher,
     rows_stage,
 )
-from lifecycle.stages.origins import FRESH, Start, check_stage_names, in_order, lineage, starts_of
+from lifecycle.stages.origins import (
+    FRESH,
+    Start,
+    bundle_model,
+    check_stage_names,
+    in_order,
+    lineage,
+    named_models,
+    starts_of,
+)
 from lifecycle.text.config import DOCSTRING_KINDS, RowsConfig
 from lifecycle.text.row_columns import KINDS
 from lifecycle.text.tokenizer import TokenizerConfig
@@ -233,6 +245,29 @@ class RunConfig(Section):
         """A training stage's model with what the stage adds to it: a drafter, or an adapter."""
         return self.train[stage].trained(self.model_of(stage))
 
+    def models_needed(self, stage: str) -> dict[str, Start]:
+        """What a training stage needs the weights of, by use: its start, and what its objective names."""
+        named = named_models(self.train[stage], self.train)
+        return {"bundle": self.starts[stage], **{f"bundle:{field}": start for field, start in named.items()}}
+
+    def held_models(self, stage: str) -> dict[str, ModelConfig]:
+        """The models that a training stage's steps run beside its own, by setting. Raises `ConfigError` for a bundle
+        that cannot be read."""
+        train = self.train[stage]
+        starts = named_models(train, self.train)
+        return {name: self._model_at(f"train.{stage}.{name}", starts[name]) for name in train.held}
+
+    def held_flops(self, stage: str) -> float:
+        """Matmul FLOPs per token of these models: a forward pass."""
+        length = self.train[stage].seq_len
+        return sum(forward_flops_per_token(model, length) for model in self.held_models(stage).values())
+
+    def _model_at(self, at: str, start: Start) -> ModelConfig:
+        if start.stage is not None:
+            return self.model_of(start.stage).trunk
+        assert start.bundle is not None
+        return bundle_model(at, start.bundle)
+
     def origin_of(self, stage: str) -> Path | None:
         """The bundle that a training stage's weights originate from; None: fresh weights."""
         return self.starts[lineage(stage, self.starts)[-1]].bundle
@@ -297,6 +332,11 @@ class RunConfig(Section):
             family.config_to(family.exported(model))  # what no export can express is rejected now, not after training
         for name in self.train:
             check_sizes(f"train.{name}", self.train[name], self.trained_model(name), self.mesh)
+            for field, start in named_models(self.train[name], self.train).items():
+                if start.stage is not None and field in self.train[name].held:
+                    other = self.model_of(start.stage).trunk
+                    at = f"train.{name}.{field}={start.stage}"
+                    check_held(at, self.train[name], self.model_of(name), other, self.mesh)
         return self
 
     def _check_names(self) -> None:
@@ -315,6 +355,7 @@ class RunConfig(Section):
         check_stage_names(self.train)
         for name in self.training_stages:
             check_reward(name, self.train)
+            check_teacher(name, self.train, self.starts[name])
             check_adapter(name, self.train, self.starts[name])
             if objective_kind(self.train[name].objective).needs_reference and self.starts[name].is_fresh:
                 raise ValueError(

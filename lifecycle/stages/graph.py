@@ -17,7 +17,7 @@ from lifecycle.stages import keys
 from lifecycle.stages.checks import rows_stage
 from lifecycle.stages.config import CANDIDATE, EVALUATE, RunConfig
 from lifecycle.stages.opened import Opened, checkpoint, everything, figures, final_weights, matching, nothing, rows_of
-from lifecycle.stages.origins import named_stages, needed_stages
+from lifecycle.stages.origins import named_models, needed_stages
 from lifecycle.stages.stage import Stage
 
 HELD_OUT, TEXT = matching("heldout-*"), matching("kept-*", "heldout-*")  # of the documents; the removed ones stay
@@ -83,10 +83,11 @@ def _training_stage(config: RunConfig, name: str) -> Stage:
     rows = dict.fromkeys("tokens" if kind == "tokens" else "rows" for kind in config.rows_of(name))
     inputs = ("tokenizer", *rows, *needed_stages(name, config.train, config.starts))
     measured = dict.fromkeys(stage for stage in map(rows_stage, config.measured_tasks(name)) if stage is not None)
-    settings, start = partial(keys.training, name=name), config.starts[name]
+    settings = partial(keys.training, name=name)
+    bundles = {role: start for role, start in config.models_needed(name).items() if start.bundle is not None}
     opens = rows_of(config.measured_tasks(name)) | _weights_opened(config, name)
     return Stage(
-        name, "train", inputs, settings, start.bundle, start.url, on_all_processes=True,
+        name, "train", inputs, settings, bundles, on_all_processes=True,
         arguments={"name": name}, measured=tuple(measured), opens=opens, lacks=config.missing_rows(name),
     )  # fmt: skip
 
@@ -96,7 +97,7 @@ def _weights_opened(config: RunConfig, name: str) -> dict[str, Opened]:
     train, start = config.train[name], config.starts[name]
     opens: dict[str, Opened] = dict.fromkeys(needed_stages(name, config.train, config.starts), final_weights)
     if start.stage is not None and start.step is not None:
-        named = set(named_stages(train).values())
+        named = {other.stage for other in named_models(train, config.train).values()}
         opens[start.stage] = everything if start.stage in named else partial(checkpoint, step=start.step)
     return opens
 

@@ -19,7 +19,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.gym import installed_version
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.origins import lineage
+from lifecycle.stages.origins import lineage, named_models
 from lifecycle.text.row_columns import KINDS
 from lifecycle.text.tokenizer import FILES, tokenizer_at
 from lifecycle.training.adapter import ADAPTER_FILES
@@ -116,6 +116,8 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
                 f"train.{name}.from={bundle}: no such folder; give a bundle, for example one made by `lifecycle import`"
             )
         sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
+    others = named_models(train, config.train)
+    settings |= {field: None for field, start in others.items() if start.bundle is not None}  # its content is an input
     settings |= _adapter(config, name) | _rewarded(train)
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     settings["optimizer"] |= {"schedule": train.optimizer.schedule.used()}

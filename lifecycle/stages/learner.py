@@ -25,7 +25,7 @@ from lifecycle.training.heldout import heldout_means
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import Origin
-from lifecycle.training.objectives.objective import build_objective
+from lifecycle.training.objectives.objective import Objective, build_objective
 from lifecycle.training.packing import RowSource
 
 DROPPED_ROWS = "dropped_rows.json"
@@ -45,7 +45,16 @@ class Learner:
     start_hash: str
     seeds: Mapping[str, int]
     own: RowsConfig
-    named: Mapping[str, tuple[ModelConfig, Params]] = field(default_factory=dict)  # other stages' models, by setting
+    named: Mapping[str, tuple[ModelConfig, Params]] = field(default_factory=dict)  # other models, by setting
+
+    @property
+    def held(self) -> Params:
+        """The parameters of the models that steps run beside the stage's own."""
+        return {name: self.named[name][1] for name in self.train.held}
+
+    def objective(self, train: TrainConfig) -> Objective:
+        """The objective with these settings of the stage."""
+        return build_objective(self.model, train, {name: self.named[name][0] for name in train.held})
 
 
 @dataclass(frozen=True)
@@ -89,8 +98,8 @@ def heldout_measurement(learner: Learner, heldout: RowSource) -> Evaluate:
     train = learner.train
     size = train.global_batch_size
     num_rows = -(-heldout.num_rows // size) * size  # an objective that sorts a batch has all of them
-    objective = build_objective(learner.model, learner.measured.model_copy(update={"global_batch_size": num_rows}))
-    means = heldout_means(learner.model, objective, heldout, size, learner.mesh)
+    objective = learner.objective(learner.measured.model_copy(update={"global_batch_size": num_rows}))
+    means = heldout_means(learner.model, objective, heldout, size, learner.mesh, learner.held)
     return Evaluate(train.eval_every, means.measure, means.prepare)
 
 

@@ -5,16 +5,18 @@ A stage continues the last one before it that trains the same model; the first o
 `STAGE@STEP` continues that stage's run (`stages/branches.py`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lifecycle.core.config import nearest
+from lifecycle.core.config import ConfigError, nearest, read_json
 from lifecycle.core.fetched import copy_of
 from lifecycle.core.store import is_url
+from lifecycle.model.config import ModelConfig
 from lifecycle.stages.branches import check_branch, continued_run
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
+from lifecycle.weights.families.lookup import config_from
 
 FRESH = "fresh"
 BUNDLE_FILE = "config.json"  # a folder with this file counts as a bundle
@@ -71,14 +73,15 @@ def in_order(train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> t
 
 def needed_stages(name: str, train: Mapping[str, TrainConfig], starts: Mapping[str, Start]) -> tuple[str, ...]:
     """The stages whose weights a stage needs: its start, and those that its objective names."""
-    stage = starts[name].stage
-    return tuple(dict.fromkeys([*([] if stage is None else [stage]), *named_stages(train[name]).values()]))
+    stages = [starts[name], *named_models(train[name], train).values()]
+    return tuple(dict.fromkeys(start.stage for start in stages if start.stage is not None))
 
 
-def named_stages(train: TrainConfig) -> dict[str, str]:
-    """The stages whose models an objective needs, by the setting that names them."""
-    named = {field: getattr(train, field) for field in objective_kind(train.objective).models}
-    return {field: stage for field, stage in named.items() if stage is not None}
+def named_models(train: TrainConfig, stages: Collection[str]) -> dict[str, Start]:
+    """Where the models come from that an objective needs beside its own, by the setting that names them."""
+    given = {field: getattr(train, field) for field in objective_kind(train.objective).models}
+    found = {field: _named(name, stages) for field, name in given.items() if name is not None}
+    return {field: start for field, start in found.items() if start is not None}
 
 
 def lineage(name: str, starts: Mapping[str, Start]) -> tuple[str, ...]:
@@ -90,10 +93,11 @@ def lineage(name: str, starts: Mapping[str, Start]) -> tuple[str, ...]:
 
 
 def check_stage_names(train: Mapping[str, TrainConfig]) -> None:
-    """Raises `ValueError` if an objective names a stage that does not exist."""
+    """Raises `ValueError` if an objective names a model that is neither a stage nor a bundle's folder."""
     for name, config in train.items():
-        for field, other in named_stages(config).items():
-            if other not in train:
+        for field in objective_kind(config.objective).models:
+            other = getattr(config, field)
+            if other is not None and _named(other, train) is None:
                 raise ValueError(f"train.{name}.{field}={other}: no such training stage{_known(other, train)}")
 
 
@@ -103,20 +107,35 @@ def _start(name: str, train: Mapping[str, TrainConfig], models: Mapping[str, str
         return Start(stage=_before(name, train, models))
     if given == FRESH:
         return Start()
-    if given in train:
-        return Start(stage=given)
-    if is_url(given):
-        return Start(bundle=copy_of(given), url=given)
     if (found := continued_run(given, train)) is not None:
         stage, step = found
         check_branch(name, stage, step, train)
         return Start(stage=stage, step=step)
-    if "/" in given or (Path(given) / BUNDLE_FILE).is_file():
-        return Start(bundle=Path(given))
+    if (start := _named(given, train)) is not None:
+        return start
     raise ValueError(
         f"train.{name}.from={given}: not a training stage and not a bundle's folder"
         f"{_known(given.rpartition('@')[0] or given, train)}; or give a folder as bundles/NAME"
     )
+
+
+def bundle_model(at: str, folder: Path) -> ModelConfig:
+    """The model of a bundle's folder, without prediction modules. Raises `ConfigError`, naming the setting, if there is
+    none."""
+    if not (folder / BUNDLE_FILE).is_file():
+        raise ConfigError(
+            f"{at}={folder}: no {BUNDLE_FILE} here; give a bundle's folder, for example one made by `lifecycle import`"
+        )
+    return config_from(read_json(folder / BUNDLE_FILE)).trunk
+
+
+def _named(given: str, stages: Collection[str]) -> Start | None:
+    """The weights of a training stage, or of a bundle in a folder or at an address; None: it is none of these."""
+    if given in stages:
+        return Start(stage=given)
+    if is_url(given):
+        return Start(bundle=copy_of(given), url=given)
+    return Start(bundle=Path(given)) if "/" in given or (Path(given) / BUNDLE_FILE).is_file() else None
 
 
 def _before(name: str, train: Mapping[str, TrainConfig], models: Mapping[str, str]) -> str | None:

@@ -10,6 +10,7 @@ from lifecycle.core.artifact import Artifact
 from lifecycle.core.progress import Progress
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.opened import Opened, everything
+from lifecycle.stages.origins import Start
 
 type Inputs = Mapping[str, Artifact]  # by the name of the stage that made it
 
@@ -48,8 +49,7 @@ class Stage:
     kind: str  # the module lifecycle.stages.<kind>, imported only if the stage runs
     inputs: tuple[str, ...]  # whose contents are in its key
     settings: Callable[[RunConfig], dict[str, Any]]
-    bundle: Path | None = None  # a further input: a bundle from outside the run
-    bundle_url: str | None = None  # of one in object storage: copied to `bundle` when the stage's key is needed
+    bundles: Mapping[str, Start] = field(default_factory=dict)  # further inputs, from outside the run, by their use
     on_all_processes: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)  # for run(): which stage of its kind this is
     measured: tuple[str, ...] = ()  # stages with rows that it only measures on: no part of its key

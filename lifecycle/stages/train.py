@@ -22,7 +22,7 @@ from lifecycle.stages.branches import changes
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.drafters import with_drafter
 from lifecycle.stages.learning_rows import Learner, read_learning_rows, require_sources
-from lifecycle.stages.origins import named_stages
+from lifecycle.stages.origins import named_models
 from lifecycle.stages.sessions import RecordSession, finished_sessions
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import named_model, start_weights, with_score
@@ -36,7 +36,6 @@ from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.profile import Profile
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
-from lifecycle.training.objectives.objective import build_objective
 
 
 def run(
@@ -55,10 +54,11 @@ def run(
         progress.note(f"adapter: {num_adapter_params(model):,} of {num_params(model):,} parameters are trained")
         start = start_with_adapter(config, name, start, mesh) if isinstance(start, dict) else start
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
-    objective = build_objective(model, train)
     as_used = {"precision": None} | ({"mtp_weight": 0.0} if train.modules_weight else {})
     measured = train.model_copy(update=as_used)
-    named = {field: named_model(config, stage, inputs, mesh) for field, stage in named_stages(train).items()}
+    named = {
+        field: named_model(config, name, field, inputs, tokenizer, mesh) for field in named_models(train, config.train)
+    }
     learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds, config.rows, named)
     learned = read_learning_rows(learner, inputs, out, progress)
     train = train.resolved(learned.epoch_rows)
@@ -69,13 +69,14 @@ def run(
     facts = {
         "parameters": num_params(model),
         **({} if train.adapter is None else {"adapter_parameters": num_adapter_params(model)}),
-        "train_flops_per_token": train.flops_per_token(model),
+        "train_flops_per_token": train.flops_per_token(model) + config.held_flops(name),
         "compute_dtype": compute_dtype(model),
         **matmul_rate(mesh, compute_dtype(model)),
     }
     task_hooks, rows = measured_tasks(config, name, inputs, tokenizer, mesh, progress)
     facts_now = facts | rows | job_facts(config, name, train, mesh)
-    job = TrainJob(model, train, mesh, objective, batches, start, out, startup.taken("data"), facts_now, to)
+    objective, spent = learner.objective(train), startup.taken("data")
+    job = TrainJob(model, train, mesh, objective, batches, start, out, spent, facts_now, learner.held, to)
     hooks = [RecordSession(config.mesh, train, model), *learned.hooks, *task_hooks]
     if config.profile is not None:
         hooks.append(Profile(*config.profile_steps))

@@ -11,11 +11,12 @@ from lifecycle.core.artifact import Artifact, content_hash
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.params import Params, abstract_in_use, abstract_params, init_score, logical_axes, params_in_use
-from lifecycle.model.stacks import DRAFTER, SCORE
+from lifecycle.model.stacks import DRAFTER, MODULES, SCORE
 from lifecycle.model.weight_formats import as_served
 from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.stages.adapters import merged_params
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.origins import Start, named_models
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
@@ -46,8 +47,35 @@ def start_weights(config: RunConfig, name: str, inputs: Inputs, tokenizer: Token
     return jax.random.key(config.seed), ""
 
 
-def named_model(config: RunConfig, stage: str, inputs: Inputs, mesh: Mesh) -> tuple[ModelConfig, Params]:
-    """The model that a training stage has made, with its score if it is a reward model, sharded over `mesh`."""
+def named_model(
+    config: RunConfig, name: str, setting: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[ModelConfig, Params]:
+    """The model that a setting of a training stage names, sharded over `mesh`: one that the stage's steps hold as they
+    compute with it, without a copy in float32, else as it was trained, with its score if it is a reward model."""
+    train, start = config.train[name], named_models(config.train[name], config.train)[setting]
+    if setting in train.held:
+        model = config.held_models(name)[setting]
+        return model, _held_params(f"train.{name}.{setting}", config, start, model, inputs, tokenizer, mesh)
+    assert start.stage is not None, "the settings were checked"
+    return _trained_model(config, start.stage, inputs, mesh)
+
+
+def _held_params(
+    at: str, config: RunConfig, start: Start, model: ModelConfig, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh
+) -> Params:
+    if start.stage is not None:
+        trained, weights = config.trained_model(start.stage), config.train[start.stage].weights
+        return without(trained_params_in_use(inputs[start.stage], trained, mesh, weights), (MODULES,))
+    assert start.bundle is not None
+    if difference := load_tokenizer(start.bundle).difference(tokenizer):
+        raise ConfigError(
+            f"{at}={start.bundle}: its tokenizer is not the run's ({difference}), so its distributions are over other "
+            f"tokens; use its own for this run, tokenizer.path={start.bundle}, or another model"
+        )
+    return load_weights(model, start.bundle, tree_shardings(mesh, logical_axes(model)), like=abstract_in_use(model))
+
+
+def _trained_model(config: RunConfig, stage: str, inputs: Inputs, mesh: Mesh) -> tuple[ModelConfig, Params]:
     model = config.trained_model(stage)
     params = trained_params(inputs[stage], model, mesh)
     score = {SCORE: params[SCORE]} if model.has_score else {}

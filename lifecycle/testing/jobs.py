@@ -23,9 +23,9 @@ from lifecycle.core import distributed
 from lifecycle.core.progress import Silent
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import Params
+from lifecycle.model.params import Params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.parallel.mesh import build_mesh
+from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import rows_of_process
 from lifecycle.testing.families import random_params
 from lifecycle.training.batches import HostBatch, RowBatches
@@ -51,6 +51,7 @@ MODEL = ModelConfig(
     family="qwen3", qk_norm="head", compute_dtype="float32",
 )  # fmt: skip
 SEQ_LEN = 32
+TEACHER = MODEL.model_copy(update={"d_model": 48, "num_heads": 6, "tie_embeddings": True})
 
 
 class Documents:
@@ -217,7 +218,8 @@ class TinyRun:
         schedule = ScheduleConfig(kind="constant", warmup_steps=2)  # runs of any length share their compiled step
         optimizer: dict[str, Any] = {"name": self.optimizer, "learning_rate": self.learning_rate, "weight_decay": 0.1}
         optimizer["average_decay"] = self.average_decay
-        own: dict[str, Any] = {"loss": {"sigmoid": 1, "sft": 0.5}} if self.objective == "dpo" else {}
+        of_dpo = {"loss": {"sigmoid": 1, "sft": 0.5}}
+        own: dict[str, Any] = {"dpo": of_dpo, "distillation": {"teacher": "wide"}}.get(self.objective, {})
         return objective_kind(self.objective).settings(
             steps=self.steps,
             seq_len=self.seq_len,
@@ -233,7 +235,14 @@ class TinyRun:
 
 def objective_of(name: str, model: ModelConfig = MODEL, **settings: Any) -> Objective:
     """A registered objective of a model, with these settings instead of the tiny run's."""
-    return build_objective(model, TinyRun(objective=name).train().model_copy(update=settings))
+    train = TinyRun(objective=name).train().model_copy(update=settings)
+    return build_objective(model, train, dict.fromkeys(train.held, TEACHER))
+
+
+def held_by(objective: Objective, mesh: Mesh) -> Params:
+    """The parameters that an objective holds beside its own model's, of the `TEACHER`."""
+    shardings = tree_shardings(mesh, logical_axes(TEACHER))
+    return {name: jax.device_put(random_params(TEACHER, 1), shardings) for name in objective.held}
 
 
 class OlderRows(ReferenceRows):
@@ -291,11 +300,13 @@ def tiny_job(out: Path, settings: TinyRun) -> TrainJob:
     if settings.goes_on_from is not None:
         folder, step = settings.goes_on_from
         start = Continued(Path(folder) / CHECKPOINTS, step)
+    objective = objective_of(settings.objective)
     return TrainJob(
         model=MODEL,
         train=settings.train(),
         mesh=mesh,
-        objective=objective_of(settings.objective),
+        objective=objective,
+        held=held_by(objective, mesh),
         batches=batches_of(out, settings, mesh),
         start=start,
         out=out,

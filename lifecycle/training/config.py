@@ -198,6 +198,11 @@ class TrainConfig(VariantSection):
         return False
 
     @property
+    def held(self) -> tuple[str, ...]:
+        """The settings that name models which the stage's steps run beside its own, and do not change."""
+        return ()
+
+    @property
     def modules_weight(self) -> float:
         """The weight of the prediction modules' loss; 0 for objectives without the setting `mtp_weight`."""
         return getattr(self, "mtp_weight", 0.0)

@@ -53,9 +53,16 @@ def each_batch[T](
 
 
 def heldout_means(
-    model: ModelConfig, objective: Objective, rows: RowSource, batch_size: int, mesh: Mesh
+    model: ModelConfig,
+    objective: Objective,
+    rows: RowSource,
+    batch_size: int,
+    mesh: Mesh,
+    held: Params | None = None,
 ) -> Measurement:
-    """`heldout_loss` and the objective's own means, each over all of `rows`, which are the whole batch of a context."""
+    """`heldout_loss` and the objective's own means, each over all of `rows`, which are the whole batch of a context.
+    `held`: the parameters of the models that the objective holds."""
+    others = held or {}
 
     def context_of(params: Params, batch: Batch) -> Any:
         return sum_over_mesh(objective.context(params, batch), mesh)
@@ -64,7 +71,7 @@ def heldout_means(
         params, context = parts
         return sum_over_mesh(replace(objective.loss(params, batch, context), load={}), mesh)
 
-    specs = param_specs(model)
+    specs = param_specs(model) | objective.held
     of_batch = each_batch(on_mesh(context_of, mesh, specs, P()), rows, batch_size, mesh, is_numbered=True)
     summed = each_batch(on_mesh(local, mesh, (specs, P()), P()), rows, batch_size, mesh, is_numbered=True)
 
@@ -74,11 +81,13 @@ def heldout_means(
         return _added(part for _, part in of_batch(params))
 
     def measure(params: Params) -> dict[str, float]:
+        params = params | others
         sums = _added(jax.tree.map(np.float64, part) for _, part in summed((params, totals(params))))
         means = {"loss": sums.loss / sums.count, **sums.metric_means(sums.count)}
         return {f"heldout_{name}": float(mean) for name, mean in means.items()}
 
     def prepare(params: Params) -> None:
+        params = params | others
         context = next(of_batch(params))[1] if objective.has_context else {}
         next(summed((params, context)))
 

@@ -43,6 +43,7 @@ class TrainJob:
     out: Path
     spent_s: Mapping[str, float] = field(default_factory=dict)  # on making this job, by cause (`core/startup.py`)
     facts: Mapping[str, Any] = field(default_factory=dict)  # about the job, for whoever reads its time sheet
+    held: Params = field(default_factory=dict)  # other models' parameters, as the objective's `held` says
     to: Destination | None = None  # where checkpoints are kept if the processes have folders of their own
 
     @property

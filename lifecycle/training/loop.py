@@ -119,7 +119,7 @@ def replays(job: TrainJob, shardings: TrainState) -> Iterator[Replay]:
     """The hook that compares replicas, if the stage asks for it."""
     if job.train.faults.replay_every is not None:
         local = partial(of_own_rows, job.objective, grad_accum=job.train.grad_accum)
-        yield Replay(job.train.faults.replay_every, local, job.mesh, shardings)
+        yield Replay(job.train.faults.replay_every, local, job.mesh, shardings, job.objective.held)
 
 
 def go_back(
@@ -216,9 +216,9 @@ def compiled_step(
     served = served_by(job.model, job.train, job.mesh)
     step = make_train_step(job.objective, optimizer, job.mesh, shardings, *settings, served)
     options = compiler_options(job.mesh.devices.flat[0].device_kind)
-    compiled = step.lower(run.state, batch).compile(options)
+    compiled = step.lower(run.state, batch, job.held).compile(options)
     run.write(compile_s=time.perf_counter() - started)
-    return compiled
+    return lambda state, batch: compiled(state, batch, job.held)
 
 
 @contextmanager

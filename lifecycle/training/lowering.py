@@ -1,5 +1,6 @@
 """Traces the train step from shapes alone, to compile it for devices that are not present."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import Params, abstract_in_use, logical_axes
 from lifecycle.parallel.columns import TOKEN_COLUMNS
-from lifecycle.parallel.mesh import AnyMesh, computing_on
+from lifecycle.parallel.mesh import AnyMesh, computing_on, tree_shardings
 from lifecycle.parallel.placement import batch_sharding
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.faults import abstract_faults
@@ -21,15 +23,30 @@ from lifecycle.training.state import TrainState, abstract_state, state_shardings
 from lifecycle.training.step import make_train_step
 
 
-def trace_train_step(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> jax.stages.Traced:
+def trace_train_step(
+    model: ModelConfig, train: TrainConfig, mesh: AnyMesh, others: Mapping[str, ModelConfig] | None = None
+) -> jax.stages.Traced:
     """A stage's train step, gradients and optimizer, traced for the devices of `mesh`; call `.lower()` on the
-    result."""
+    result. `others`: the models that its settings `TrainConfig.held` name."""
     state, batch = abstract_arguments(model, train, mesh)
-    optimizer, objective = build_optimizer(train.optimizer, model, train.steps, mesh), build_objective(model, train)
+    optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
+    objective = build_objective(model, train, others)
     shardings = jax.tree.map(lambda array: array.sharding, state)
     settings, served = (train.grad_accum, model.bias_rate, train.faults), served_by(model, train, mesh)
     step = make_train_step(objective, optimizer, mesh, shardings, *settings, served)
-    return step.trace(state, batch)
+    return step.trace(state, batch, abstract_held(others or {}, mesh))
+
+
+def abstract_held(others: Mapping[str, ModelConfig], mesh: AnyMesh) -> Params:
+    """Shapes and shardings of the parameters of models that a step holds, by name."""
+
+    def leaf(shape: Any, where: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+    with computing_on(mesh):
+        shapes = {name: abstract_in_use(other) for name, other in others.items()}
+    shardings = {name: tree_shardings(mesh, logical_axes(other)) for name, other in others.items()}
+    return jax.tree.map(leaf, shapes, shardings)
 
 
 def abstract_arguments(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> tuple[TrainState, Batch]:

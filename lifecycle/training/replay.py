@@ -24,10 +24,12 @@ type Local = Callable[[tuple[Params, Params], Batch], PyTree]  # what a device c
 REPLICA = "replica"
 
 
-def make_replay(local: Local, mesh: Mesh, shardings: TrainState) -> jax.stages.Wrapped:
-    """A jitted function of ((trained, frozen), batch): checksums `[2, devices, arrays]`, uint32, devices in the mesh's
+def make_replay(local: Local, mesh: Mesh, shardings: TrainState, held: PyTree) -> jax.stages.Wrapped:
+    """A jitted function of ((trained, frozen with `held`), batch), the latter being specs of what an objective holds
+    beside its own model: checksums `[2, devices, arrays]`, uint32, devices in the mesh's
     order: of each device's weights and what `local` returns, for its own rows and for those of the replica before."""
-    specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
+    trained, frozen = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
+    specs = trained, frozen | held
     num, axes = mesh.shape[REPLICA], mesh.axis_names
     onwards = [(replica, (replica + 1) % num) for replica in range(num)]
 

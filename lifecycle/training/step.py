@@ -47,7 +47,8 @@ def make_train_step(
     faults: FaultsConfig | None = None,
     served: Served = as_they_are,
 ) -> jax.stages.Wrapped:
-    """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`.
+    """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`; of an objective that holds other models, their
+    parameters come third.
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is spread evenly
     over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm`, `update_norm` (of the optimizer's change, its
@@ -57,7 +58,8 @@ def make_train_step(
     (`training/served.py`).
     """
 
-    specs = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
+    trained, frozen = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
+    specs = trained, frozen | objective.held
 
     def local(parts: tuple[Params, Params], batch: Batch) -> tuple[Sums, Params]:
         batch = numbered(batch) if objective.has_context else batch
@@ -67,8 +69,9 @@ def make_train_step(
 
     gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sums, grads = gradients(split(served(state.params), state.frozen), batch)
+    def step(state: TrainState, batch: Batch, held: Params | None = None) -> tuple[TrainState, Metrics]:
+        trained, frozen = split(served(state.params), state.frozen)
+        sums, grads = gradients((trained, frozen | (held or {})), batch)
         divisor = jnp.maximum(sums.count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         before = widened(state.trained)

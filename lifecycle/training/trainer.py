@@ -29,6 +29,7 @@ class Trainer:
     `objective`: an `Objective`, or a function `(params, batch) -> Sums`; on a mesh it runs on each device's shard of
     both. Weights start from `params`, or fresh from `seed`. `steps` is the length of the learning-rate schedule.
     Parameters named by `freeze` stay as they are: `("mtp",)` for prediction modules that the objective does not train.
+    `held`: the parameters of other models that the objective holds, on the mesh.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Trainer:
         seed: int = 0,
         grad_accum: int = 1,
         freeze: tuple[str, ...] = (),
+        held: Params | None = None,
     ) -> None:
         self.mesh = mesh or build_mesh(MeshConfig())
         optimizer = optimizer or OptimizerConfig()
@@ -49,6 +51,7 @@ class Trainer:
         shardings = state_shardings(model, update, self.mesh, freeze)
         if not isinstance(objective, Objective):
             objective = Objective(partial(_without_context, objective))
+        self.held: Params = held or {}
         self._step = make_train_step(objective, update, self.mesh, shardings, grad_accum, model.bias_rate)
         hold = holding(optimizer, model)
         if params is None:
@@ -66,7 +69,7 @@ class Trainer:
 
         Returns the metrics as scalars on the device: reading one waits for the step.
         """
-        self.state, metrics = self._step(self.state, shard_batch(batch, self.mesh))
+        self.state, metrics = self._step(self.state, shard_batch(batch, self.mesh), self.held)
         return metrics
 
 

@@ -58,7 +58,8 @@ def test_a_training_stage_is_planned_as_the_config_and_the_words_say(
 ) -> None:
     asked: list[Any] = []
 
-    def plan_train_step(*arguments: Any) -> ProgramPlan:
+    def plan_train_step(*arguments: Any, others: Any) -> ProgramPlan:
+        assert others == {}
         asked.append(arguments[:-1])
         return program_plan()
 

@@ -6,7 +6,8 @@ Run after `make_family_golden.py`, in the same environment with `trl` beside (ma
 
 Writes `trl.json`: the sequences (`pairs`: chosen then rejected; `answers`, with labels and the mismatched sequences
 that KTO measures), each as ids and the number of its prompt's tokens; references; and by case TRL's settings, its loss,
-its gradient's norm over all parameters, and its metrics.
+its gradient's norm over all parameters, and its metrics. The teacher of `distillation` is the golden Gemma 2, whose
+logits are capped.
 """
 # pyright: reportMissingImports=false
 
@@ -24,7 +25,9 @@ from family_weights import write_model
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
+from trl.experimental.gkd import GKDTrainer
 from trl.experimental.orpo import ORPOTrainer
+from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 HERE = Path(__file__).parent
 NUM_PAIRS, NUM_ANSWERS, LENGTH, VOCAB = 6, 8, 20, 64
@@ -344,10 +347,44 @@ def reward_cases(model: Any, data: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def main() -> None:
+def distillation_cases(model: Any, teacher: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """GKD's loss of the answers, and the student's entropy as the distillation trainer logs it; both trainers' losses
+    are the same."""
+    tokens, attention, completion = padded(data["answers"])
+    labels = tokens.masked_fill(completion == 0, -100)[:, 1:]
+    inputs = {"input_ids": tokens, "attention_mask": attention}
+    made = {}
+    for beta in (0.0, 0.1, 0.5, 0.9, 1.0):
+        for temperature in (0.7, 1.0, 2.0):
+            model.zero_grad()
+            of = {"beta": beta, "temperature": temperature}
+            with torch.no_grad():
+                theirs = teacher(**inputs).logits[:, :-1]
+            loss = GKDTrainer.generalized_jsd_loss(model(**inputs).logits[:, :-1], theirs, labels, **of)
+            loss.backward()
+            norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters() if p.grad is not None))
+            with torch.no_grad():
+                hidden = [side.model(**inputs).last_hidden_state[:, :-1] for side in (model, teacher)]
+                heads = model.lm_head.weight, teacher.lm_head.weight
+                caps = {"teacher_final_logit_softcapping": teacher.config.final_logit_softcapping}
+                other, entropy, num = _chunked_divergence_loss(*hidden, *heads, completion[:, 1:], **of, **caps)
+            assert abs(float(other) / float(loss) - 1) < 1e-5
+            metrics = {"entropy": float(entropy / num)}
+            made[f"{beta}_{temperature}"] = {
+                "settings": of, "loss": loss.item(), "grad_norm": norm.item(), "metrics": metrics
+            }  # fmt: skip
+            print("distillation", of, loss.item(), norm.item())
+    return made
+
+
+def golden_model(name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        write_model(HERE / "families/llama2", Path(folder))
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float().eval()
+        write_model(HERE / "families" / name, Path(folder))
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float().eval()
+
+
+def main() -> None:
+    model = golden_model("llama2")
     run = with_statistics(model)
     data: dict[str, Any] = sequences()
     data |= references(run, data)
@@ -355,6 +392,7 @@ def main() -> None:
     data["score"] = draw.normal(size=model.config.hidden_size).astype(np.float32).tolist()
     data["margins"] = draw.random(NUM_PAIRS).astype(np.float32).tolist()
     data["rewards"] = reward_cases(model, data)
+    data["distillation"] = distillation_cases(model, golden_model("gemma2"), data)
     made = {}
     for name, (kind, settings) in cases().items():
         model.zero_grad()

@@ -39,7 +39,7 @@ def test_a_flipped_bit_on_one_device_is_found() -> None:
     at = TrainState({"w": sharding(mesh, "embed")}, {}, (), sharding(mesh))
     weights = jax.device_put(jnp.linspace(-1, 1, 32), at.trained["w"])
     batch = shard_batch({"tokens": np.arange(64, dtype=np.int32).reshape(8, 8)}, mesh)
-    replay = make_replay(lambda parts, rows: parts[0]["w"] * rows["tokens"].sum(), mesh, at)
+    replay = make_replay(lambda parts, rows: parts[0]["w"] * rows["tokens"].sum(), mesh, at, {})
     with jax.transfer_guard("disallow"):
         sums = replay(({"w": weights}, {}), batch)
     assert suspects(np.asarray(sums), mesh) == []

@@ -54,7 +54,7 @@ def test_the_bundles_content_decides_the_key_and_not_its_place(bundle: Path) -> 
     def key(folder: Path) -> str:
         config = read(f"train.sft.from={folder}")
         stage = build_graph(config)["sft"]
-        assert stage.bundle == folder
+        assert stage.bundles["bundle"].bundle == folder
         return Draft(config.folder, "sft", stage.settings(config), {}, {"bundle": folder}).key
 
     first = key(bundle)

@@ -328,7 +328,7 @@ def test_a_bundle_at_an_address_is_an_input_like_one_in_a_folder(
         assert start.url == "gs://models/one" and start.bundle is not None and not start.bundle.exists()
         drafts = {state.stage.name: state.draft for state in states(config, ("tokenizer",))}
         graph = build_graph(config)["pretrain"]
-        draft = chain._draft(config, Stage("pretrain", "train", (), graph.settings, graph.bundle, graph.bundle_url), {})
+        draft = chain._draft(config, Stage("pretrain", "train", (), graph.settings, graph.bundles), {})
         assert draft.input_hashes == {"bundle": bundle.content_hash} and drafts.keys() >= {"tokenizer"}
     store.write("model.safetensors", b"WEIGHTS")
     local_copy("gs://models/one")

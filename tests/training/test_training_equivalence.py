@@ -14,7 +14,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
+from lifecycle.testing.jobs import MODEL, TinyRun, held_by, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.objectives.policy import TOKEN_ADVANTAGES
 from lifecycle.training.objectives.ppo import RETURNS, VALUES
@@ -55,7 +55,10 @@ BY_DEFAULT = {
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
     "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2}),
 }
-SLOW = {"ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)})}
+SLOW = {
+    "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),
+    "distillation": ("distillation", {"beta": 0.3, "temperature": 1.5, "sft_weight": 0.2}),
+}
 FURTHER = {
     "sft": ("sft", {}),
     "wpo": ("dpo", {"loss": "discopop", "is_weighted": True}),
@@ -64,6 +67,8 @@ FURTHER = {
     "cpo": ("cpo", {"loss": "simpo", "alpha": 0.1}),
     "apo": ("kto", {"loss": "apo_zero_unpaired"}),
     "dapo": ("policy", {"delta": 3.0, "sampler_cap": None}),
+    "forward_kl": ("distillation", {"beta": 0.0}),
+    "reverse_kl": ("distillation", {"beta": 1.0, "loss_chunks": 3}),
     "gspo": ("policy", {"loss": "gspo", "beta": 0.1, "kl": "k2"}),
 }
 CASES = BY_DEFAULT | SLOW | FURTHER
@@ -102,7 +107,8 @@ def one_step(name: str, mesh: Mesh, host: dict[str, np.ndarray], grad_accum: int
     shardings = state_shardings(model, GRADIENT, mesh)
     params = jax.device_put(random_params(model), shardings.params)
     state = TrainState(jax.tree.map(jnp.copy, params), {}, jax.jit(GRADIENT.init)(params), jnp.int32(0))
-    state, metrics = make_train_step(objective, GRADIENT, mesh, shardings, grad_accum)(state, shard_batch(host, mesh))
+    step = make_train_step(objective, GRADIENT, mesh, shardings, grad_accum)
+    state, metrics = step(state, shard_batch(host, mesh), held_by(objective, mesh))
     return jax.device_get(metrics), jax.device_get(state.opt_state[0].trace)
 
 

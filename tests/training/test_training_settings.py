@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from lifecycle.cli.scaling import ScalingConfig
 from lifecycle.core.config import ConfigError, Section, VariantSection, validate
 from lifecycle.core.progress import Silent
+from lifecycle.kernels.divergence import Divergence, Predictions, divergence
 from lifecycle.model.params import parameters
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
@@ -30,6 +31,7 @@ from lifecycle.training.config import (
     NextTokenConfig,
     SftConfig,
 )
+from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.loop import run_job
 from lifecycle.training.optimizer import build_optimizer, build_schedule
@@ -39,7 +41,7 @@ from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoC
 OF_TRAINING = (
     NextTokenConfig, SftConfig, DpoConfig, OrpoConfig, CpoConfig, KtoConfig, OptimizerConfig, ScheduleConfig,
     CheckpointConfig, LocalCheckpointConfig, FaultsConfig, MeasuredTasksConfig, EagleConfig,
-    AdapterTrainingConfig,
+    AdapterTrainingConfig, DistillationConfig,
 )  # fmt: skip
 STAGE = {"steps": 10, "seq_len": 8, "global_batch_size": 4}
 NEEDED: dict[type[Section], dict[str, Any]] = {
@@ -47,6 +49,7 @@ NEEDED: dict[type[Section], dict[str, Any]] = {
     LocalCheckpointConfig: {"folder": "/tmp"},
     MeasuredTasksConfig: {"names": ["task"]},
     EagleConfig: STAGE,
+    DistillationConfig: STAGE | {"teacher": "wide"},
 }
 OF_MUON = ("momentum", "neuron_beta2")  # an update compiles for half a second
 NOT_FINITE = [math.nan, math.inf, -math.inf]
@@ -160,8 +163,21 @@ def scale_is_finite(config: AdapterTrainingConfig) -> None:
     assert 0 < jnp.float32(config.scale) < jnp.inf, config
 
 
+def divergence_is_finite(config: DistillationConfig) -> None:
+    """Of a student and a teacher that are sure of different tokens."""
+    of = Divergence(config.beta, config.temperature)
+    student, teacher = (Predictions(30 * jnp.eye(4)[None, [first]], jnp.eye(4)) for first in (0, 1))
+
+    def loss(hidden: jax.Array) -> jax.Array:
+        return sum(divergence(student._replace(hidden=hidden), teacher, jnp.ones((1, 1)), of), start=jnp.zeros(()))
+
+    value, grad = jax.value_and_grad(loss)(student.hidden)
+    assert jnp.isfinite(value) and jnp.isfinite(grad).all(), config
+
+
 WORKS: dict[type[Section], Any] = {
     ScheduleConfig: rates_are_finite, OptimizerConfig: updates_are_finite, AdapterTrainingConfig: scale_is_finite,
+    DistillationConfig: divergence_is_finite,
 }  # fmt: skip
 
 

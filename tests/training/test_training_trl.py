@@ -5,7 +5,8 @@ The model runs once for all cases: a formula's gradient in the tokens' statistic
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,9 @@ from lifecycle.model.params import Params
 from lifecycle.testing.jobs import Example
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.config import SftConfig, TrainConfig
+from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.group_rows import Group, GroupRows
+from lifecycle.training.objectives.distillation import distillation
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind
@@ -176,6 +179,51 @@ def test_reward_models_are_trls(name: str, scored: Any) -> None:
     case = TRL["rewards"][name]
     settings = RewardModelConfig(**SIZES, centre=case["settings"].get("centre", 0.0))
     loss, norm, means = scored(settings, TRL["margins"] if "margin" in case["settings"] else [])
+    assert loss == pytest.approx(case["loss"], rel=LOSS) and norm == pytest.approx(case["grad_norm"], rel=NORM)
+    assert means == pytest.approx(case["metrics"], rel=1e-3, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def distilled(
+    llama: Llama, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[DistillationConfig], tuple[float, float, dict[str, float]]]:
+    """Loss, gradient norm and metrics of distillation from the golden Gemma 2, packed. Both models run once; the
+    formula's gradient in hidden states and head is led back to the parameters."""
+    folder = tmp_path_factory.mktemp("gemma2")
+    write_model(GOLDEN / "families/gemma2", folder)
+    config = load_config(folder)
+    batch: Any = {column: jnp.asarray(values) for column, values in answer_batch().items()}
+    rows = [batch[name] for name in ("tokens", "positions", "segment_ids")]
+
+    def seen(model: ModelConfig, params: Params) -> tuple[jax.Array, jax.Array]:
+        return forward_train(model, params, *rows)[0], head(model, params)
+
+    def predictions(model: ModelConfig, hidden: jax.Array, table: jax.Array) -> TokenLikelihoods:
+        return TokenLikelihoods(batch, hidden, table, model.logits_soft_cap, 1)
+
+    teacher = predictions(config, *jax.jit(partial(seen, config))(load_weights(config, folder)))
+    student = jax.jit(partial(seen, llama.config))(llama.params)
+
+    @jax.jit
+    def pulled_back(params: Params, grads: Any) -> jax.Array:
+        return optax.global_norm(jax.vjp(partial(seen, llama.config), params)[1](grads)[0])
+
+    def found(settings: DistillationConfig) -> tuple[float, float, dict[str, float]]:
+        def loss(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, Any]:
+            sums = distillation(settings, replace(predictions(llama.config, hidden, table), teacher=teacher), {})
+            return sums.loss / sums.count, sums
+
+        (value, sums), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*student)
+        means = {name: float(mean) for name, mean in sums.metric_means(sums.count).items()}
+        return float(value), float(pulled_back(llama.params, grads)), means
+
+    return found
+
+
+@pytest.mark.parametrize("name", TRL["distillation"])
+def test_distillation_is_trls(name: str, distilled: Any) -> None:
+    case = TRL["distillation"][name]
+    loss, norm, means = distilled(DistillationConfig(**SIZES, teacher="gemma2", **case["settings"]))
     assert loss == pytest.approx(case["loss"], rel=LOSS) and norm == pytest.approx(case["grad_norm"], rel=NORM)
     assert means == pytest.approx(case["metrics"], rel=1e-3, abs=1e-5)
 

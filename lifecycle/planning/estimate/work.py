@@ -4,6 +4,7 @@ Causal attention is counted in two ways: only what a query sees (half of the squ
 convention), and the full square (Chowdhery et al. 2022, appendix B).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lifecycle.model.config import ModelConfig
@@ -23,10 +24,16 @@ class Work:
     attention_share: float = 1.0
 
 
-def train_work(model: ModelConfig, train: TrainConfig) -> Work:
-    """One train step: a forward pass and a backward pass of twice its products, or what the stage does instead."""
+def train_work(model: ModelConfig, train: TrainConfig, others: Sequence[ModelConfig] = ()) -> Work:
+    """One train step: a forward pass and a backward pass of twice its products, or what the stage does instead; and a
+    forward pass of `others`, the models that it runs beside its own."""
     tokens = train.global_batch_size * train.seq_len
-    half, full = (tokens * train.flops_per_token(model, causal) for causal in (True, False))
+
+    def flops(causal: bool) -> float:
+        beside = sum(forward_flops_per_token(other, train.seq_len, causal) for other in others)
+        return tokens * (train.flops_per_token(model, causal) + beside)
+
+    half, full = flops(True), flops(False)
     return Work(tokens, half, full, train.steps, attention_share(train.computed(model), train.seq_len))
 
 

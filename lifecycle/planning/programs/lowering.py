@@ -34,8 +34,15 @@ class PlannedProgram:
     work: Work
 
 
-def train_program(model: ModelConfig, train: TrainConfig, mesh: "Mesh", section: str) -> PlannedProgram:
-    """A training stage's step; `section` is the stage's section of the run's file.
+def train_program(
+    model: ModelConfig,
+    train: TrainConfig,
+    mesh: "Mesh",
+    section: str,
+    others: Mapping[str, ModelConfig] | None = None,
+) -> PlannedProgram:
+    """A training stage's step; `section` is the stage's section of the run's file, `others` the models that it runs
+    beside its own (`TrainConfig.held`).
 
     A run's length changes two constants of its learning rate schedule and nothing that a plan measures, so the step is
     lowered for a length that is independent of it: a longer run has the same plan with another budget.
@@ -48,9 +55,9 @@ def train_program(model: ModelConfig, train: TrainConfig, mesh: "Mesh", section:
         section=section,
         is_training=True,
         mesh=mesh,
-        lower=partial(lower_train, model, train.model_copy(update=settings), mesh),
-        arguments=partial(_train_arguments, model, train, mesh),
-        work=train_work(model, train),
+        lower=partial(lower_train, model, train.model_copy(update=settings), mesh, others),
+        arguments=partial(_train_arguments, model, train, mesh, others or {}),
+        work=train_work(model, train, tuple((others or {}).values())),
     )
 
 
@@ -82,11 +89,14 @@ def _lowered(trace: "Callable[[], Traced]") -> "Lowered":
     return trace().lower()
 
 
-def _train_arguments(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> dict[str, PyTree]:
-    from lifecycle.training.lowering import abstract_arguments
+def _train_arguments(
+    model: ModelConfig, train: TrainConfig, mesh: "Mesh", others: Mapping[str, ModelConfig]
+) -> dict[str, PyTree]:
+    from lifecycle.training.lowering import abstract_arguments, abstract_held
 
     state, _ = abstract_arguments(model, train, mesh)
-    return {"parameters": (state.trained, state.frozen), "optimizer": state.opt_state}
+    parameters = state.trained, state.frozen, abstract_held(others, mesh)
+    return {"parameters": parameters, "optimizer": state.opt_state}
 
 
 def _engine_arguments(engine: "AbstractEngine") -> dict[str, PyTree]:
@@ -97,8 +107,10 @@ def _engine_arguments(engine: "AbstractEngine") -> dict[str, PyTree]:
     return {"parameters": read, "embedding": params["embed"], "cache": state.cache}
 
 
-def lower_train(model: ModelConfig, train: TrainConfig, mesh: "Mesh") -> "Lowered":
-    """The step of a training stage for the mesh's devices."""
+def lower_train(
+    model: ModelConfig, train: TrainConfig, mesh: "Mesh", others: Mapping[str, ModelConfig] | None = None
+) -> "Lowered":
+    """The step of a training stage for the mesh's devices; `others` as in `train_program`."""
     from lifecycle.training.lowering import trace_train_step
 
-    return trace_train_step(model, train, mesh).lower()
+    return trace_train_step(model, train, mesh, others).lower()

@@ -65,9 +65,11 @@ def plan_train_step(
     section: str,
     is_tuned: bool,
     progress: Progress,
+    others: Mapping[str, ModelConfig] | None = None,
 ) -> ProgramPlan:
-    """The plan of a training stage's step on a mesh over the topology. Raises `ConfigError` if they do not match."""
-    program = train_program(model, train, mesh_over(topology, mesh), section)
+    """The plan of a training stage's step on a mesh over the topology; `others`: the models that it runs beside its
+    own. Raises `ConfigError` if mesh and topology do not match."""
+    program = train_program(model, train, mesh_over(topology, mesh), section, others)
     return plan_program(program, topology, is_tuned, progress)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Batch, Float, Shaped
 from lifecycle.kernels.cross_entropy import cross_entropy, cross_entropy_and_metrics
+from lifecycle.kernels.divergence import Divergence, Predictions, divergence
 from lifecycle.kernels.token_statistics import TokenStatistics, token_statistics
 from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum, psum_identity_grad
@@ -38,6 +39,7 @@ class TokenLikelihoods(RowColumns):
     soft_cap: float | None
     chunks: int  # of the vocabulary, as in `cross_entropy`
     score: Float[Array, " columns"] | None = None  # of a model with rewards
+    teacher: "TokenLikelihoods | None" = None  # of the same rows, for an objective that has one
 
     @property
     def mask(self) -> Float[Array, "B T"]:
@@ -66,6 +68,13 @@ class TokenLikelihoods(RowColumns):
         targets, weights = self.column("targets"), self.mask
         settings = self.soft_cap, self.chunks, z_weight
         return cross_entropy_and_metrics(self.hidden, self.table, targets, weights, *settings)
+
+    def divergence(self, of: Divergence) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The sum over learned targets of the distributions' divergences from the teacher's, and without a gradient
+        that of their entropies, in nats."""
+        assert self.teacher is not None, "this objective has no teacher"
+        student, teacher = (Predictions(side.hidden, side.table, side.soft_cap) for side in (self, self.teacher))
+        return divergence(student, teacher, self.mask, of, self.chunks)
 
     def statistics(self, temperature: float = 1.0) -> TokenStatistics:
         """The log-probability of each target, and what else is known of its distribution."""

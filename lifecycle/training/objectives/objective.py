@@ -6,7 +6,7 @@ in a row they come from.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from lifecycle.training.objectives.mtp import with_modules
 from lifecycle.training.objectives.registry import SEGMENTS, ObjectiveKind, objective_kind
 from lifecycle.training.objectives.router import with_routers
 from lifecycle.training.objectives.sums import Sums
+from lifecycle.training.state import param_specs
 
 type Context = Mapping[str, Array]  # totals over a whole batch
 type Formula = Callable[[TrainConfig, Any, Context], Sums]  # (the stage's settings, likelihoods, context) -> sums
@@ -41,10 +42,14 @@ class Objective:
     `loss(params, batch, context)` gives sums, which over all micro-batches and devices are those of the global batch,
     and so are their gradients. `context(params, batch)` gives totals that add up in the same way; it runs before, over
     the whole global batch and without a gradient: denominators, estimates over the batch, order statistics.
+
+    `held`: how the parameters of other models are sharded that both find beside the stage's own, by name. No step
+    changes them, and no checkpoint has them.
     """
 
     loss: Callable[[Params, Batch, Context], Sums]
     context: Callable[[Params, Batch], Context] = nothing
+    held: Params = field(default_factory=dict, hash=False)
 
     @property
     def has_context(self) -> bool:
@@ -56,26 +61,39 @@ class Objective:
         return self.loss(params, batch, jax.lax.stop_gradient(self.context(params, batch)))
 
 
-def build_objective(model: ModelConfig, train: TrainConfig) -> Objective:
-    """The objective of a stage with these settings."""
+def build_objective(
+    model: ModelConfig, train: TrainConfig, others: Mapping[str, ModelConfig] | None = None
+) -> Objective:
+    """The objective of a stage with these settings. `others`: the models that its settings `TrainConfig.held` name."""
     kind = objective_kind(train.objective)
     if kind.runs_model:
         return kind.load()(model, train)
-    return _of_segments(kind, model, train) if kind.rows in SEGMENTS else _of_tokens(kind, model, train)
+    if kind.rows in SEGMENTS:
+        return _of_segments(kind, model, train)
+    return _of_tokens(kind, model, train, {name: (others or {})[name] for name in train.held})
 
 
-def _of_tokens(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) -> Objective:
+def _of_tokens(
+    kind: ObjectiveKind, model: ModelConfig, train: TrainConfig, held: Mapping[str, ModelConfig]
+) -> Objective:
     formula = kind.load()
+    plain = train.model_copy(update={"remat": None, "precision": None})
+
+    def of_other(name: str, params: Params, batch: Batch) -> TokenLikelihoods:
+        return token_likelihoods(held[name], jax.lax.stop_gradient(params[name]), batch, plain)[0]
 
     def loss(params: Params, batch: Batch, context: Context) -> Sums:
+        others = {name: of_other(name, params, batch) for name in held}
+        params = {name: array for name, array in params.items() if name not in held}
         tokens, routers = token_likelihoods(model, params, batch, train)
+        tokens = replace(tokens, **others)
         sums = formula(train, tokens, context)
         if train.computed(model).num_mtp_modules:
             sums, of_modules = with_modules(model, train, params, batch, tokens.hidden, sums)
             routers = routers | of_modules
         return with_routers(model, sums, routers)
 
-    return Objective(loss)
+    return Objective(loss, held={name: param_specs(other) for name, other in held.items()})
 
 
 def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) -> Objective:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lifecycle.core.config import ConfigError, nearest
 from lifecycle.training.config import SETTINGS, NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, RewardModelConfig
 
@@ -26,8 +27,9 @@ class ObjectiveKind:
     `package.module:function`, a function of the settings, of likelihoods (`objectives/likelihoods.py`, over tokens or
     over segments according to `rows`) and of the context. `context` is named in the same way: a function of the
     settings and of likelihoods to totals over the batch, for settings that say `needs_context`. With `needs_reference`,
-    rows carry the log-probabilities of the stage's initial model. `models` lists the settings that name another stage
-    whose model the objective needs. One that `runs_model` is a function of model and settings to an `Objective`.
+    rows carry the log-probabilities of the stage's initial model. `models` lists the settings that name a model which
+    the objective needs beside its own: another stage, or a bundle. One that `runs_model` is a function of model and
+    settings to an `Objective`.
     """
 
     name: str
@@ -90,4 +92,9 @@ register(
     ObjectiveKind("kto", KtoConfig, "labelled", f"{PACKAGE}.kto:kto", f"{PACKAGE}.kto:of_batch", needs_reference=True)
 )
 register(ObjectiveKind("reward_model", RewardModelConfig, "pairs", f"{PACKAGE}.reward_model:reward_model"))
+register(
+    ObjectiveKind(
+        "distillation", DistillationConfig, "chat", f"{PACKAGE}.distillation:distillation", models=("teacher",)
+    )
+)
 register(ObjectiveKind("eagle", EagleConfig, "chat", f"{PACKAGE}.eagle:eagle", runs_model=True))

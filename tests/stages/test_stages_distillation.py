@@ -1,0 +1,192 @@
+"""Stages that learn from a teacher: which models can be one, what decides their key, and whole runs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifecycle.core import machine
+from lifecycle.core.artifact import Draft
+from lifecycle.core.config import ConfigError
+from lifecycle.core.progress import Silent
+from lifecycle.core.runlog import METRICS, read_log
+from lifecycle.model.config import ModelConfig
+from lifecycle.parallel.axes import MeshConfig
+from lifecycle.parallel.mesh import build_mesh
+from lifecycle.stages.chain import bring_up_to_date
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.graph import build_graph, needed
+from lifecycle.stages.weights import named_model
+from lifecycle.testing.families import random_params
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.training.checkpoints.integrity import steps_in
+from lifecycle.training.job import CHECKPOINTS
+from lifecycle.weights.published import save_weights
+from tests.stages.trees import MODEL, run_of, sft
+
+
+@pytest.fixture(autouse=True)
+def quick_peak(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A smaller product than the one that a stage measures its machine by."""
+    monkeypatch.setattr(machine, "PEAK_SIZE", 64)
+    machine.matmul_peak.cache_clear()
+    yield
+    machine.matmul_peak.cache_clear()
+
+
+NARROW = MODEL | {"d_model": 16, "head_dim": 8}
+ROWS = {"chat": ["own.jsonl"]}
+
+
+def student(**settings: Any) -> dict[str, Any]:
+    return {"objective": "distillation", "model": "narrow", "teacher": "wide", **settings}
+
+
+def run_with(narrow: dict[str, Any] | None = None, wide: dict[str, Any] | None = None, **settings: Any) -> RunConfig:
+    """A run with a wide model's stage and a narrow one that learns from it."""
+    models = {"wide": MODEL | (wide or {}), "narrow": NARROW | (narrow or {})}
+    train = {"wide": sft(model="wide"), "more": sft(model="narrow"), "small": student(**settings)}
+    return run_of(train, model=models, rows=ROWS)
+
+
+def bundle_in(folder: Path, model: dict[str, Any] = MODEL, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    config, words = ModelConfig.model_validate(model), ByteTokenizer()
+    save_weights(config, random_params(config, seed), folder)
+    words.save(folder)
+    ChatTemplate(words).save(folder)
+    return folder
+
+
+def test_a_stage_comes_after_its_teacher_and_holds_its_model() -> None:
+    config = run_with()
+    assert config.training_stages == ("wide", "more", "small")
+    assert [stage.name for stage in needed(build_graph(config), ("small",))][2:] == ["wide", "more", "small"]
+    assert config.held_models("small") == {"teacher": config.models["wide"]} and not config.held_models("wide")
+    assert config.held_flops("small") > config.train["small"].flops_per_token(config.models["narrow"]) / 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"teacher": "wid"}, r"train\.small\.teacher=wid: no such training stage; did you mean 'wide'"),
+        ({"teacher": "more"}, r"train\.small\.teacher=more: the stage starts from these weights itself"),
+        ({"narrow": {"vocab_size": 272}}, r"train\.small\.teacher=wide: it has model\.vocab_size=264, .* 272"),
+        ({"wide": {"max_seq_len": 32}, "seq_len": 48}, r"train\.small\.teacher=wide: seq_len=48 is above .*=32"),
+        ({"teacher": "small"}, r"train: small -> small: these stages wait for each other"),
+        ({"beta": 1.5}, r"train\.small\.beta: Input should be less than or equal to 1"),
+        ({"temperature": 0}, r"train\.small\.temperature: Input should be greater than or equal to 0\.01"),
+    ],
+)
+def test_what_cannot_be_a_teacher_is_said_when_the_file_is_read(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run_with(**settings)
+
+
+def test_a_reward_model_is_no_teacher_and_a_bundle_no_reward() -> None:
+    judge = {"objective": "reward_model", "model": "wide"}
+    with pytest.raises(ConfigError, match=r"train\.small\.teacher=wide: a reward model predicts no tokens"):
+        run_of(
+            {"wide": judge, "small": student()},
+            model={"wide": MODEL, "narrow": NARROW},
+            rows=ROWS | {"pairs": ["pairs.jsonl"]},
+        )
+    rl = {"objective": "grpo", "reward": "a/bundle", "max_prompt_tokens": 8, "max_completion_tokens": 8}
+    sizes = {"prompts_per_step": 1, "group_size": 2}
+    with pytest.raises(ConfigError, match=r"train\.rl\.reward=a/bundle: no training stage"):
+        run_of({"rl": rl | sizes}, rows={"prompts": ["prompts.jsonl"]})
+
+
+def test_the_content_of_a_teachers_bundle_is_in_the_key_and_not_its_place(tmp_path: Path) -> None:
+    def key(folder: Path, **settings: Any) -> str:
+        config = run_with(teacher=str(folder), **settings)
+        stage = build_graph(config)["small"]
+        folders = {use: start.bundle for use, start in stage.bundles.items() if start.bundle is not None}
+        assert "wide" not in stage.inputs and list(folders) == ["bundle:teacher"]
+        return Draft(config.folder, "small", stage.settings(config), {}, folders).key
+
+    first, same = bundle_in(tmp_path / "first"), bundle_in(tmp_path / "same")
+    assert key(first) == key(same) != key(bundle_in(tmp_path / "other", seed=1))
+    assert key(first) != key(first, beta=0.25)
+    assert run_with(teacher=str(first)).held_models("small")["teacher"].d_model == MODEL["d_model"]
+
+
+def rows_file(folder: Path) -> Path:
+    path = folder / "own.jsonl"
+    told = ({"role": "user", "content": f"What is {i}?"} for i in range(24))
+    rows = ({"messages": [asked, {"role": "assistant", "content": "It is so."}]} for asked in told)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def tree_of(tmp_path: Path, **of_student: Any) -> dict[str, Any]:
+    sizes = {"seq_len": 64, "global_batch_size": 4, "eval_every": 10, "log_every": 1}
+    learned = {"optimizer": {"learning_rate": 0.01, "schedule": {"kind": "constant", "warmup_steps": 2}}}
+    return {
+        "root": tmp_path,
+        "rows": {"chat": [str(rows_file(tmp_path))], "heldout_fraction": 0.3},
+        "model": {"wide": MODEL, "narrow": NARROW},
+        "train": {
+            "wide": sft(model="wide", steps=4, **sizes | learned),
+            "small": student(**sizes | learned | {"steps": 20} | of_student),
+        },
+    }  # fmt: skip
+
+
+def run_from(tree: dict[str, Any], **changes: Any) -> RunConfig:
+    return run_of(tree["train"], **{name: value for name, value in tree.items() if name != "train"} | changes)
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_a_stage_and_no_checkpoint_has_the_teacher(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path, sft_weight=0.5, faults={"policy": "skip"})
+    made = bring_up_to_date(run_from(tree), ["small"], Silent())
+    assert made["small"].manifest.inputs["wide"] == made["wide"].path.name
+    records = list(read_log(made["small"].path / METRICS))
+    heldout = [record["heldout_loss"] for record in records if "heldout_loss" in record]
+    assert len(heldout) == 3 and heldout[-1] < 0.9 * heldout[0]
+    assert {"entropy", "nll_loss", "heldout_entropy", "heldout_nll_loss"} <= {name for r in records for name in r}
+    folder = made["small"].path / CHECKPOINTS
+    assert steps_in(folder) == [20] and not [path for path in folder.rglob("*") if "teacher" in path.name]
+    config = run_from(tree)
+    facts = made["small"].stats
+    of_student = config.train["small"].flops_per_token(config.models["narrow"])
+    assert facts["train_flops_per_token"] == of_student + config.held_flops("small")
+    again = bring_up_to_date(run_from(tree), ["small"], Silent())
+    assert again["small"].path == made["small"].path
+
+
+@pytest.mark.slow
+def test_a_bundle_is_a_teacher(tmp_path: Path) -> None:
+    bundle = bundle_in(tmp_path / "bundle", seed=3)
+    made = bring_up_to_date(run_from(tree_of(tmp_path, steps=2, teacher=str(bundle), beta=0.0)), ["small"], Silent())
+    assert set(made) == {"tokenizer", "rows", "small"} and made["small"].stats["loss"] > 0
+    assert made["small"].manifest.inputs["bundle:teacher"] == str(bundle)
+
+
+def test_a_bundle_that_is_no_teacher_of_this_stage_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    other = bundle_in(tmp_path / "other", MODEL | {"vocab_size": 272})
+    with pytest.raises(ConfigError, match=r"train\.small\.teacher: it has model\.vocab_size=272"):
+        bring_up_to_date(run_from(tree_of(tmp_path, teacher=str(other))), ["small"], Silent())
+    with pytest.raises(ConfigError, match=r"teacher=.*none: no config\.json here; give a bundle's folder"):
+        bring_up_to_date(run_from(tree_of(tmp_path, teacher=str(tmp_path / "none"))), ["small"], Silent())
+
+
+class OtherTokens(ByteTokenizer):
+    """Bytes whose first two have changed places."""
+
+    @property
+    def native(self) -> bytes:
+        return super().native + b"others"
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        return super()._bytes_of({8: 9, 9: 8}.get(token_id, token_id))
+
+
+def test_a_teacher_of_other_tokens_is_refused(tmp_path: Path) -> None:
+    config = run_with(teacher=str(bundle_in(tmp_path / "bundle")))
+    with pytest.raises(ConfigError, match=r"its tokenizer is not the run's \(id 8 is .*, not .*\)"):
+        named_model(config, "small", "teacher", {}, OtherTokens(), build_mesh(MeshConfig()))
