@@ -148,7 +148,9 @@ def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, consol
 
     stage = planned_stage(config, own.stage)
     model, train = config.trained_model(stage), with_steps(config, stage)
-    section, others = f"train.{stage}", config.held_models(stage)
+    as_run = {"vocab_size": model.vocab_size}  # of other rows, if the teacher has more or fewer
+    section = f"train.{stage}"
+    others = {name: other.model_copy(update=as_run) for name, other in config.held_models(stage).items()}
     plan = plan_train_step(model, train, config.mesh, topology, section, own.is_tuned, progress, others=others)
     _show_and_write(plan, config, topology, console)
 

@@ -24,9 +24,12 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.logits import project
 from lifecycle.kernels.vocabulary import BLOCK, gathered_table, of_rows, row_blocks
-from lifecycle.parallel.collectives import all_gather, axis_size, pmax, psum, reduce_scatter
+from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax, psum, reduce_scatter
 
 MOST_LOGITS = 2**24  # of a block, of each model: 67 MB in float32, and there are four to six such arrays
+
+
+LEFT_OUT = -1e9  # a logit of an id that does not count; its square is finite
 
 
 class Predictions(NamedTuple):
@@ -38,10 +41,12 @@ class Predictions(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """Which divergence: `beta` as above, both models' logits divided by `temperature`."""
+    """Which divergence: `beta` as above, both models' logits divided by `temperature`; with `num_ids`, of the
+    distributions over the first ids alone."""
 
     beta: float
     temperature: float = 1.0
+    num_ids: int | None = None
 
 
 def divergence(
@@ -77,11 +82,18 @@ class _Form(NamedTuple):
         of_q = (1 - beta) * q * (log_q - log_m)
         return of_q + beta * p * (log_p - log_m), of_q
 
-    def student(self, rows: Array, head: Array) -> Array:
-        return project(rows, head, self.soft_cap) / self.of.temperature
+    def student(self, rows: Array, head: Array, first: Array | int) -> Array:
+        return self._of_ids(project(rows, head, self.soft_cap), first)
 
-    def teacher(self, rows: Array, head: Array) -> Array:
-        return project(rows, head, self.teacher_soft_cap) / self.of.temperature
+    def teacher(self, rows: Array, head: Array, first: Array | int) -> Array:
+        return self._of_ids(project(rows, head, self.teacher_soft_cap), first)
+
+    def _of_ids(self, logits: Array, first: Array | int) -> Array:
+        """At the temperature; `first` is the first id of this part of the head."""
+        logits = logits / self.of.temperature
+        if self.of.num_ids is None:
+            return logits
+        return jnp.where(first + jnp.arange(logits.shape[-1]) < self.of.num_ids, logits, LEFT_OUT)
 
     def in_products(self, grad: Array, logits: Array) -> Array:
         """From a gradient in the student's logits to one in the products that they are made of."""
@@ -129,15 +141,14 @@ type _Found = tuple[tuple[Array, Array], tuple[Array, Array] | None]  # both sum
 
 
 def _in_one_pass(blocks: _Rows, table: Array, teacher_table: Array, form: _Form, has_gradient: bool) -> _Found:
-    head, teacher_head = (
-        gathered_table(table, blocks.student.dtype),
-        gathered_table(teacher_table, blocks.teacher.dtype),
-    )
+    head = gathered_table(table, blocks.student.dtype)
+    teacher_head = gathered_table(teacher_table, blocks.teacher.dtype)
+    first = axis_index("vocab") * table.shape[0]
 
     def step(carry: tuple[Array, Array, Array | None], block: _Rows) -> tuple[Any, Array | None]:
         total, entropies, grad_head = carry
-        logits, weights = form.student(block.student, head), block.weights[:, None]
-        log_q, log_p = _log_softmax(logits), _log_softmax(form.teacher(block.teacher, teacher_head))
+        logits, weights = form.student(block.student, head, first), block.weights[:, None]
+        log_q, log_p = _log_softmax(logits), _log_softmax(form.teacher(block.teacher, teacher_head, first))
         values, slopes = form.log_terms(log_q, log_p)
         q = jnp.exp(log_q)
         total += psum((weights * values).sum(), "vocab")
@@ -166,21 +177,24 @@ def _log_softmax(logits: Array) -> Array:
 
 
 class _Chunk(NamedTuple):
-    """A chunk of both heads: `[ids, D]`, or `[D, ids]` as they were gathered."""
+    """A chunk of both heads, `[ids, D]`, or `[D, ids]` as they were gathered, and its first id."""
 
     student: Array
     teacher: Array
+    first: Array
 
 
 def _in_three_passes(blocks: _Rows, table: Array, teacher_table: Array, form: _Form, has_gradient: bool) -> _Found:
     is_cut = axis_size("embed") > 1
     heads = _Chunk(
-        _heads(table, blocks.student.dtype, form.chunks), _heads(teacher_table, blocks.teacher.dtype, form.chunks)
+        _heads(table, blocks.student.dtype, form.chunks),
+        _heads(teacher_table, blocks.teacher.dtype, form.chunks),
+        axis_index("vocab") * table.shape[0] + jnp.arange(form.chunks) * (table.shape[0] // form.chunks),
     )
 
     def both(rows: _Rows, chunk: _Chunk) -> tuple[Array, Array]:
-        head, teacher_head = (part.T if is_cut else part for part in chunk)
-        return form.student(rows.student, head), form.teacher(rows.teacher, teacher_head)
+        head, teacher_head = (part.T if is_cut else part for part in (chunk.student, chunk.teacher))
+        return form.student(rows.student, head, chunk.first), form.teacher(rows.teacher, teacher_head, chunk.first)
 
     def over_chunks(add: Callable[..., Array], begun: Array, *kept: Array) -> Array:
         """What `add` makes of each block's numbers, chunk after chunk."""

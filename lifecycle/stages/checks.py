@@ -16,6 +16,7 @@ from lifecycle.rl.config import RolloutConfig
 from lifecycle.stages.origins import Start, named_models
 from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig, is_of_task
+from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.preference import RewardModelConfig
@@ -130,11 +131,15 @@ def check_teacher(name: str, train: Mapping[str, TrainConfig], start: Start) -> 
 
 def check_held(at: str, train: TrainConfig, model: ModelConfig, other: ModelConfig, mesh: MeshConfig) -> None:
     """Checks that the `other` model fits the stage whose steps run it beside its own; `at` is the setting."""
-    if other.vocab_size != model.vocab_size:
+    shared = train.shared_ids if isinstance(train, DistillationConfig) else None
+    least = min(other.vocab_size, model.vocab_size)
+    if shared is None and other.vocab_size != model.vocab_size:
         raise ConfigError(
-            f"{at}: it has model.vocab_size={other.vocab_size}, the stage's model {model.vocab_size}; both need rows "
-            "for the same ids"
+            f"{at}: it has model.vocab_size={other.vocab_size}, the stage's model {model.vocab_size}; set "
+            f"shared_ids={least}, or lower, to compare the first ids alone"
         )
+    if shared is not None and shared > least:
+        raise ConfigError(f"{at}: shared_ids={shared} is above model.vocab_size={least}; lower it, or leave it out")
     if train.seq_len > other.max_seq_len:
         raise ConfigError(f"{at}: seq_len={train.seq_len} is above its max_seq_len={other.max_seq_len}; lower that")
     try:

@@ -251,8 +251,8 @@ class RunConfig(Section):
         return {"bundle": self.starts[stage], **{f"bundle:{field}": start for field, start in named.items()}}
 
     def held_models(self, stage: str) -> dict[str, ModelConfig]:
-        """The models that a training stage's steps run beside its own, by setting. Raises `ConfigError` for a bundle
-        that cannot be read."""
+        """The models that a training stage's steps run beside its own, by setting, as they are. Raises `ConfigError`
+        for a bundle that cannot be read."""
         train = self.train[stage]
         starts = named_models(train, self.train)
         return {name: self._model_at(f"train.{stage}.{name}", starts[name]) for name in train.held}

@@ -10,13 +10,14 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.core.artifact import Artifact
+from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import ModelConfig
@@ -26,7 +27,10 @@ from lifecycle.stages.preference_rows import labelled_rows, pair_rows
 from lifecycle.stages.prompt_rows import prompt_rows
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.interface import Tokenizer
+from lifecycle.text.row_encoder import EncodedRow
+from lifecycle.text.rows import RowsReport
 from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.mixture import Mixture
@@ -71,6 +75,8 @@ def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     train, packed, reports = learner.train, {}, {}
     for split in ("train", "heldout"):
         examples, reports[split] = encoded_rows(learner, inputs, "chat", split, progress)
+        if isinstance(train, DistillationConfig):
+            require_shared(train, examples, reports[split])
         packed[split] = ExampleRows(examples, train.seq_len, learner.seeds["chat"], reports[split].name)
     list_dropped(out, reports)
     rows: RowSource = packed["train"]
@@ -81,6 +87,18 @@ def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
         rows = Mixture({"chat": rows, "replay": replay}, {"chat": 1 - train.replay_share, "replay": train.replay_share})
         epoch_rows /= 1 - train.replay_share
     return LearningRows(rows, epoch_rows, (heldout_measurement(learner, packed["heldout"]),), kept("examples", reports))
+
+
+def require_shared(train: DistillationConfig, examples: Sequence[EncodedRow], report: RowsReport) -> None:
+    """Raises `ConfigError` if a row has an id that is not the same token in the teacher's vocabulary."""
+    shared = train.shared_ids
+    wrong = [] if shared is None else [i for i, example in enumerate(examples) if max(example.ids) >= shared]
+    if wrong:
+        raise ConfigError(
+            f"{len(wrong)} of {len(examples)} rows, the first of them {report.name(wrong[0])}, have ids from "
+            f"shared_ids={shared} on, which the teacher does not know; leave them out, or use a tokenizer and a "
+            "template whose tokens both models have"
+        )
 
 
 READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = {

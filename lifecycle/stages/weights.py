@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lifecycle.core.artifact import Artifact, content_hash
@@ -22,6 +23,7 @@ from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.checkpoints.weights import load_params
+from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.job import CHECKPOINTS, Continued, Origin
 from lifecycle.weights.families.family import differences
 from lifecycle.weights.published import held_config, load_config, load_weights, open_weights
@@ -54,24 +56,48 @@ def named_model(
     compute with it, without a copy in float32, else as it was trained, with its score if it is a reward model."""
     train, start = config.train[name], named_models(config.train[name], config.train)[setting]
     if setting in train.held:
-        model = config.held_models(name)[setting]
-        return model, _held_params(f"train.{name}.{setting}", config, start, model, inputs, tokenizer, mesh)
+        model, num_rows = config.held_models(name)[setting], config.model_of(name).vocab_size
+        if start.bundle is not None:
+            shared = train.shared_ids if isinstance(train, DistillationConfig) else None
+            require_same_ids(f"train.{name}.{setting}={start.bundle}", load_tokenizer(start.bundle), tokenizer, shared)
+        params = with_rows(model, _held_params(config, start, model, inputs, mesh), num_rows, mesh)
+        return model.model_copy(update={"vocab_size": num_rows}), params
     assert start.stage is not None, "the settings were checked"
     return _trained_model(config, start.stage, inputs, mesh)
 
 
-def _held_params(
-    at: str, config: RunConfig, start: Start, model: ModelConfig, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh
-) -> Params:
+def with_rows(model: ModelConfig, params: Params, num_rows: int, mesh: Mesh) -> Params:
+    """A model's weights with so many rows for ids: the first of its own, or those and rows of zeros."""
+    if num_rows == model.vocab_size:
+        return params
+    places = tree_shardings(mesh, logical_axes(model.model_copy(update={"vocab_size": num_rows})))
+
+    def resized(table: jax.Array) -> jax.Array:
+        return jnp.pad(table[:num_rows], ((0, max(0, num_rows - len(table))), (0, 0)))
+
+    tables = ("embed",) if model.tie_embeddings else ("embed", "head")
+    return params | {name: jax.jit(resized, out_shardings=places[name])(params[name]) for name in tables}
+
+
+def require_same_ids(at: str, theirs: Tokenizer, tokenizer: Tokenizer, shared_ids: int | None) -> None:
+    """Raises `ConfigError`, with the mend, unless the ids below `shared_ids` (None: all) are the same tokens in both
+    tokenizers."""
+    difference = theirs.difference(tokenizer)
+    if difference is None or (shared_ids is not None and theirs.num_same(tokenizer) >= shared_ids):
+        return
+    same = theirs.num_same(tokenizer)
+    mend = f"set shared_ids={same} to compare the first ids, which are the same, alone; or " if same else ""
+    raise ConfigError(
+        f"{at}: its tokenizer is not the run's ({difference}); {mend}use the teacher's tokenizer for this run "
+        "(tokenizer.path), or another teacher"
+    )
+
+
+def _held_params(config: RunConfig, start: Start, model: ModelConfig, inputs: Inputs, mesh: Mesh) -> Params:
     if start.stage is not None:
         trained, weights = config.trained_model(start.stage), config.train[start.stage].weights
         return without(trained_params_in_use(inputs[start.stage], trained, mesh, weights), (MODULES,))
     assert start.bundle is not None
-    if difference := load_tokenizer(start.bundle).difference(tokenizer):
-        raise ConfigError(
-            f"{at}={start.bundle}: its tokenizer is not the run's ({difference}), so its distributions are over other "
-            f"tokens; use its own for this run, tokenizer.path={start.bundle}, or another model"
-        )
     return load_weights(model, start.bundle, tree_shardings(mesh, logical_axes(model)), like=abstract_in_use(model))
 
 

@@ -90,6 +90,11 @@ class Tokenizer(ABC):
         pairs = ((i, self._shown(i), other._shown(i)) for i in range(self.vocab_size))
         return next((f"id {i} is {own}, not {its}" for i, own, its in pairs if own != its), None)
 
+    def num_same(self, other: "Tokenizer") -> int:
+        """How many of the first ids are the same tokens in another tokenizer."""
+        num = min(self.vocab_size, other.vocab_size)
+        return next((i for i in range(num) if self._shown(i) != other._shown(i)), num)
+
     def _shown(self, token_id: int) -> str:
         return f"{'the special token ' if self.is_special(token_id) else ''}{self.token_bytes(token_id)!r}"
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from lifecycle.core.numbers import Float32
+from lifecycle.core.numbers import Float32, Size
 from lifecycle.training.config import TrainConfig
 
 
@@ -18,6 +18,9 @@ class DistillationConfig(TrainConfig):
     # Both models' logits are divided by it. Gradients are not multiplied by its square (as in TRL; Hinton et al. 2015
     # do that), so a higher one asks for a higher learning rate.
     temperature: Float32 = Field(default=1.0, ge=0.01, le=1000)
+    # The ids below it are the same tokens in both vocabularies, which is checked; others are left out of both
+    # distributions, and no row may have one. None: all ids are the same.
+    shared_ids: Size | None = None
     sft_weight: Float32 = Field(default=0.0, ge=0)  # of the rows' own tokens' negative log-likelihood, which is added
 
     @property

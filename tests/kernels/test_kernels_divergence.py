@@ -101,6 +101,17 @@ def test_distributions_far_apart_are_finite(beta: float, chunks: int) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_ids_that_are_left_out_are_in_no_distribution(beta: float, chunks: int) -> None:
+    """As if neither head had their rows, and these have no gradient."""
+    arrays, num = draws(), 23  # in the midst of a chunk
+    ours = everything(partial(in_blocks, of=Divergence(beta, 1.5, num), caps=CAPS, chunks=chunks), arrays)
+    cut = tuple(array[:num] if len(array) == V else array for array in arrays)
+    assert_same([*ours[:3], ours[3][:num]], everything(partial(formula, of=Divergence(beta, 1.5), caps=CAPS), cut))
+    assert not np.any(np.asarray(ours[3][num:]))
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_a_student_like_its_teacher_has_nothing_to_learn(beta: float) -> None:
     hidden, head, *_, weights = draws()
@@ -124,7 +135,7 @@ def test_in_bfloat16_it_is_near() -> None:
 
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_heads_whose_rows_and_columns_are_on_several_devices(chunks: int) -> None:
-    of, arrays = Divergence(0.3, 1.5), draws()
+    of, arrays = Divergence(0.3, 1.5, 29), draws()
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("fsdp", "tensor"))
     rows, table = P(None, "tensor"), P("tensor", "fsdp")
 
@@ -139,7 +150,7 @@ def test_heads_whose_rows_and_columns_are_on_several_devices(chunks: int) -> Non
     specs = (rows, table, rows, table, P())
     outs = ((P(), P()), (rows, table))
     found, grads = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outs, check_vma=False))(*arrays)
-    assert_same([*found, *grads], everything(partial(formula, of=of), arrays))
+    assert_same([*found, *grads], everything(partial(in_blocks, of=of), arrays))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

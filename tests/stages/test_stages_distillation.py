@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lifecycle.core import machine
@@ -18,11 +19,15 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
-from lifecycle.stages.weights import named_model
+from lifecycle.stages.learning_rows import require_shared
+from lifecycle.stages.weights import named_model, require_same_ids
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.row_encoder import EncodedRow
+from lifecycle.text.rows import RowsReport
 from lifecycle.training.checkpoints.integrity import steps_in
+from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import save_weights
 from tests.stages.trees import MODEL, run_of, sft
@@ -75,6 +80,7 @@ def test_a_stage_comes_after_its_teacher_and_holds_its_model() -> None:
         ({"teacher": "wid"}, r"train\.small\.teacher=wid: no such training stage; did you mean 'wide'"),
         ({"teacher": "more"}, r"train\.small\.teacher=more: the stage starts from these weights itself"),
         ({"narrow": {"vocab_size": 272}}, r"train\.small\.teacher=wide: it has model\.vocab_size=264, .* 272"),
+        ({"shared_ids": 265}, r"train\.small\.teacher=wide: shared_ids=265 is above model\.vocab_size=264"),
         ({"wide": {"max_seq_len": 32}, "seq_len": 48}, r"train\.small\.teacher=wide: seq_len=48 is above .*=32"),
         ({"teacher": "small"}, r"train: small -> small: these stages wait for each other"),
         ({"beta": 1.5}, r"train\.small\.beta: Input should be less than or equal to 1"),
@@ -161,8 +167,10 @@ def test_a_student_learns_from_a_stage_and_no_checkpoint_has_the_teacher(tmp_pat
 
 @pytest.mark.slow
 def test_a_bundle_is_a_teacher(tmp_path: Path) -> None:
-    bundle = bundle_in(tmp_path / "bundle", seed=3)
-    made = bring_up_to_date(run_from(tree_of(tmp_path, steps=2, teacher=str(bundle), beta=0.0)), ["small"], Silent())
+    """Its tables have more rows than the student's."""
+    bundle = bundle_in(tmp_path / "bundle", MODEL | {"vocab_size": 272}, seed=3)
+    learned = {"steps": 2, "teacher": str(bundle), "beta": 0.0, "shared_ids": 264}
+    made = bring_up_to_date(run_from(tree_of(tmp_path, **learned)), ["small"], Silent())
     assert set(made) == {"tokenizer", "rows", "small"} and made["small"].stats["loss"] > 0
     assert made["small"].manifest.inputs["bundle:teacher"] == str(bundle)
 
@@ -188,5 +196,30 @@ class OtherTokens(ByteTokenizer):
 
 def test_a_teacher_of_other_tokens_is_refused(tmp_path: Path) -> None:
     config = run_with(teacher=str(bundle_in(tmp_path / "bundle")))
-    with pytest.raises(ConfigError, match=r"its tokenizer is not the run's \(id 8 is .*, not .*\)"):
+    with pytest.raises(ConfigError, match=r"its tokenizer is not the run's \(id 8 is .*, not .*\); set shared_ids=8 "):
         named_model(config, "small", "teacher", {}, OtherTokens(), build_mesh(MeshConfig()))
+    require_same_ids("teacher", ByteTokenizer(), OtherTokens(), 8)
+    with pytest.raises(ConfigError, match=r"set shared_ids=8"):
+        require_same_ids("teacher", ByteTokenizer(), OtherTokens(), 9)
+
+
+@pytest.mark.parametrize("rows", [256, 272])
+def test_a_teacher_with_more_or_fewer_rows_has_the_students(tmp_path: Path, rows: int) -> None:
+    folder = bundle_in(tmp_path / "bundle", MODEL | {"vocab_size": rows})
+    config = run_with(teacher=str(folder), shared_ids=256)
+    model, params = named_model(config, "small", "teacher", {}, ByteTokenizer(), build_mesh(MeshConfig()))
+    own = random_params(ModelConfig.model_validate(MODEL | {"vocab_size": rows}))
+    assert model.vocab_size == 264
+    for name in ("embed", "head"):
+        assert params[name].shape == (264, MODEL["d_model"]) and not np.any(params[name][rows:])
+        np.testing.assert_array_equal(params[name][:256], own[name][:256])
+
+
+def test_rows_with_ids_that_the_teacher_does_not_know_are_named() -> None:
+    train = DistillationConfig(teacher="wide", steps=1, seq_len=8, global_batch_size=1, shared_ids=100)
+    report = RowsReport("own.jsonl")
+    report.names.extend(["own.jsonl:1", "own.jsonl:2"])
+    known, unknown = EncodedRow([1, 99], [False, True]), EncodedRow([1, 100], [False, True])
+    require_shared(train, [known, known], report)
+    with pytest.raises(ConfigError, match=r"1 of 2 rows, the first of them own\.jsonl:2, have ids from shared_ids=100"):
+        require_shared(train, [known, unknown], report)

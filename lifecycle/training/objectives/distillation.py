@@ -15,7 +15,7 @@ def distillation(config: DistillationConfig, tokens: TokenLikelihoods, context: 
     """The generalised Jensen-Shannon divergence in nats, per token (Agarwal et al. 2024, "On-Policy Distillation of
     Language Models", equation 1), plus the targets' negative log-likelihood if it has a weight. Logged, as TRL does:
     `entropy`, of the student's distribution at the temperature; `nll_loss` if that has a weight."""
-    loss, entropy = tokens.divergence(Divergence(config.beta, config.temperature))
+    loss, entropy = tokens.divergence(Divergence(config.beta, config.temperature, config.shared_ids))
     metrics = {"entropy": entropy}
     if config.sft_weight:
         nll = tokens.nll(tokens.mask)
