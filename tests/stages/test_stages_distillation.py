@@ -5,17 +5,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
+from lifecycle.cli.plan_search import search_and_show
 from lifecycle.core import machine
 from lifecycle.core.artifact import Draft
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.params import abstract_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
+from lifecycle.planning.compiled.memory import bytes_by_part
+from lifecycle.planning.programs.lowering import train_program
+from lifecycle.planning.topology import parse_topology
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
@@ -223,3 +230,17 @@ def test_rows_with_ids_that_the_teacher_does_not_know_are_named() -> None:
     require_shared(train, [known, known], report)
     with pytest.raises(ConfigError, match=r"1 of 2 rows, the first of them own\.jsonl:2, have ids from shared_ids=100"):
         require_shared(train, [known, unknown], report)
+
+
+def test_a_plan_counts_the_teacher() -> None:
+    config = run_with()
+    train, model = config.train["small"], config.trained_model("small")
+    mesh, others = build_mesh(MeshConfig()), config.held_models("small")
+    alone, both = (train_program(model, train, mesh, "train.small", more) for more in ({}, others))
+    sizes = [bytes_by_part(program.arguments())["parameters"] for program in (alone, both)]
+    of_teacher = sum(array.size for array in jax.tree.leaves(abstract_params(others["teacher"])))
+    assert sizes[1] - sizes[0] == 4 * of_teacher  # float32 on a CPU
+    assert both.work.flops == alone.work.flops + both.work.tokens * config.held_flops("small")
+    assert len(jax.tree.leaves(both.lower().in_avals)) > len(jax.tree.leaves(abstract_params(model)))
+    with pytest.raises(ConfigError, match=r"train\.small\.teacher: the search reckons with one model"):
+        search_and_show(config, "small", True, parse_topology("v5e:2x2"), Console(), Silent())
