@@ -109,6 +109,7 @@ def _rows(stage: WatchedStage, now: float) -> Iterator[tuple[str, str]]:
         if stage.faults:
             yield "faulty steps", counts(Counter(fault["action"] for fault in stage.faults))
         yield "failures", ", ".join(stage.account.failures) or "none"
+    yield from (("warning", str(remark)) for remark in stage.remarks)
     if stage.sessions and stage.cost is not None:
         yield "cost", money(stage.cost, stage.facts["currency"])
 

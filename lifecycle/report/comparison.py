@@ -80,6 +80,7 @@ def _stage(of_runs: Mapping[str, WatchedStage], all_runs: Sequence[str]) -> Iter
         yield Paragraph(f"Not a stage of {', '.join(missing)}.")
     if len(of_runs) > 1:
         yield _differences({run: _settings(stage) for run, stage in of_runs.items()})
+    yield from (Paragraph(f"Warning, {run}, {r}.") for run, stage in of_runs.items() for r in stage.remarks)
     curves = {run: {name: stage.curve(name) for name in stage.names} for run, stage in of_runs.items()}
     metrics = dict.fromkeys(name for of_run in curves.values() for name in of_run if is_drawn(name))
     yield Charts(tuple(_chart(metric, curves, all_runs) for metric in metrics))

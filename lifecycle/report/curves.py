@@ -72,7 +72,8 @@ OF_STEPS = (
 )
 # Metrics that show nothing as curves, and parts of preference metrics: a margin is the difference of two rewards.
 NOT_DRAWN = {
-    "count", "cpu_s", "compile_s", "faults_in_row", "likelihood_accuracy", "logps/chosen", "logps/rejected",
+    "count", "heldout_count", "cpu_s", "compile_s", "faults_in_row", "likelihood_accuracy",
+    "logps/chosen", "logps/rejected",
     "rewards/chosen", "rewards/rejected", "heldout_rewards/chosen", "heldout_rewards/rejected",
     "logits/chosen", "logits/rejected", "heldout_logits/chosen", "heldout_logits/rejected",
 }  # fmt: skip

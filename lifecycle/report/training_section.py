@@ -137,7 +137,8 @@ def _schedule(schedule: Mapping[str, Any]) -> str:
 
 
 def _notes(training: Training) -> Iterator[str]:
-    """Yields notes that explain the stage's curves."""
+    """Yields warnings, and notes that explain the stage's curves."""
+    yield from (f"Warning, {remark}." for remark in training.watched.remarks)
     if (goes_on := training.stats.get("goes_on")) is not None:
         yield f"Goes on from step {goes_on['step']} of {goes_on['stage']} with {said(goes_on['settings'])}."
     if "eval_bytes" in training.session:

@@ -14,6 +14,7 @@ import numpy as np
 from lifecycle.core.runlog import METRICS, RunLogError, read_log
 from lifecycle.core.timesheet import TIMES, Account, Session, account, read_sessions
 from lifecycle.report.format import size
+from lifecycle.training.remarks import Remark, RemarkedStage, Remarks
 
 RECENT = 100  # newest steps, whose times are shown
 ATTEMPTS = 3  # to read a folder that is renamed meanwhile
@@ -63,6 +64,16 @@ class WatchedStage:
     def curve(self, name: str) -> list[tuple[float, float]]:
         """A metric's (step, value) points."""
         return [(record["step"], record[name]) for record in self.records if name in record]
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """What its user was told, or should have been; nothing before its first session."""
+        facts = self.facts
+        if "settings" not in facts:
+            return []
+        train = facts["settings"]["train"]
+        seen = Remarks(RemarkedStage(facts["objective"], facts["steps"], facts.get("compute_dtype", ""), train))
+        return [remark for record in self.records for remark in seen.see(record)]
 
     @property
     def names(self) -> list[str]:

@@ -6,7 +6,7 @@ Importing this registers the objectives `grpo`, `rloo` and `reinforce_plus_plus`
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from lifecycle.core.numbers import Float32, Size
 from lifecycle.model.config import ModelConfig
@@ -23,7 +23,7 @@ class RolloutConfig(PolicyConfig):
     """What all stages that sample completions and learn from their rewards have in common."""
 
     HOW_COMPUTED: ClassVar[frozenset[str]] = PolicyConfig.HOW_COMPUTED | {"num_slots"}
-    HOW_MEASURED: ClassVar[frozenset[str]] = PolicyConfig.HOW_MEASURED | {"eval_prompts"}
+    HOW_MEASURED: ClassVar[frozenset[str]] = PolicyConfig.HOW_MEASURED | {"eval_prompts", "max_kl"}
     HOW: ClassVar[frozenset[str]] = PolicyConfig.HOW | HOW_COMPUTED | HOW_MEASURED
     rewards: tuple[SerializeAsAny[RewardConfig], ...] = ()
     reward: str | None = None  # a stage with the objective `reward_model`, whose score is added
@@ -37,6 +37,8 @@ class RolloutConfig(PolicyConfig):
     mask_truncated: bool = False
     num_slots: Size = 32  # completions that are sampled at a time
     eval_prompts: Size = 64  # held-out prompts that are answered, greedily, at each measurement
+    # A divergence from the initial model above this, in nats per token, is remarked upon; changes nothing else.
+    max_kl: Float32 = Field(default=1.0, gt=0)
 
     @property
     def longest_row(self) -> int:
@@ -67,6 +69,8 @@ class RolloutConfig(PolicyConfig):
             raise ValueError(f"a reward and the episodes are both logged as {name!r}; give the reward a `label`")
         if self.reward is None and self.reward_weight != 1:
             raise ValueError("reward_weight is a setting of reward: NAME; leave it out")
+        if self.max_kl != 1 and not self.beta:
+            raise ValueError("max_kl is of the divergence, measured with beta above 0; set beta, or leave it out")
         num = self.prompts_per_step * self.group_size
         if self.fits < num:
             longest = self.max_prompt_tokens + self.max_completion_tokens

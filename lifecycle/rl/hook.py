@@ -18,15 +18,6 @@ from lifecycle.training.run import TrainingRun
 
 SAMPLES = "rollouts.jsonl"  # beside the run log: some samples with their rewards, at each measurement
 NUM_SAMPLES = 4
-# By metric: the share above which a step is remarked upon, and what is said of it.
-REMARKS = {
-    "frac_reward_zero_std": (
-        0.8,
-        "of the groups have equal rewards, from which nothing is learned; make the prompts neither too hard nor too "
-        "easy, or sample more per prompt",
-    ),
-    "completions/clipped_ratio": (0.8, "of the completions are cut off at max_completion_tokens; raise it"),
-}
 
 
 class LogRollouts(Hook):
@@ -43,20 +34,11 @@ class LogRollouts(Hook):
             return
         size = self._batches.group_size
         if run.step % run.job.train.log_every == 0 or run.is_last:
-            found = metrics_of(scored, size)
-            run.write(**found)
-            self._warn(found, run.step)
+            run.write(**metrics_of(scored, size))
         for name, reasons in scored.scores.faults.items():
             self._warn_of_faults(name, reasons, len(scored.rollouts), run.step)
         if is_writer() and (run.step % run.job.train.eval_every == 0 or run.is_last):
             self._write_samples(scored, run.step, size)
-
-    def _warn(self, found: dict[str, float], step: int) -> None:
-        """Once for each kind."""
-        for metric, (most, remark) in REMARKS.items():
-            if found[metric] > most and metric not in self._warned:
-                self._warned.add(metric)
-                self._progress.note(f"step {step}: {found[metric]:.0%} {remark}")
 
     def _warn_of_faults(self, name: str, reasons: Mapping[str, int], completions: int, step: int) -> None:
         """Once for each reward and kind of reason; how often it happens is logged."""
@@ -80,8 +62,9 @@ def _sample(scored: Scored, number: int, step: int) -> dict[str, Any]:
 
 def metrics_of(scored: Scored, group_size: int) -> dict[str, float]:
     """A step's metrics: rewards, how many groups have no spread, and lengths; what reward functions logged, as
-    `logged/NAME`. What no completion has a value for is left out."""
-    rewards = scored.rewards.reshape(-1, group_size)
+    `logged/NAME`. Single samples are compared with each other: then the batch is one group. What no completion has a
+    value for is left out."""
+    rewards = scored.rewards.reshape((-1, group_size) if group_size > 1 else (1, -1))
     lengths = np.array([sum(rollout.is_own) for rollout in scored.rollouts])
     is_scored = ~np.isnan(rewards)
     groups = [row[there] for row, there in zip(rewards, is_scored, strict=True) if there.any()]

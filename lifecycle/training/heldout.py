@@ -60,8 +60,8 @@ def heldout_means(
     mesh: Mesh,
     held: Params | None = None,
 ) -> Measurement:
-    """`heldout_loss` and the objective's own means, each over all of `rows`, which are the whole batch of a context.
-    `held`: the parameters of the models that the objective holds."""
+    """`heldout_loss`, its `heldout_count`, and the objective's own means, each over all of `rows`, which are the whole
+    batch of a context. `held`: the parameters of the models that the objective holds."""
     others = held or {}
 
     def context_of(params: Params, batch: Batch) -> Any:
@@ -83,7 +83,7 @@ def heldout_means(
     def measure(params: Params) -> dict[str, float]:
         params = params | others
         sums = _added(jax.tree.map(np.float64, part) for _, part in summed((params, totals(params))))
-        means = {"loss": sums.loss / sums.count, **sums.metric_means(sums.count)}
+        means = {"loss": sums.loss / sums.count, "count": sums.count, **sums.metric_means(sums.count)}
         return {f"heldout_{name}": float(mean) for name, mean in means.items()}
 
     def prepare(params: Params) -> None:

@@ -28,6 +28,7 @@ from lifecycle.training.faults import IN_ROW, SIGNALS, fault_shardings
 from lifecycle.training.hooks.faults import Faults, GoBack, diverged
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.hooks.log import Log
+from lifecycle.training.hooks.remark import Tell
 from lifecycle.training.hooks.replay import Replay
 from lifecycle.training.hooks.save import Save
 from lifecycle.training.hooks.save_local import SaveLocal
@@ -58,6 +59,7 @@ def run_job(job: TrainJob, progress: Progress, hooks: Sequence[Hook] = ()) -> di
         saved, batches = Saved(durable, local), opened.enter_context(closing(PassingBatches(job.batches)))
         job = replace(job, batches=batches, spent_s={**job.spent_s, "restore": time.perf_counter() - began})
         save = Save(durable)
+        hooks = (*hooks, Tell(job))  # after those that log
         saving = (*([SaveLocal(local)] if local is not None else []), save)
         went_back = earlier_records(job)
         while True:

@@ -80,6 +80,7 @@ class TrainingRun:
     clock: Clock = field(default_factory=Clock)
     measured: dict[str, float] = field(default_factory=dict)  # on held-out data, after `measured_at` steps
     measured_at: int | None = None
+    logged: dict[str, Any] = field(default_factory=dict)  # all that was written to the log of its `step`
     times: StepTimes = field(default_factory=StepTimes)
 
     @property
@@ -100,6 +101,8 @@ class TrainingRun:
 
     def write(self, **record: Any) -> None:
         """Adds a record of this step to the run log."""
+        earlier = self.logged if self.logged.get("step") == self.step else {"step": self.step}
+        self.logged = earlier | record
         if self.log is not None:
             self.log.write(step=self.step, **record)
 

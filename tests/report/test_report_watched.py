@@ -84,6 +84,18 @@ TASK = {
 }  # fmt: skip
 
 
+def test_what_the_metrics_say_is_shown_again(tmp_path: Path) -> None:
+    folder = make(tmp_path, "policy", [3.0] * 6)
+    with (folder / "metrics.jsonl").open("a") as log:
+        for step in range(10, 70, 10):
+            log.write(json.dumps({"step": step, "frac_reward_zero_std": 1.0, "completions/clipped_ratio": 0.5}) + "\n")
+    assert "warning step 40: 100% of the groups have equal rewards" in shown(tmp_path)
+    page = build_comparison(read_runs([tmp_path]))
+    said = [block.text for section in page.sections for block in section.blocks if isinstance(block, Paragraph)]
+    (text,) = (text for text in said if text.startswith("Warning"))
+    assert text.startswith(f"Warning, {tmp_path.name}, step 40: 100% of the groups")
+
+
 def test_a_measured_task_is_shown_with_its_error_its_chance_and_its_rows(tmp_path: Path) -> None:
     folder = make(tmp_path, "pretrain", [3.0])
     with (folder / "metrics.jsonl").open("a") as log:

@@ -148,6 +148,14 @@ def test_what_rewards_do_not_say_is_told() -> None:
     assert nothing["frac_reward_zero_std"] == nothing["frac_unscored"] == 1
 
 
+@pytest.mark.parametrize(("totals", "flat", "spread"), [([0, 1, 0, 1], 0, 12**-0.5 * 2), ([1, 1, 1, 1], 1, 0)])
+def test_single_samples_are_compared_with_each_other(totals: list[float], flat: float, spread: float) -> None:
+    """Of PPO every group was flat, and the run was told so."""
+    said = [Rollout(prompt, [5], [-1.0], "a", False) for prompt in prompts()[:4]]
+    found = metrics_of(Scored(said, Scores({}, totals, {}), 0, 0), group_size=1)
+    assert (found["frac_reward_zero_std"], found["reward_std"]) == pytest.approx((flat, spread))
+
+
 def test_the_samplers_log_probabilities_are_compared_where_both_are_of_one_distribution(params: Any) -> None:
     """At another temperature the trainer's are of that, and the difference was no fault of the sampler's."""
     for temperature in (1.0, 0.7):
