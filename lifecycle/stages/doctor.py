@@ -19,6 +19,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.own_rows import SIDES, TRAIN
 from lifecycle.stages.row_origins import epoch_of, read_origins
 from lifecycle.stages.rows import rows_file, stage_encoding
+from lifecycle.stages.storage import readable
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_encoder import Encoded, UnusableRow, segments_of
 from lifecycle.text.row_files import RowError, read_rows
@@ -27,6 +28,7 @@ from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.packing import num_packed_rows
 
+INPUTS = ("tokenizer", "rows")  # stages
 QUANTILES = (0, 0.5, 0.9, 0.99, 1)
 # Of a suggested `seq_len`: it is a multiple of this, and this share of the rows may be longer.
 STEP, MOST_LEFT_OUT = 128, 0.01
@@ -111,12 +113,18 @@ def examine(config: RunConfig, stage: str, progress: Progress) -> Examination:
 
 
 def _inputs(config: RunConfig, progress: Progress) -> dict[str, Artifact]:
-    targets = ("tokenizer", "rows")
-    found = {state.stage.name: state.artifact for state in states(config, targets)}
-    if all(found[name] is not None for name in targets):
-        return bring_up_to_date(config, targets, progress)
+    """The tokenizer and the rows: those of the run or of an earlier examination, which are only read, so that a job may
+    go on beside it; else they are made."""
     rows = config.rows.model_copy(update={"max_dropped": 1.0})
-    return bring_up_to_date(config.model_copy(update={"rows": rows}), targets, progress)
+    lenient = config.model_copy(update={"rows": rows})
+    for made in (config, lenient):
+        found = {state.stage.name: state.artifact for state in states(made, INPUTS)}
+        finished = {name: artifact for name in INPUTS if (artifact := found[name]) is not None}
+        if len(finished) == len(INPUTS):
+            for artifact in finished.values():
+                readable(made).fetch(artifact)
+            return finished
+    return bring_up_to_date(lenient, INPUTS, progress)
 
 
 def _side(name: str, rows: Sequence[tuple[str, Encoded]], train: TrainConfig) -> Side:

@@ -7,6 +7,7 @@ import pytest
 
 from lifecycle.cli.doctor import doctor, shown
 from lifecycle.core.config import ConfigError
+from lifecycle.core.lease import InUse, locked
 from lifecycle.stages.doctor import packed, suggested_length
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.row_encoder import EncodedRow
@@ -53,6 +54,23 @@ def test_rows_are_printed_as_the_model_sees_them(run: Path, capsys: pytest.Captu
     assert {path.name.partition("-")[0] for path in (run.parent / "runs/run").iterdir() if path.is_dir()} == {
         "tokenizer", "rows",
     }  # fmt: skip
+
+
+def test_rows_are_examined_while_a_job_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(made_folder(run)), pytest.raises(InUse):
+        doctor(run, "sft", rows=0)  # nothing is made yet, and only the owner may
+    doctor(run, "sft", rows=0)
+    before = capsys.readouterr().out
+    with locked(made_folder(run)):
+        doctor(run, "sft", rows=0)
+        assert capsys.readouterr().out == before
+        doctor(run, "prefer", rows=0)  # the same rows' artifact
+
+
+def made_folder(run: Path) -> Path:
+    folder = run.parent / "runs/run"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def test_rows_that_overlap_an_evaluation_row_are_counted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
