@@ -14,6 +14,7 @@ from lifecycle.core.files import write_text
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk, or of the user's share of it
 METRICS = "metrics.jsonl"  # of a training stage, in its artifact's folder
+ROLLOUTS = "rollouts.jsonl"  # beside it, of a stage that samples: some completions with their rewards
 
 
 class RunLogError(ValueError):

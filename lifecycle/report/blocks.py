@@ -16,6 +16,7 @@ SHOWN_POINTS = 10  # per curve, in the table below its chart
 # are small beside the distance from 0, which says nothing.
 type Span = Literal["amount", "share", "data"]
 type Point = tuple[float, float]
+type Said = tuple[tuple[str, str], ...]  # texts, each with its name: who says it
 type Chart = LineChart | IntervalChart | BarChart
 type Block = Paragraph | Heading | Headline | Facts | Table | Verbatim | Exchanges | Charts
 
@@ -94,13 +95,18 @@ class Exchange:
     answer: str
     reference: str
 
+    @property
+    def said(self) -> Said:
+        """Its texts."""
+        return (("question", self.question), ("model", self.answer), ("reference", self.reference))
+
 
 @dataclass(frozen=True)
 class Exchanges:
     """Several exchanges, one below the other."""
 
     kind: ClassVar[str] = "exchanges"
-    items: tuple[Exchange, ...]
+    items: tuple[Said, ...]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ SHOWN_HASH = 12
 def samples_section(samples: tuple[Exchange, ...]) -> ReportSection:
     """Answers of the final model."""
     text = "Held-out questions, chosen by the hash of their rows, and the exported model's answers (greedy decoding)."
-    return ReportSection("samples", "Samples", (Paragraph(text), Exchanges(samples)))
+    return ReportSection("samples", "Samples", (Paragraph(text), Exchanges(tuple(sample.said for sample in samples))))
 
 
 def version_section(version: Mapping[str, Any]) -> ReportSection:

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 from lifecycle.report.blocks import Report, ReportSection
 from lifecycle.report.chain_section import chain_section, machine_section, samples_section, version_section
+from lifecycle.report.curves import has_held_out
 from lifecycle.report.data_section import data_section, rows_section, tokenizer_section
 from lifecycle.report.evaluation_section import evaluation_section
 from lifecycle.report.format import moment
 from lifecycle.report.numbers import Numbers
+from lifecycle.report.rollouts_section import rollouts_sections
 from lifecycle.report.summary import summary_section
 from lifecycle.report.training_section import training_section
 
@@ -21,7 +23,7 @@ def build_report(numbers: Numbers) -> Report:
 
 def _sections(numbers: Numbers) -> Iterator[ReportSection]:
     yield summary_section(numbers)
-    if numbers.tasks or numbers.baselines:
+    if numbers.tasks or numbers.baselines or any(map(has_held_out, numbers.trainings)):
         yield evaluation_section(numbers)
     if numbers.samples:
         yield samples_section(numbers.samples)
@@ -33,6 +35,7 @@ def _sections(numbers: Numbers) -> Iterator[ReportSection]:
         yield rows_section(numbers.rows)
     if numbers.trainings:
         yield training_section(numbers.trainings)
+        yield from rollouts_sections([(training.name, training.rollouts) for training in numbers.trainings])
     if numbers.version is not None:
         yield version_section(numbers.version)
     yield chain_section(numbers)

@@ -51,6 +51,39 @@ OF_OBJECTIVES = (
         {"heldout_logps/chosen": "chosen", "heldout_logps/rejected": "rejected"},
     ),
 )
+OF_POLICIES = (
+    Curves("Reward", "mean of completions", {"reward": "sampled", "heldout_reward": "held out, likeliest"}),
+    Curves("Spread of rewards", "standard deviation within a group", {"reward_std": "spread"}, axis="amount"),
+    Curves(
+        "Completions that teach little",
+        "share",
+        {
+            "frac_reward_zero_std": "groups with equal rewards",
+            "completions/clipped_ratio": "cut off",
+            "frac_unscored": "without a reward",
+        },
+        axis="share",
+    ),
+    Curves(
+        "Length of completions",
+        "tokens",
+        {
+            "completions/mean_length": "mean",
+            "completions/max_length": "longest",
+            "heldout_completions/mean_length": "held out, mean",
+        },
+        axis="amount",
+    ),
+    Curves("Divergence from the initial model", "as the objective estimates it", {"kl": "kl"}),
+    Curves("Entropy", "nats per token", {"entropy": "training", "heldout_entropy": "held out"}),
+    Curves(
+        "Sampler and trainer",
+        "nats per token, mean difference",
+        {"sampling/logp_difference": "log-probabilities"},
+        axis="amount",
+    ),
+    Curves("Time of a step's completions", "seconds", {"generation_s": "sampled", "reward_s": "scored"}, axis="amount"),
+)
 OF_EXPERTS = (
     Curves(
         "Experts' load in a step",
@@ -70,6 +103,7 @@ OF_STEPS = (
     Curves("Update norm", "per step", {"update_norm": "update norm"}, axis="amount"),
     Curves("Throughput", "tokens per second", {"tokens_per_s": "tokens/s"}, axis="amount"),
 )
+MEASURED = (*OF_OBJECTIVES, *OF_POLICIES)  # also on held-out rows
 # Metrics that show nothing as curves, and parts of preference metrics: a margin is the difference of two rewards.
 NOT_DRAWN = {
     "count", "heldout_count", "cpu_s", "compile_s", "faults_in_row", "likelihood_accuracy",
@@ -77,12 +111,12 @@ NOT_DRAWN = {
     "rewards/chosen", "rewards/rejected", "heldout_rewards/chosen", "heldout_rewards/rejected",
     "logits/chosen", "logits/rejected", "heldout_logits/chosen", "heldout_logits/rejected",
 }  # fmt: skip
-NAMED = {metric for curves in (*OF_OBJECTIVES, *OF_EXPERTS, *OF_STEPS) for metric in curves.metrics} | NOT_DRAWN
+NAMED = {metric for curves in (*MEASURED, *OF_EXPERTS, *OF_STEPS) for metric in curves.metrics} | NOT_DRAWN
 
 
 def charts_of(metric: str) -> tuple[str, str, Span]:
     """(title, unit, axis) of a chart that shows one metric alone, of several runs."""
-    for curves in (*OF_OBJECTIVES, *OF_EXPERTS, *OF_STEPS):
+    for curves in (*MEASURED, *OF_EXPERTS, *OF_STEPS):
         if (name := curves.metrics.get(metric)) is not None:
             return (f"{curves.title}, {name}" if len(curves.metrics) > 1 else curves.title), curves.unit, curves.axis
     if metric.startswith(f"{BITS}."):
@@ -112,18 +146,23 @@ def own_metrics(metrics: Iterable[str]) -> dict[str, str]:
 def line_charts(training: Training) -> tuple[LineChart, ...]:
     """A stage's charts: those of its objective, of further metrics, and of the steps."""
     modules, domains, tasks = _modules(training), _domains(training), _tasks(training)
-    all_curves = (*OF_OBJECTIVES, *modules, *domains, *tasks, *OF_EXPERTS, *_further(training), *OF_STEPS)
+    all_curves = (*MEASURED, *modules, *domains, *tasks, *OF_EXPERTS, *_further(training), *OF_STEPS)
     charts = (_chart(curves, training) for curves in all_curves)
     return tuple(chart for chart in charts if chart.series)
 
 
 def held_out_ends(training: Training) -> Iterator[tuple[str, float, float]]:
     """Yields (name, first value, last value) of each held-out metric that is drawn."""
-    for curves in (*OF_OBJECTIVES, *_further(training)):
+    for curves in (*MEASURED, *_further(training)):
         for metric, name in curves.metrics.items():
             if metric.startswith(HELD_OUT) and (points := training.curves.get(metric)):
                 label = f"{curves.title}, {name}" if len(curves.metrics) > 1 else curves.title
                 yield label, points[0][1], points[-1][1]
+
+
+def has_held_out(training: Training) -> bool:
+    """Whether anything that is drawn is measured on held-out rows."""
+    return any(True for _ in held_out_ends(training))
 
 
 def _chart(curves: Curves, training: Training) -> LineChart:

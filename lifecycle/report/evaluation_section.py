@@ -29,7 +29,8 @@ def _blocks(numbers: Numbers) -> Iterator[Block]:
     if numbers.baselines:
         yield _baselines(numbers.baselines)
     yield from _held_out_rows(numbers.trainings)
-    yield Paragraph(ON_INTERVALS)
+    if numbers.tasks or numbers.baselines:
+        yield Paragraph(ON_INTERVALS)
     if numbers.tasks:
         yield Charts(tuple(_chart(task, numbers) for task in numbers.tasks))
     if skipped := tuple((task.name, line) for task in numbers.tasks for line in task.final.skipped):

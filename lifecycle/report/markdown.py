@@ -18,6 +18,7 @@ from lifecycle.report.blocks import (
     LineChart,
     Paragraph,
     Report,
+    Said,
     Table,
     Verbatim,
 )
@@ -56,14 +57,13 @@ def _block(block: Block) -> list[str]:
         case Verbatim():
             return [f"{plain(block.caption)}:", "", *_fence(block.text)]
         case Exchanges():
-            return list(chain.from_iterable(_exchange(e.question, e.answer, e.reference) for e in block.items))
+            return list(chain.from_iterable(_exchange(said) for said in block.items))
         case Charts():
             return list(chain.from_iterable(_chart(chart) for chart in block.items))
 
 
-def _exchange(question: str, answer: str, reference: str) -> list[str]:
-    said = (("question", question), ("model", answer), ("reference", reference))
-    return [*chain.from_iterable((f"{name}:", "", *_fence(text)) for name, text in said), "---", ""]
+def _exchange(said: Said) -> list[str]:
+    return [*chain.from_iterable((f"{plain(name)}:", "", *_fence(text)) for name, text in said), "---", ""]
 
 
 def _chart(chart: Chart) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.report.blocks import Point
+from lifecycle.report.rollouts_section import Rollouts, read_rollouts
 from lifecycle.report.watched import WatchedStage, read_stage
 
 
@@ -41,6 +42,7 @@ class Training:
     flops_per_token: float
     core_s: float  # of the steps alone
     watched: WatchedStage  # its log and time sheet as `lifecycle watch` shows them
+    rollouts: Rollouts
 
     @property
     def num_devices(self) -> int:
@@ -82,6 +84,7 @@ def read_training(stage: TrainedStage) -> Training:
         flops_per_token=stage.artifact.stats["train_flops_per_token"],
         core_s=sum(record.get("cpu_s", 0.0) for record in watched.records),
         watched=watched,
+        rollouts=read_rollouts(stage.artifact.path),
     )
 
 

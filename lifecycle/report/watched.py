@@ -69,9 +69,9 @@ class WatchedStage:
     def remarks(self) -> list[Remark]:
         """What its user was told, or should have been; nothing before its first session."""
         facts = self.facts
-        if "settings" not in facts:
+        train = facts.get("settings", {}).get("train")
+        if train is None:
             return []
-        train = facts["settings"]["train"]
         seen = Remarks(RemarkedStage(facts["objective"], facts["steps"], facts.get("compute_dtype", ""), train))
         return [remark for record in self.records for remark in seen.see(record)]
 

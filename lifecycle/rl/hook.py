@@ -1,31 +1,33 @@
-"""What is told of rollouts: metrics of each step under TRL's names, samples with their rewards, and warnings."""
+"""What is told of rollouts: metrics of each step under TRL's names, samples with their rewards, faults of rewards; and
+how held-out prompts are answered."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lifecycle.core.distributed import is_writer
 from lifecycle.core.progress import Progress
-from lifecycle.rl.batch import shown
+from lifecycle.model.params import Params
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.episodes import episode_metrics
-from lifecycle.rl.rollouts import Scored
+from lifecycle.rl.rollouts import Prompt, Sampler, Scored
+from lifecycle.rl.samples import HELDOUT, NUM_SAMPLES, TRAIN, Samples
+from lifecycle.training.config import HELD_OUT
+from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.run import TrainingRun
-
-SAMPLES = "rollouts.jsonl"  # beside the run log: some samples with their rewards, at each measurement
-NUM_SAMPLES = 4
 
 
 class LogRollouts(Hook):
     """Logs what a step's completions were."""
 
     def __init__(self, batches: PolicyBatches, out: Path, progress: Progress) -> None:
-        self._batches, self._out, self._progress = batches, out, progress
+        self._batches, self._progress, self._samples = batches, progress, Samples(out, progress)
         self._warned: set[str] = set()
+
+    def start(self, run: TrainingRun) -> None:
+        """Drops the samples of steps that will run again."""
+        self._samples.rewind(run.step)
 
     def after_step(self, run: TrainingRun) -> None:
         """Of the step that has just been taken."""
@@ -37,8 +39,9 @@ class LogRollouts(Hook):
             run.write(**metrics_of(scored, size))
         for name, reasons in scored.scores.faults.items():
             self._warn_of_faults(name, reasons, len(scored.rollouts), run.step)
-        if is_writer() and (run.step % run.job.train.eval_every == 0 or run.is_last):
-            self._write_samples(scored, run.step, size)
+        if run.step % run.job.train.eval_every == 0 or run.is_last:
+            number = min(len(scored.rollouts), NUM_SAMPLES * size)
+            self._samples.write(run.step, TRAIN, scored, range(0, number, size))
 
     def _warn_of_faults(self, name: str, reasons: Mapping[str, int], completions: int, step: int) -> None:
         """Once for each reward and kind of reason; how often it happens is logged."""
@@ -47,17 +50,33 @@ class LogRollouts(Hook):
                 self._warned.add(kind)
                 self._progress.note(f"step {step}: reward {name}: {reason}: {count} of {completions} completions")
 
-    def _write_samples(self, scored: Scored, step: int, size: int) -> None:
-        with (self._out / SAMPLES).open("a", encoding="utf-8", newline="\n") as file:
-            for number in range(0, min(len(scored.rollouts), NUM_SAMPLES * size), size):
-                file.write(json.dumps(_sample(scored, number, step), ensure_ascii=False) + "\n")
+
+class AnswerHeldout(Evaluate):
+    """Logs the rewards of the likeliest completions of held-out prompts, and how long they are; keeps some of them. It
+    comes after `LogRollouts`. What no reward says anything of is left out."""
+
+    def __init__(self, every: int, sampler: Sampler, prompts: Sequence[Prompt], samples: Samples) -> None:
+        super().__init__(every, self._answered)
+        self._sampler, self._prompts, self._samples = sampler, prompts, samples
+        self._newest: Scored | None = None
+
+    def _answered(self, params: Params) -> dict[str, float]:
+        self._newest = self._sampler.answer(0, params, self._prompts)
+        return answered_metrics(self._newest)
+
+    def _log(self, run: TrainingRun) -> None:
+        super()._log(run)
+        assert self._newest is not None
+        self._samples.write(run.step, HELDOUT, self._newest, range(min(len(self._prompts), NUM_SAMPLES)))
 
 
-def _sample(scored: Scored, number: int, step: int) -> dict[str, Any]:
-    rollout = scored.rollouts[number]
-    values = {"reward": scored.rewards, **scored.scores.values}
-    of_each = {name: None if np.isnan(each[number]) else float(each[number]) for name, each in values.items()}
-    return {"step": step, "prompt": shown(rollout.prompt.text), "completion": rollout.text} | of_each
+def answered_metrics(scored: Scored) -> dict[str, float]:
+    """Of answers to held-out prompts: the total reward, each reward if there are several, and the length."""
+    values = {"reward": scored.rewards}
+    if len(scored.scores.values) > 1:
+        values |= {f"rewards/{name}/mean": np.array(each) for name, each in scored.scores.values.items()}
+    values["completions/mean_length"] = np.array([float(sum(rollout.is_own)) for rollout in scored.rollouts])
+    return {f"{HELD_OUT}{name}": mean for name, mean in means(values).items()}
 
 
 def metrics_of(scored: Scored, group_size: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.files import FILES
-from lifecycle.core.runlog import METRICS
+from lifecycle.core.runlog import METRICS, ROLLOUTS
 from lifecycle.core.timesheet import TIMES
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.stages.checks import rows_stage
@@ -59,10 +59,11 @@ def _folder() -> str:
 
 
 def figures(artifact: Artifact) -> Collection[str]:
-    """What a report reads of a stage beside its manifest: the logs of training, and what the filters did."""
+    """What a report reads of a stage beside its manifest: the logs of training, samples of rollouts, and what the
+    filters did."""
     from lifecycle.report.numbers import FUNNEL
 
-    return matching(METRICS, TIMES, FUNNEL)(artifact)
+    return matching(METRICS, ROLLOUTS, TIMES, FUNNEL)(artifact)
 
 
 def rows_of(tasks: Iterable[TaskConfig]) -> dict[str, Opened]:

@@ -1,9 +1,6 @@
 """Prompts to answer: batches of rollouts, and the reward of held-out prompts."""
 
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -14,16 +11,16 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.episodes import Episodes
-from lifecycle.rl.hook import LogRollouts, means
+from lifecycle.rl.hook import AnswerHeldout, LogRollouts
 from lifecycle.rl.measured import measured_columns
 from lifecycle.rl.openings import Conversations
 from lifecycle.rl.reward_stage import model_reward
 from lifecycle.rl.rollouts import Prompt, Sampler
+from lifecycle.rl.samples import Samples
 from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, kept, list_dropped
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.rows import RowsReport
-from lifecycle.training.hooks.evaluate import Evaluate
 
 
 def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
@@ -46,8 +43,9 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
     sampler = Sampler(model, settings, learner.seeds["prompts"], learner.mesh, by_model, player)
     columns = measured_columns(learner.model, settings, learner.mesh, learner.start)
     batches = PolicyBatches(prompts["train"], settings, sampler, learner.seeds["prompts"], columns)
-    measure = partial(_heldout_reward, sampler, prompts["heldout"][: settings.eval_prompts])
-    hooks = (LogRollouts(batches, out, progress), Evaluate(settings.eval_every, measure))
+    answered = prompts["heldout"][: settings.eval_prompts]
+    answers = AnswerHeldout(settings.eval_every, sampler, answered, Samples(out, progress))
+    hooks = (LogRollouts(batches, out, progress), answers)
     return LearningRows(None, settings.epoch_rows(len(prompts["train"])), hooks, kept("prompts", reports), batches)
 
 
@@ -55,8 +53,3 @@ def _model(learner: Learner, inputs: Inputs) -> Model:
     """The model without its weights, which each step gives."""
     template = ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)
     return Model(learner.model, {}, learner.tokenizer, template, SamplingParams(stop_ids=tuple(template.stop_ids)))
-
-
-def _heldout_reward(sampler: Sampler, prompts: Sequence[Prompt], params: Any) -> dict[str, float]:
-    """The mean reward of the likeliest completions of held-out prompts; nothing if no reward says anything of them."""
-    return means({"heldout_reward": sampler.answer(0, params, prompts).rewards})

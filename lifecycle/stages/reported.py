@@ -9,7 +9,7 @@ from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import local_copy
 from lifecycle.core.lease import is_owned_here
-from lifecycle.core.runlog import METRICS
+from lifecycle.core.runlog import METRICS, ROLLOUTS
 from lifecycle.core.store import Store
 from lifecycle.core.timesheet import TIMES
 from lifecycle.report.blocks import Report
@@ -17,6 +17,7 @@ from lifecycle.report.comparison import build_comparison
 from lifecycle.report.contents import build_report
 from lifecycle.report.machine import machine_facts
 from lifecycle.report.numbers import FUNNEL, collect
+from lifecycle.report.rollouts_section import read_rollouts, rollouts_sections
 from lifecycle.report.trained import TrainedStage
 from lifecycle.report.watched import watched_stages
 from lifecycle.stages.chain import states
@@ -57,6 +58,7 @@ def report_so_far(config: RunConfig) -> Report:
     trained, model = list(trained_stages(config, artifacts)), config.model_of(config.exported)
     report = build_report(collect(config.name, model, trained, artifacts, (), config.price, machine_facts()))
     further = build_comparison({config.name: going_on}).sections if going_on else ()
+    further += tuple(rollouts_sections([(stage.name, read_rollouts(stage.folder)) for stage in going_on], "so far"))
     waiting = ", ".join(state.stage.name for state in found if state.artifact is None)
     lead = f"{report.lead} Not finished: {waiting}." if waiting else report.lead
     return replace(report, lead=lead, sections=(*report.sections, *further))
@@ -75,6 +77,6 @@ def _readable_folder(config: RunConfig, finished: Iterable[Artifact]) -> Path:
 
 
 def _is_read(name: str) -> bool:
-    """Whether a report reads an object of the run: logs, the funnel, and all of an evaluation."""
+    """Whether a report reads an object of the run: logs, samples of rollouts, the funnel, and all of an evaluation."""
     stage, _, file = name.partition("/")
-    return file in (METRICS, TIMES, FUNNEL) or stage.startswith((EVALUATE, "baseline-"))
+    return file in (METRICS, ROLLOUTS, TIMES, FUNNEL) or stage.startswith((EVALUATE, "baseline-"))

@@ -138,6 +138,45 @@ PAIRS = [
 ]
 
 
+POLICY = [
+    {
+        "step": s, "loss": 0.1, "cpu_s": 0.5, "reward": 0.2 + s / 100, "reward_std": 0.3, "frac_reward_zero_std": 0.25,
+        "completions/clipped_ratio": 0.5, "completions/mean_length": 20.0, "kl": s / 1000, "entropy": 1.5,
+        "sampling/logp_difference": 0.0, "rewards/maths/mean": 0.2, "generation_s": 1.0, "reward_s": 0.1,
+        "heldout_reward": s / 40, "heldout_completions/mean_length": 15.0,
+    }
+    for s in (10, 20)
+]  # fmt: skip
+
+
+def rollouts() -> list[dict[str, Any]]:
+    """Held-out answers at five steps, and what was sampled for two; one of them is hostile, one long."""
+    said = {"prompt": f"{NASTY} What is 1 + 1?", "reward": 0.5, "rewards": {"maths": 0.5, NASTY: None}}
+    long = {"prompt": "Count.", "completion": "one two " * 400, "reward": None, "rewards": {}}
+    heldout = [
+        {"step": step, "split": "heldout", "completion": f"At {step} it was {NASTY}", **said}
+        for step in range(0, 25, 5)
+    ]
+    sampled = [
+        {"step": step, "split": "train", **one} for step in (10, 20) for one in ({"completion": "", **said}, long)
+    ]
+    return sorted(heldout + sampled, key=lambda sample: sample["step"])
+
+
+def build_policy(root: Path) -> Run:
+    """A published bundle that learns from rewards."""
+    made = Run(root)
+    made.make("tokenizer", {"kind": "bytes", "vocab_size": 261, "fingerprint": "f" * 64}, {})
+    bundle = root.parent / "published"
+    bundle.mkdir()
+    (bundle / "config.json").write_text("{}")
+    made.training("policy", "grpo", POLICY, bundle=bundle, beta=0.1)
+    lines = "".join(json.dumps(sample) + "\n" for sample in rollouts())
+    (made.artifacts["policy"].path / "rollouts.jsonl").write_text(lines)
+    made.release("policy")
+    return made
+
+
 def funnel() -> list[dict[str, Any]]:
     first = {"step": "read", "files_in": 5, "bytes_in": 2000, "documents_out": 4, "bytes_out": 1500, "edits": {}}
     sample = {"source": "docs", "path": f"{NASTY}.txt", "reason": "empty", "detail": "0 bytes"}

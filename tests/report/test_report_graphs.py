@@ -50,7 +50,7 @@ def test_every_graph_is_rendered_in_both_forms(build: Any, tmp_path: Path) -> No
 
 def test_pre_training_alone(tmp_path: Path) -> None:
     report = build_report(build_pretraining(tmp_path).collect())
-    assert names(report) == ["summary", "data", "tokenizer", "training", "version", "chain", "machine"]
+    assert names(report) == ["summary", "evaluation", "data", "tokenizer", "training", "version", "chain", "machine"]
     assert list(tiles(report)) == ["MFU", "wall time", "cost"]
     (what,) = blocks(report, "summary", Paragraph)
     assert "Of 10,240 training tokens base read 5,120 (50.0 %)." in what.text

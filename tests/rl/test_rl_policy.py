@@ -1,5 +1,7 @@
 """Rollouts become batches: advantages, places of log-probabilities, the same again after a restart, and a run."""
 
+import errno
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,22 @@ from hypothesis.extra.numpy import arrays
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
+from lifecycle.core.runlog import read_log
 from lifecycle.model.params import with_fresh_adapter
 from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
 from lifecycle.rl.batch import Scores
-from lifecycle.rl.hook import LogRollouts, metrics_of
+from lifecycle.rl.hook import AnswerHeldout, LogRollouts, answered_metrics, metrics_of
 from lifecycle.rl.rollouts import Rollout, Scored
+from lifecycle.rl.samples import Samples
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import StopAt
+from lifecycle.testing.notes import Notes
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.policy import OLD, REFERENCE, SAMPLER
-from tests.rl.toy_policy import MESH, MODEL, batches_of, prompts, settings
+from tests.rl.toy_policy import MESH, MODEL, batches_of, prompts, sampler_of, settings
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(params: Any, tmp_path
         config = settings(num_iterations=2, beta=0.1)
         batches = batches_of(config, params)
         job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), batches, params, out)
-        return run_job(job, progress, [LogRollouts(batches, out, progress)])
+        answers = AnswerHeldout(2, sampler_of(config, MODEL), prompts()[:2], Samples(out, progress))
+        return run_job(job, progress, [LogRollouts(batches, out, progress), answers])
 
     whole = run(tmp_path / "whole", Silent())
     with pytest.raises(KeyboardInterrupt):
@@ -105,7 +111,14 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(params: Any, tmp_path
     log = (tmp_path / "whole" / "metrics.jsonl").read_text()
     for metric in ("reward", "frac_reward_zero_std", "completions/clipped_ratio", "kl", "clip_ratio/region_mean"):
         assert f'"{metric}"' in log, metric
-    assert '"completion"' in (tmp_path / "whole" / "rollouts.jsonl").read_text()
+    samples = list(read_log(tmp_path / "whole" / "rollouts.jsonl"))
+    assert list(read_log(tmp_path / "stopped" / "rollouts.jsonl")) == samples  # each once
+    counts = Counter((sample["step"], sample["split"]) for sample in samples)
+    assert counts == {(0, "heldout"): 2, (2, "heldout"): 2, (4, "heldout"): 2, (2, "train"): 3, (4, "train"): 3}
+    assert all(sample["reward"] == sample["rewards"]["letters"] for sample in samples)
+    heldout = [record for record in read_log(tmp_path / "whole" / "metrics.jsonl") if "heldout_reward" in record]
+    own = [sample["reward"] for sample in samples if (sample["step"], sample["split"]) == (4, "heldout")]
+    assert heldout[-1]["heldout_reward"] == pytest.approx(np.mean(own))
 
 
 GROUPS = arrays(np.float64, (4, 5), elements=st.floats(-8, 8).map(lambda x: round(x, 3)))
@@ -146,6 +159,40 @@ def test_what_rewards_do_not_say_is_told() -> None:
     nothing = metrics([nan] * 4)
     assert "reward" not in nothing and "rewards/r/mean" not in nothing and np.isfinite(list(nothing.values())).all()
     assert nothing["frac_reward_zero_std"] == nothing["frac_unscored"] == 1
+
+
+def test_each_of_several_rewards_is_measured_on_held_out_prompts() -> None:
+    said = [Rollout(prompt, [5] * (1 + n), [-1.0], "a", False) for n, prompt in enumerate(prompts()[:2])]
+    scores = Scores({"a": [1, 0], "reward_model": [2.5, float("nan")]}, [3.5, 0], {})
+    assert answered_metrics(Scored(said, scores, 0, 0)) == {
+        "heldout_reward": 1.75, "heldout_rewards/a/mean": 0.5, "heldout_rewards/reward_model/mean": 2.5,
+        "heldout_completions/mean_length": 1.5,
+    }  # fmt: skip
+
+
+def test_samples_that_a_full_disk_does_not_take_are_left_out_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, scored = Notes(), Scored([Rollout(prompts()[0], [5], [-1.0], "a", False)], Scores({}, [1], {}), 0, 0)
+    samples = Samples(tmp_path, notes)
+    samples.write(1, "train", scored, [0])
+    before = (tmp_path / "rollouts.jsonl").read_bytes()
+
+    def write_half(file: Any, lines: Any) -> None:
+        file.write(next(iter(lines))[:9])
+        file.flush()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(io.TextIOWrapper):
+        writelines = write_half
+
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Full(io.FileIO(path, "ab"), encoding="utf-8"))
+    samples.write(2, "train", scored, [0])
+    monkeypatch.undo()
+    assert (tmp_path / "rollouts.jsonl").read_bytes() == before
+    assert notes.notes == [f"step 2: No space left on device, so its samples are not in {tmp_path / 'rollouts.jsonl'}"]
+    samples.rewind(0)
+    assert (tmp_path / "rollouts.jsonl").read_bytes() == b""
 
 
 @pytest.mark.parametrize(("totals", "flat", "spread"), [([0, 1, 0, 1], 0, 12**-0.5 * 2), ([1, 1, 1, 1], 1, 0)])

@@ -50,6 +50,8 @@ def log(stage: Path) -> None:
     stage.mkdir(parents=True)
     records = [{"step": step, "loss": 5 - step / 10, "tokens_per_s": 500.0} for step in (10, 20)]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    sample = {"step": 20, "split": "train", "prompt": "1?", "completion": "one", "reward": 0.5, "rewards": {}}
+    (stage / "rollouts.jsonl").write_text(json.dumps(sample) + "\n")
     sheet = Timesheet(stage / "times.jsonl", 1_000_000.0, 0, {"start": 5.0}, settings={}, **FACTS)
     sheet.write(20, {"start": 5.0, "steps": 15.0}, step_s=[1.0] * 20, process_bytes=10**9)
     sheet.close()
@@ -83,6 +85,7 @@ def test_a_run_of_another_machine_is_reported_while_it_trains(
         assert store.list().keys() - before <= {"lease.clock"}  # nothing is made
     shown = page.read_text()
     assert "Not finished: chat, export, register, report." in shown and "bytes" in shown
+    assert "Completions so far" in shown and "one" in shown
     assert "Loss, training" in shown and ">20<" in shown.replace(" ", "").replace("\n", "")
     said = capsys.readouterr().out
     assert "owned by process" in said and "this is what the run has so far" in said and str(page) in said
@@ -100,9 +103,10 @@ def test_a_local_run_is_reported_while_it_trains_and_needs_a_finished_stage(run_
     with locked(config.folder):
         report(run_file, f"root={tmp_path}", out=page)
     assert "Loss, training" in page.read_text()
-    *finished, runs, chat = report_so_far(config).sections
+    *finished, runs, chat, completions = report_so_far(config).sections
     (table,) = (block for block in runs.blocks if isinstance(block, Table))
     assert [row[:3] for row in table.rows] == [("chat", "tuned", "20")] and chat.title == "chat"
+    assert completions.title == "Completions so far"
     assert [section.title for section in finished] == [
         "Summary",
         "Tokenizer",
