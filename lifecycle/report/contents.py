@@ -12,6 +12,7 @@ from lifecycle.report.numbers import Numbers
 from lifecycle.report.rollouts_section import rollouts_sections
 from lifecycle.report.summary import summary_section
 from lifecycle.report.training_section import training_section
+from lifecycle.report.win_rates_section import win_rates_section
 
 
 def build_report(numbers: Numbers) -> Report:
@@ -25,6 +26,8 @@ def _sections(numbers: Numbers) -> Iterator[ReportSection]:
     yield summary_section(numbers)
     if numbers.tasks or numbers.baselines or any(map(has_held_out, numbers.trainings)):
         yield evaluation_section(numbers)
+    if numbers.win_rates is not None:
+        yield win_rates_section(numbers.win_rates)
     if numbers.samples:
         yield samples_section(numbers.samples)
     if numbers.data is not None:

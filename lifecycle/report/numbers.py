@@ -66,6 +66,7 @@ class Numbers:
     tokenizer: Mapping[str, Any] | None
     tokens: Mapping[str, Any] | None
     rows: Mapping[str, Any] | None
+    win_rates: Mapping[str, Any] | None
     version: Mapping[str, Any] | None
     samples: tuple[Exchange, ...]
     links: tuple[Link, ...]
@@ -117,6 +118,7 @@ def collect(
         tokenizer=stats.get("tokenizer"),
         tokens=stats.get("tokens"),
         rows=stats.get("rows"),
+        win_rates=stats.get("win-rates"),
         version=stats.get("register"),
         samples=tuple(samples),
         links=tuple(_link(artifact, price) for artifact in artifacts.values()),

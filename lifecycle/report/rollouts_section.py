@@ -78,11 +78,11 @@ def _course(answered: Mapping[int, Sequence[Mapping[str, Any]]]) -> Iterator[Sai
 
 
 def _asked(sample: Mapping[str, Any]) -> tuple[str, str]:
-    return "prompt", _cut(sample["prompt"])
+    return "prompt", shortened(sample["prompt"])
 
 
 def _answer(who: str, sample: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    return (who, _cut(sample["completion"])), ("reward", _rewards(sample))
+    return (who, shortened(sample["completion"])), ("reward", _rewards(sample))
 
 
 def _rewards(sample: Mapping[str, Any]) -> str:
@@ -92,7 +92,8 @@ def _rewards(sample: Mapping[str, Any]) -> str:
     return f"{said} ({parts})" if parts else said
 
 
-def _cut(text: str) -> str:
+def shortened(text: str) -> str:
+    """The text, or its ends and how much is between."""
     if len(text) <= HEAD + TAIL:
         return text
     return f"{text[:HEAD]}\n[{count(len(text) - HEAD - TAIL)} letters]\n{text[-TAIL:]}"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from lifecycle.core.config import ConfigError, nearest
+from lifecycle.evals.config import WinRatesConfig
 from lifecycle.evals.likelihood import LikelihoodTask
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.model.adapter_config import AdapterConfig
@@ -220,6 +221,20 @@ def check_task(task: TaskConfig, has_documents: bool, has_docstrings: bool) -> N
         raise ValueError(f"{at}: this run has no data section")
     if stage == "rows" and not has_docstrings:
         raise ValueError(f"{at}: evaluation rows are made from docstrings; set rows.docstrings=true")
+
+
+def check_win_rates(settings: WinRatesConfig, train: Mapping[str, TrainConfig], readers: Sequence[str]) -> None:
+    """Checks that the stages whose answers are compared are the run's and answer, and that it has such rows."""
+    for name in settings.stages:
+        if name not in train:
+            raise ValueError(f"evaluate.win_rates.pairs: no training stage {name!r}{nearest(name, train)}")
+        if isinstance(train[name], RewardModelConfig):
+            raise ValueError(f"evaluate.win_rates.pairs: {name} is a reward model, which answers nothing")
+    if not readers:
+        raise ValueError(
+            f"evaluate.win_rates.rows={settings.rows}: no training stage reads such rows, so none are held out; "
+            "choose another kind"
+        )
 
 
 def check_measured(at: str, train: TrainConfig, tasks: Sequence[TaskConfig]) -> None:

@@ -25,7 +25,7 @@ import lifecycle.rl.config  # noqa: F401 - registers the objectives that learn f
 from lifecycle.core.config import ConfigError, Section, nearest, one_or_named
 from lifecycle.core.store import is_url, local_folder, path_or_url
 from lifecycle.data.config import DataConfig, DecontaminationConfig
-from lifecycle.evals.config import EvalConfig
+from lifecycle.evals.config import EvalConfig, WinRatesConfig
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.inference.defaults import SamplingConfig
 from lifecycle.model.config import ModelConfig
@@ -48,6 +48,7 @@ from lifecycle.stages.checks import (
     check_target_format,
     check_task,
     check_teacher,
+    check_win_rates,
     rows_stage,
 )
 from lifecycle.stages.origins import (
@@ -69,7 +70,8 @@ from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.weights.families.lookup import family_of
 
 DATA_STAGES = ("tagging", "documents", "tokenizer", "tokens", "rows")
-OTHER_STAGES = ("baseline", "bundle", "export", "register", "report")
+WIN_RATES = "win-rates"
+OTHER_STAGES = ("baseline", "bundle", "export", "register", "report", WIN_RATES)
 PRODUCTION, CANDIDATE = "production", "candidate"  # the aliases that a run moves
 EVALUATE = "evaluate-"  # with a training stage's name: the stage that evaluates its weights
 STAGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
@@ -80,6 +82,7 @@ class EvaluateConfig(EvalConfig):
 
     after: tuple[str, ...] | None = None  # None: all; the exported one always, for the promotion gate
     mesh: MeshConfig | None = None  # None: the run's
+    win_rates: WinRatesConfig | None = None
 
 
 class ExportConfig(Section):
@@ -216,6 +219,11 @@ class RunConfig(Section):
     def tasks(self) -> tuple[TaskConfig, ...]:
         """The evaluation tasks; empty without an evaluate section."""
         return () if self.evaluate is None else self.evaluate.tasks
+
+    @property
+    def win_rates(self) -> WinRatesConfig | None:
+        """Which stages' answers are compared, if any are."""
+        return None if self.evaluate is None else self.evaluate.win_rates
 
     def measured_tasks(self, stage: str) -> tuple[TaskConfig, ...]:
         """The tasks that a training stage measures while it trains, as it names them."""
@@ -369,6 +377,8 @@ class RunConfig(Section):
                 )
             if (origin := self.starts[name].stage) is not None and self.trained_model(name).drafter is not None:
                 check_target_format(name, self.train[name], origin, self.train[origin])
+        if self.win_rates is not None:
+            check_win_rates(self.win_rates, self.train, self.reads(self.win_rates.rows))
         named = {"export.of": [self.export.of] if self.export.of else []}
         named["evaluate.after"] = list(self.evaluate.after or ()) if self.evaluate else []
         for setting, names in named.items():
@@ -415,4 +425,6 @@ class RunConfig(Section):
             self.model_of(name).check_mesh(self.evaluation_mesh)
             if generates:
                 self.model_of(name).check_mesh(self.evaluation_mesh.for_inference)
+        for name in () if self.win_rates is None else self.win_rates.stages:
+            self.model_of(name).check_mesh(self.evaluation_mesh.for_inference)
         self.model_of(self.exported).check_mesh(self.serve.mesh)

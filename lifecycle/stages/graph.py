@@ -15,7 +15,7 @@ from lifecycle.core.config import ConfigError, nearest
 from lifecycle.ops.registry import Registry
 from lifecycle.stages import keys
 from lifecycle.stages.checks import rows_stage
-from lifecycle.stages.config import CANDIDATE, EVALUATE, RunConfig
+from lifecycle.stages.config import CANDIDATE, EVALUATE, WIN_RATES, RunConfig
 from lifecycle.stages.opened import Opened, checkpoint, everything, figures, final_weights, matching, nothing, rows_of
 from lifecycle.stages.origins import named_models, needed_stages
 from lifecycle.stages.stage import Stage
@@ -62,6 +62,7 @@ def _stages(config: RunConfig) -> Iterator[Stage]:
     yield from _data_stages(config)
     yield from (_training_stage(config, name) for name in config.training_stages)
     yield from _evaluations(config)
+    yield from _win_rates(config)
     yield from _releases(config)
 
 
@@ -121,6 +122,14 @@ def _evaluations(config: RunConfig) -> Iterator[Stage]:
         )  # fmt: skip
 
 
+def _win_rates(config: RunConfig) -> Iterator[Stage]:
+    if config.win_rates is None:
+        return
+    opens = dict.fromkeys(config.win_rates.stages, final_weights) | {"rows": matching(f"{config.win_rates.rows}-*")}
+    inputs = ("tokenizer", "rows", *config.win_rates.stages)
+    yield Stage(WIN_RATES, "win_rates", inputs, keys.win_rates, on_all_processes=True, opens=opens)
+
+
 def _compared_with_baseline(config: RunConfig) -> str | None:
     """The first stage with an objective on tokens, if a task measures the documents' held-out text."""
     if not any(task.kind == "bits_per_byte" and rows_stage(task) == "documents" for task in config.tasks):
@@ -135,8 +144,11 @@ def _releases(config: RunConfig) -> Iterator[Stage]:
     evaluations = [EVALUATE + name for name in config.evaluated]
     data = [stage.name for stage in _data_stages(config)]
     baseline = ["baseline"] if config.evaluate is not None and _compared_with_baseline(config) else []
-    inputs = (*data, *config.training_stages, *baseline, *evaluations, "export", "register")
-    opens = dict.fromkeys(("tagging", "documents", "tokenizer", "tokens", *config.training_stages, "register"), figures)
+    compared = [] if config.win_rates is None else [WIN_RATES]
+    inputs = (*data, *config.training_stages, *baseline, *evaluations, *compared, "export", "register")
+    opens = {WIN_RATES: nothing} | dict.fromkeys(
+        ("tagging", "documents", "tokenizer", "tokens", *config.training_stages, "register"), figures
+    )
     yield Stage("report", "report", inputs, lambda c: {"price": c.price.plain(), "name": c.name}, opens=opens)
 
 

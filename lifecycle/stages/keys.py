@@ -180,6 +180,15 @@ def evaluation(config: RunConfig, trained: str) -> dict[str, Any]:
     return {"tasks": tasks, "rows": evaluation_rows(config), "max_seq_len": context, "weights": weights}
 
 
+def win_rates(config: RunConfig) -> dict[str, Any]:
+    """The key of the win rates: what is asked and who judges, and of each stage that answers the context and the format
+    of its weights."""
+    settings = config.win_rates
+    assert settings is not None
+    answering = {name: [config.model_of(name).max_seq_len, config.train[name].weights] for name in settings.stages}
+    return settings.key() | {"answering": answering, "special_tokens": config.rows.special_tokens}
+
+
 def export(config: RunConfig) -> dict[str, Any]:
     """The key of the bundle: the model, the format that its weights are for, and its generation defaults."""
     generation = generation_of_run(config.export.sampling, config.origin_of(config.exported))
