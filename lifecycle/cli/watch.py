@@ -90,6 +90,9 @@ def _rows(stage: WatchedStage, now: float) -> Iterator[tuple[str, str]]:
     if (loss := stage.newest("loss")) is not None:
         heldout = stage.newest("heldout_loss")
         yield "loss", significant(loss) + ("" if heldout is None else f", held out {significant(heldout)}")
+    if (reward := stage.newest("reward")) is not None:
+        heldout = stage.newest("heldout_reward")
+        yield "reward", significant(reward) + ("" if heldout is None else f", held out {significant(heldout)}")
     if (bits := stage.newest(BITS)) is not None:
         yield "held out", f"{bits:.3f} bits per byte{_domains(stage)}"
     yield from _tasks(stage)

@@ -17,6 +17,7 @@ from lifecycle.report.watched import WatchedStage, watched_stages
 
 type Runs = Mapping[str, Sequence[WatchedStage]]  # by the name that the page uses
 
+REWARDS = {"reward": "reward", "held-out reward": "heldout_reward"}  # columns, where a stage has them
 MOST = 6  # runs in a chart: more colours cannot be told apart
 
 
@@ -56,19 +57,21 @@ def _overview(runs: Runs) -> Iterator[Block]:
     damaged = [f"{run}, {s.name}: {s.damage}" for run, found in runs.items() for s in found if s.damage is not None]
     yield from (Paragraph(f"Not drawn: {text}") for text in damaged)
     yield from (Paragraph(f"{run}: no training stage has begun.") for run, found in runs.items() if not found)
-    columns = ("stage", "run", "steps", "last loss", "tokens/s", "goodput", "wall time")
-    rows = tuple(sorted(_facts(run, stage) for run, found in runs.items() for stage in found if stage.damage is None))
-    yield Table("So far", columns, rows, columns[2:])
+    stages = [(run, stage) for run, found in runs.items() for stage in found if stage.damage is None]
+    names = {name: metric for name, metric in REWARDS.items() if any(metric in stage.names for _, stage in stages)}
+    columns = ("stage", "run", "steps", "last loss", *names, "tokens/s", "goodput", "wall time")
+    yield Table("So far", columns, tuple(sorted(_facts(*one, tuple(names.values())) for one in stages)), columns[2:])
 
 
-def _facts(run: str, stage: WatchedStage) -> tuple[str, ...]:
+def _facts(run: str, stage: WatchedStage, rewards: tuple[str, ...]) -> tuple[str, ...]:
     loss, rate, step = stage.newest("loss"), stage.tokens_per_s, stage.newest("step")
-    sheet = stage.account
+    sheet, newest = stage.account, [stage.newest(metric) for metric in rewards]
     return (
         stage.name,
         run,
         "" if step is None else count(step),
         "" if loss is None else significant(loss),
+        *("" if reward is None else significant(reward) for reward in newest),
         "" if rate is None else count(rate),
         share(sheet.goodput) if stage.sessions else "",
         duration(sheet.wall_s) if stage.sessions else "",

@@ -96,6 +96,24 @@ def test_what_the_metrics_say_is_shown_again(tmp_path: Path) -> None:
     assert text.startswith(f"Warning, {tmp_path.name}, step 40: 100% of the groups")
 
 
+def test_rewards_are_shown_and_compared(tmp_path: Path) -> None:
+    for run, reward in (("one", 0.25), ("two", 0.5)):
+        log = make(tmp_path / run, "policy", [3.0]) / "metrics.jsonl"
+        rewards = {"step": 10, "reward": reward, "heldout_reward": reward / 2, "rewards/maths/mean": reward}
+        log.write_text(log.read_text() + json.dumps(rewards) + "\n")
+    make(tmp_path / "one", "chat", [3.0])
+    assert "reward 0.2500, held out 0.1250" in shown(tmp_path / "one")
+    page = build_comparison(read_runs([tmp_path / "one", tmp_path / "two"]))
+    (table,) = (block for block in page.sections[0].blocks if isinstance(block, Table))
+    assert table.columns[3:6] == ("last loss", "reward", "held-out reward")
+    assert [row[:2] + row[4:6] for row in table.rows] == [
+        ("chat", "one", "", ""), ("policy", "one", "0.2500", "0.1250"), ("policy", "two", "0.5000", "0.2500"),
+    ]  # fmt: skip
+    (policy,) = (section for section in page.sections if section.name == "policy")
+    titles = [chart.title for block in policy.blocks if isinstance(block, Charts) for chart in block.items]
+    assert {"Reward, sampled", "Reward, held out, likeliest", "rewards/maths/mean"} <= set(titles)
+
+
 def test_a_measured_task_is_shown_with_its_error_its_chance_and_its_rows(tmp_path: Path) -> None:
     folder = make(tmp_path, "pretrain", [3.0])
     with (folder / "metrics.jsonl").open("a") as log:
