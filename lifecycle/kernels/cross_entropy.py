@@ -23,17 +23,14 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.logits import Head, exponential_sums, project
+from lifecycle.kernels.row_blocks import Asked, asked_first, blocked, of_rows, over_blocks, row_blocks, unblocked
 from lifecycle.kernels.vocabulary import (
     BLOCK,
     Coefficients,
     LogitSums,
-    blocked,
     first_pass,
     gathered_table,
-    of_rows,
-    row_blocks,
     second_pass,
-    unblocked,
 )
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax, psum, reduce_scatter
 
@@ -66,7 +63,7 @@ def cross_entropy(
     weights are data. `chunks` of the vocabulary: above 1 it costs a second product and saves the head's full gradient.
     """
     form = _Form(soft_cap, chunks, z_weight, False)
-    return _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, form)[0]
+    return _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, None, form)[0]
 
 
 def cross_entropy_and_metrics(
@@ -79,9 +76,9 @@ def cross_entropy_and_metrics(
     z_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """`cross_entropy`, and two more weighted sums of the same logits, without gradients: the softmax's entropies in
-    nats, and whether the target is among the likeliest ids."""
-    form = _Form(soft_cap, chunks, z_weight, True)
-    loss, *metrics = _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, form)
+    nats, and whether the target is among the likeliest ids. Positions without weight cost nothing."""
+    form, asked = _Form(soft_cap, chunks, z_weight, True), asked_first(weights != 0)
+    loss, *metrics = _cross_entropy(all_gather(hidden, "norm_seq", 1), table, targets, weights, asked, form)
     entropies, right = jax.lax.stop_gradient(metrics)
     return loss, entropies, right
 
@@ -123,12 +120,15 @@ def _block_loss(hidden: Array, head: Array, targets: Array, weights: Array, form
     return jnp.stack([(weights * values).sum() for values in sums]), grad.astype(hidden.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _cross_entropy(hidden: Array, table: Array, targets: Array, weights: Array, form: _Form) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _cross_entropy(
+    hidden: Array, table: Array, targets: Array, weights: Array, asked: Asked | None, form: _Form
+) -> Array:
     """The sums, `[num_sums]`; only the first has a gradient."""
     size = BLOCK[hidden.dtype.name] * form.chunks
-    rows, ids, scale = (row_blocks(x, size) for x in (hidden, targets, weights))
-    return _summed(first_pass(rows, ids, table, form.soft_cap, form.chunks, form.has_metrics)[0], scale, form)
+    rows, ids, scale = (row_blocks(x, size, asked) for x in (hidden, targets, weights))
+    sums = first_pass(rows, ids, table, form.soft_cap, form.chunks, form.has_metrics, asked)[0]
+    return _summed(sums, scale, form)
 
 
 def _summed(found: LogitSums, weights: Array, form: _Form) -> Array:
@@ -136,14 +136,15 @@ def _summed(found: LogitSums, weights: Array, form: _Form) -> Array:
     sums = [losses]
     if found.moments is not None:
         sums += [found.log_norm - found.moments.mean, found.chosen >= found.moments.top]
-    return jnp.stack([(weights * values).sum() for values in sums])
+    # a block that nobody asked for has no sums: its logarithms are infinite
+    return jnp.stack([jnp.where(weights != 0, weights * values, 0).sum() for values in sums])
 
 
 def _with_gradient(
-    hidden: Array, table: Array, targets: Array, weights: Array, form: _Form
+    hidden: Array, table: Array, targets: Array, weights: Array, asked: Asked | None, form: _Form
 ) -> tuple[Array, tuple[Array, Array]]:
     if form.chunks > 1:
-        return _in_two_passes(hidden, table, targets, weights, form)
+        return _in_two_passes(hidden, table, targets, weights, asked, form)
     head, is_cut = gathered_table(table, hidden.dtype), axis_size("embed") > 1
     kept = head.T if is_cut else head  # a gathered head comes as `[D, V]`; as `[V, D]` the loop would have a copy of it
     # transposed first: XLA's faster CPU products need this layout; saves 4 % of the quickstart's step
@@ -152,21 +153,26 @@ def _with_gradient(
     def step(carry: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         sums, grad_columns = carry
         head = kept.T if is_cut else kept
-        rows, *rest = (x.reshape(-1, *x.shape[2:]) for x in block)  # 2-D: XLA's CPU product copies 3-D operands
+        # 2-D: XLA's CPU product copies 3-D operands
+        rows, *rest = block if asked is not None else (x.reshape(-1, *x.shape[2:]) for x in block)
         of_block, grad = _block_loss(rows, head, rest[0], rest[1], form)
         grad_columns += jnp.dot(across(rows), grad, preferred_element_type=jnp.float32)
         return (sums + of_block, grad_columns), (grad @ head).astype(hidden.dtype).reshape(block[0].shape)
 
     size = BLOCK[hidden.dtype.name]
-    blocks = tuple(blocked(x, size) for x in (hidden, targets, weights))
     zero = (jnp.zeros(form.num_sums, jnp.float32), jnp.zeros(head.shape[::-1], jnp.float32))
-    (sums, grad_columns), grad_blocks = (
-        _scan_but_last(step, zero, blocks) if is_cut else jax.lax.scan(step, zero, blocks)
-    )
+    if asked is None:
+        blocks = tuple(blocked(x, size) for x in (hidden, targets, weights))
+        (sums, grad_columns), grads = _scan_but_last(step, zero, blocks) if is_cut else jax.lax.scan(step, zero, blocks)
+        grad_hidden = unblocked(grads, hidden.shape[1])
+    else:
+        blocks = tuple(row_blocks(x, size, asked) for x in (hidden, targets, weights))
+        (sums, grad_columns), grads = over_blocks(step, zero, blocks, asked)
+        grad_hidden = of_rows(grads, targets.shape, asked)
     # Only this device's part is kept for the backward pass, in the table's dtype (float32 in training). It is rounded
     # like all gathered weights' gradients before they cross the network.
     grad_table = reduce_scatter(grad_columns.astype(hidden.dtype), "embed", 0) if is_cut else grad_columns
-    return sums, (unblocked(grad_blocks, hidden.shape[1]), grad_table.T.astype(table.dtype))
+    return sums, (grad_hidden, grad_table.T.astype(table.dtype))
 
 
 def _scan_but_last(step: Any, carry: Any, blocks: tuple[Array, ...]) -> tuple[Any, Array]:
@@ -182,21 +188,22 @@ def _scan_but_last(step: Any, carry: Any, blocks: tuple[Array, ...]) -> tuple[An
 
 
 def _in_two_passes(
-    hidden: Array, table: Array, targets: Array, weights: Array, form: _Form
+    hidden: Array, table: Array, targets: Array, weights: Array, asked: Asked | None, form: _Form
 ) -> tuple[Array, tuple[Array, Array]]:
     """The sums and the loss's gradients, over chunks of the vocabulary. A sharded head is gathered once and kept."""
     size = BLOCK[hidden.dtype.name] * form.chunks
-    rows, ids, scale = (row_blocks(x, size) for x in (hidden, targets, weights))
-    sums, heads = first_pass(rows, ids, table, form.soft_cap, form.chunks, form.has_metrics)
+    rows, ids, scale = (row_blocks(x, size, asked) for x in (hidden, targets, weights))
+    sums, heads = first_pass(rows, ids, table, form.soft_cap, form.chunks, form.has_metrics, asked)
     factor = 1 + 2 * form.z_weight * sums.log_norm if form.z_weight else 1.0
     terms = Coefficients(scale * factor, -scale)
-    grad_rows, grad_table = second_pass(rows, ids, table, sums.log_norm, terms, form.soft_cap, form.chunks, heads)
-    return _summed(sums, scale, form), (of_rows(grad_rows, targets.shape).astype(hidden.dtype), grad_table)
+    settings = form.soft_cap, form.chunks, heads, asked
+    grad_rows, grad_table = second_pass(rows, ids, table, sums.log_norm, terms, *settings)
+    return _summed(sums, scale, form), (of_rows(grad_rows, targets.shape, asked).astype(hidden.dtype), grad_table)
 
 
-def _gradient(_: _Form, saved: tuple[Array, Array], grads: Array) -> tuple[Array, Array, None, None]:
+def _gradient(_: _Form, saved: tuple[Array, Array], grads: Array) -> tuple[Array, Array, None, None, None]:
     (grad_hidden, grad_head), grad = saved, grads[0]
-    return (grad_hidden * grad).astype(grad_hidden.dtype), (grad_head * grad).astype(grad_head.dtype), None, None
+    return (grad_hidden * grad).astype(grad_hidden.dtype), (grad_head * grad).astype(grad_head.dtype), None, None, None
 
 
 _cross_entropy.defvjp(_with_gradient, _gradient)

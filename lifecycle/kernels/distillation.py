@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.logits import project
-from lifecycle.kernels.vocabulary import BLOCK, blocked, gathered_table, unblocked
+from lifecycle.kernels.row_blocks import blocked, unblocked
+from lifecycle.kernels.vocabulary import BLOCK, gathered_table
 from lifecycle.parallel.collectives import all_gather, axis_index, pmax, psum
 
 

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.logits import project
-from lifecycle.kernels.vocabulary import BLOCK, gathered_table, of_rows, row_blocks
+from lifecycle.kernels.row_blocks import of_rows, row_blocks
+from lifecycle.kernels.vocabulary import BLOCK, gathered_table
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax, psum, reduce_scatter
 
 MOST_LOGITS = 2**24  # of a block, of each model: 67 MB in float32, and there are four to six such arrays

@@ -15,27 +15,13 @@ import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int, Shaped
 from lifecycle.kernels.logits import Head, project
+from lifecycle.kernels.row_blocks import Asked, over_blocks
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax, psum, reduce_scatter
 
 # Positions in a block. 256 x 4096 logits, 4 MB in float32, stay in a CPU's last-level cache; 1,024 are 10 % slower. An
 # accelerator's matrix unit wants many rows, and each block reads and writes the gradient's accumulator once; with 4096
 # instead, the 8B model's step on a v5p takes 18 M more cycles, of 3,924 M, and 0.85 GB more.
 BLOCK = {"float32": 256, "bfloat16": 2048}
-
-
-def blocked(x: Array, size: int) -> Array:
-    """`[B, T, ...]` to `[blocks, B, t, ...]` with at most `size` positions in each; padded with zeros at the end."""
-    batch, length = x.shape[:2]
-    size = min(length, max(1, size // batch))
-    num = -(-length // size)
-    x = jnp.pad(x, [(0, 0), (0, num * size - length)] + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(batch, num, size, *x.shape[2:]).swapaxes(0, 1)
-
-
-def unblocked(blocks: Array, length: int) -> Array:
-    """The reverse, of `[blocks, B, t, ...]`, for rows of `length` positions."""
-    num, batch, size = blocks.shape[:3]
-    return blocks.swapaxes(0, 1).reshape(batch, num * size, *blocks.shape[3:])[:, :length]
 
 
 def gathered_table(table: Array, dtype: jnp.dtype) -> Shaped[Array, "V D"]:
@@ -72,17 +58,6 @@ class Coefficients(NamedTuple):
     by_probability: Array
     of_target: Array
     by_logit: Array | None = None
-
-
-def row_blocks(x: Array, size: int) -> Array:
-    """`[B, T, ...]` to `[blocks, rows, ...]` with at most `size` positions in each, padded with zeros at the end."""
-    return blocked(x.reshape(1, -1, *x.shape[2:]), size)[:, 0]
-
-
-def of_rows(blocks: Array, shape: tuple[int, ...]) -> Array:
-    """The reverse: `[blocks, rows, ...]` to `[B, T, ...]`."""
-    batch, length = shape
-    return blocks.reshape(-1, *blocks.shape[2:])[: batch * length].reshape(batch, length, *blocks.shape[2:])
 
 
 def _chunks_of(table: Any, chunks: int) -> tuple[Array, Array]:
@@ -147,9 +122,10 @@ def first_pass(
     soft_cap: float | None,
     chunks: int,
     has_moments: bool = False,
+    asked: Asked | None = None,
 ) -> tuple[LogitSums, Array | None]:
-    """The sums of each position's logits; and the chunks of a head that is sharded over `embed`, as they were gathered:
-    `[chunks, D, ids]`. A head that is no plain array is one chunk."""
+    """The sums of each position's logits, of those `asked` for; and the chunks of a head that is sharded over `embed`,
+    as they were gathered: `[chunks, D, ids]`. A head that is no plain array is one chunk."""
     is_cut = axis_size("embed") > 1
     is_whole = chunks * axis_size("vocab") == 1
 
@@ -157,13 +133,13 @@ def first_pass(
         part, first = chunk
         head = gathered_table(part, rows.dtype) if isinstance(part, jax.Array) else part
 
-        def one_block(block: tuple[_Running, Array, Array]) -> _Running:
+        def one_block(_: None, block: tuple[_Running, Array, Array]) -> tuple[None, _Running]:
             running, rows, ids = block
             logits = project(rows, head, soft_cap)
-            return running.with_logits(logits, _of_ids(logits, first, ids, is_whole))
+            return None, running.with_logits(logits, _of_ids(logits, first, ids, is_whole))
 
         # heads are kept in the gathered layout: no transposed copy
-        return jax.lax.map(one_block, (sums, rows, ids)), head.T if is_cut else None
+        return over_blocks(one_block, None, (sums, rows, ids), asked)[1], head.T if is_cut else None
 
     begun = _Running.of(ids, has_moments)
     if chunks == 1:
@@ -183,9 +159,10 @@ def second_pass(
     soft_cap: float | None,
     chunks: int,
     heads: Array | None = None,
+    asked: Asked | None = None,
 ) -> tuple[Float[Array, "blocks rows D"], Float[Array, "V columns"]]:
-    """The gradients in `rows` (float32) and `table` (its dtype); `heads` as the first pass gathered them, or they are
-    gathered again."""
+    """The gradients in `rows` (float32) and `table` (its dtype), whose coefficients are zero where nobody `asked`;
+    `heads` as the first pass gathered them, or they are gathered again."""
     parts, firsts = _chunks_of(table, chunks)
 
     def one_chunk(grad_rows: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -206,7 +183,7 @@ def second_pass(
 
         zero = jnp.zeros(head.shape, jnp.float32)
         blocks = (rows, ids, log_norm, coefficients, grad_rows)
-        grad_head, grad_rows = jax.lax.scan(one_block, zero, blocks)
+        grad_head, grad_rows = over_blocks(one_block, zero, blocks, asked)
         return grad_rows, reduce_scatter(grad_head.astype(rows.dtype), "embed", 1)
 
     zeros = jnp.zeros(rows.shape, jnp.float32)

@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 from lifecycle.core.typing import Array
 from lifecycle.kernels import cross_entropy as module
 from lifecycle.kernels import logits as sums
-from lifecycle.kernels.cross_entropy import cross_entropy
+from lifecycle.kernels.cross_entropy import cross_entropy, cross_entropy_and_metrics
 from lifecycle.kernels.logits import project, soft_capped
 from lifecycle.kernels.token_statistics import token_logprobs
 from lifecycle.model.params import abstract_params
@@ -294,3 +294,30 @@ def test_a_sharded_vocabulary_gives_a_tpu_the_same_loss(above: float, monkeypatc
     value, grads = jax.jit(sharded)(hidden, head)
     for found, wanted in zip((value, *grads), exact, strict=True):
         np.testing.assert_allclose(found, wanted, atol=ONE_OP * max(1.0, float(jnp.abs(wanted).max())), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("chunks", "soft_cap", "z_weight"), [(1, None, 0.0), (1, 2.0, 0.1), (5, None, 0.1)])
+@pytest.mark.parametrize("every", [1, 3, B * T + 1])
+def test_sums_over_positions_with_weight_are_those_over_all(
+    every: int, chunks: int, soft_cap: float | None, z_weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.BLOCK, "float32", 4 // chunks + 1)
+    hidden, head, targets, _ = inputs()
+    weights = jnp.where((jnp.arange(B * T).reshape(B, T) + 1) % every == 0, 1.5, 0.0)
+    settings = soft_cap, chunks, z_weight
+
+    def sparse(hidden: Array, head: Array) -> Array:
+        return cross_entropy_and_metrics(hidden, head, targets, weights, *settings)[0]
+
+    def dense(hidden: Array, head: Array) -> Array:
+        return cross_entropy(hidden, head, targets, weights, *settings)
+
+    found, exact = (jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, head) for loss in (sparse, dense))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3 * ONE_OP, rtol=1e-5), found, exact)
+    logits = soft_capped(jnp.einsum("btd,vd->btv", hidden, head, precision="highest"), soft_cap)
+    entropies = -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1)
+    right = logits.argmax(-1) == targets
+    sums = jax.jit(lambda h: cross_entropy_and_metrics(h, head, targets, weights, *settings))
+    for _, entropy, accuracy in (sums(hidden), jax.jit(lambda h: jax.vjp(sums, h)[0])(hidden)):
+        np.testing.assert_allclose(entropy, (weights * entropies).sum(), atol=3 * ONE_OP, rtol=1e-5)
+        np.testing.assert_allclose(accuracy, (weights * right).sum(), atol=3 * ONE_OP)

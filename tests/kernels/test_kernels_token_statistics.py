@@ -65,6 +65,23 @@ def test_statistics_and_gradients_are_the_plain_ones(
         np.testing.assert_allclose(found, exact, atol=3 * ONE_OP, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunks", [1, 5])
+@pytest.mark.parametrize("every", [1, 3, B * T + 1])
+def test_what_is_not_wanted_is_zero_and_has_no_part_in_gradients(
+    every: int, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vocabulary.BLOCK, "float32", 4 // chunks + 1)
+    hidden, head, targets, *_ = inputs()
+    wanted = (jnp.arange(B * T).reshape(B, T) + 1) % every == 0
+
+    def masked(hidden: Array, head: Array) -> TokenStatistics:
+        return jax.tree.map(lambda x: jnp.where(wanted, x, 0), plain(hidden, head, targets, None, 1.0))
+
+    ours = everything(lambda h, w: token_statistics(h, w, targets, None, chunks, wanted=wanted), hidden, head)
+    for found, exact in zip(ours, everything(masked, hidden, head), strict=True):
+        np.testing.assert_allclose(found, exact, atol=3 * ONE_OP, rtol=1e-5)
+
+
 def test_what_has_no_gradient_gives_none() -> None:
     hidden, head, targets, *_ = inputs()
 

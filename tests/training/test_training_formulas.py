@@ -44,7 +44,7 @@ def pairs_of(logprobs: Any, lengths: Any, mask: Any, reference: Any) -> GroupLik
     }  # fmt: skip
     zeros = jnp.zeros(each.shape)
     found = TokenStatistics(jnp.asarray(each, jnp.float32), zeros, zeros, zeros, zeros)
-    tokens: Any = SimpleNamespace(statistics=lambda _: found)
+    tokens: Any = SimpleNamespace(statistics=lambda temperature, wanted: found)
     return GroupLikelihoods(batch, 2, lambda batch: tokens)
 
 

@@ -128,7 +128,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
 
     def statistics(params: Params, batch: Any, temperature: float) -> TokenStatistics:
         hidden, _ = forward_train(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
-        return TokenLikelihoods(batch, hidden, head(config, params), config.logits_soft_cap, 1).statistics(temperature)
+        tokens = TokenLikelihoods(batch, hidden, head(config, params), config.logits_soft_cap, 1)
+        return tokens.statistics(temperature, wanted=jnp.ones(hidden.shape[:2]))
 
     def pulled_back(params: Params, batch: Any, grads: TokenStatistics, temperature: float) -> jax.Array:
         return optax.global_norm(jax.vjp(lambda p: statistics(p, batch, temperature), params)[1](grads)[0])
@@ -142,7 +143,7 @@ def likelihoods(batch: Any, size: int | None, llama: Llama, found: TokenStatisti
 
     def forward(rows: Any) -> Any:
         seen = found if rows["tokens"] is batch["tokens"] else llama.of(rows)
-        return SimpleNamespace(statistics=lambda temperature: seen)
+        return SimpleNamespace(statistics=lambda temperature, wanted: seen)
 
     if size is not None:
         return GroupLikelihoods(batch, size, forward)

@@ -2,6 +2,7 @@
 
 import re
 
+from lifecycle.kernels.row_blocks import AT_MOST
 from lifecycle.kernels.seldom import SELDOM
 from lifecycle.planning.compiled.hlo import Instruction
 
@@ -21,6 +22,13 @@ def is_seldom(loop: Instruction) -> bool:
     return name is not None and re.search(rf"\b{SELDOM}\b", name[1]) is not None
 
 
+def most_trips(loop: Instruction) -> int | None:
+    """The most trips of this loop, if the model's code says it; `None` if not."""
+    name = _OP_NAME.search(loop.attributes)
+    most = None if name is None else re.search(rf"\b{AT_MOST}(\d+)/while$", name[1])
+    return None if most is None else int(most[1])
+
+
 def operation(instruction: Instruction) -> str:
     """Its name in the model's code: the end of JAX's name, without the loops and transformations around it."""
     full_name = _OP_NAME.search(instruction.attributes)
@@ -30,6 +38,7 @@ def operation(instruction: Instruction) -> str:
     backward = any("transpose(" in p for p in parts)
     remade = "rematted_computation" in parts
     names = [p for p in parts if "(" not in p and p not in ("shard_map", "checkpoint", "rematted_computation")]
+    names = [p for p in names if not p.startswith(AT_MOST)]
     name = "/".join(names[-2:]) or f"({instruction.opcode})"
     name = re.sub(r"\.\d+$", "", name)  # the compiler numbers its own instructions: broadcast.1859
     return f"{name}{' recomputed' if remade else ' backward' if backward else ''}"

@@ -16,7 +16,7 @@ from functools import cache
 from lifecycle.planning.compiled.flops import product_flops
 from lifecycle.planning.compiled.hlo import Computation, Instruction, Module, Shape
 from lifecycle.planning.compiled.loops import trip_count
-from lifecycle.planning.compiled.names import is_causal, is_kernel, is_seldom, kernel_name, operation
+from lifecycle.planning.compiled.names import is_causal, is_kernel, is_seldom, kernel_name, most_trips, operation
 from lifecycle.planning.compiled.traffic import traffic
 
 
@@ -217,8 +217,10 @@ class Program:
         return []
 
     def trips(self, loop: Instruction, within: Computation) -> int:
-        """How many times a loop's body counts: its trip count; if unknown, 0 for a seldom loop and 1 for any other."""
+        """How many times a loop's body counts: its trip count; if unknown, the most that the code names, 0 for a
+        seldom loop and 1 for any other."""
         trips = trip_count(self.module, loop, within)
+        trips = most_trips(loop) if trips is None else trips
         if trips is None and is_seldom(loop):
             if loop.name not in self.seldom_loops:
                 self.seldom_loops.append(loop.name)

@@ -76,10 +76,11 @@ class TokenLikelihoods(RowColumns):
         student, teacher = (Predictions(side.hidden, side.table, side.soft_cap) for side in (self, self.teacher))
         return divergence(student, teacher, self.mask, of, self.chunks)
 
-    def statistics(self, temperature: float = 1.0) -> TokenStatistics:
-        """The log-probability of each target, and what else is known of its distribution."""
-        targets = self.column("targets")
-        return token_statistics(self.hidden, self.table, targets, self.soft_cap, self.chunks, temperature)
+    def statistics(self, temperature: float = 1.0, wanted: Float[Array, "B T"] | None = None) -> TokenStatistics:
+        """The log-probability of each target that is learned, or `wanted`, and what else is known of its distribution;
+        zero for all others, which cost nothing."""
+        targets, is_wanted = self.column("targets"), (self.mask if wanted is None else wanted) > 0
+        return token_statistics(self.hidden, self.table, targets, self.soft_cap, self.chunks, temperature, is_wanted)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class GroupLikelihoods(RowColumns):
 
     size: int  # `k`: the segments of a group
     forward: Callable[[Batch], TokenLikelihoods]
+    wanted: str | None = None  # the column of targets that have statistics; None: of those that are learned
 
     @cached_property
     def tokens(self) -> TokenLikelihoods:
@@ -99,13 +101,14 @@ class GroupLikelihoods(RowColumns):
 
     @cached_property
     def statistics(self) -> TokenStatistics:
-        """Of each target, `[B, T]`."""
+        """Of each target that is learned, `[B, T]`; zero for others."""
         return self.statistics_at(1.0)
 
     def statistics_at(self, temperature: float) -> TokenStatistics:
         """The same of the distributions at a temperature."""
         if temperature not in self._found:
-            self._found[temperature] = self.tokens.statistics(temperature)
+            wanted = None if self.wanted is None else self.column(self.wanted)
+            self._found[temperature] = self.tokens.statistics(temperature, wanted)
         return self._found[temperature]
 
     @cached_property

@@ -1,6 +1,7 @@
 """Odds-ratio preference optimisation: fine-tuning and preference in one loss, without a reference model."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ def orpo(settings: OrpoConfig, pairs: GroupLikelihoods, context: Mapping[str, Ar
     Odds are of log-probabilities per token, as in the paper; `beta` is its lambda. The chosen answers' loss is the
     paper's or TRL's (`OrpoConfig.form`).
     """
+    if settings.form == "trl":
+        pairs = replace(pairs, wanted="target_mask")
     means = pairs.mean_logprobs
     odds = means - _log1mexp(means)
     gain = odds[..., 0] - odds[..., 1]

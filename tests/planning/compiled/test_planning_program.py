@@ -136,6 +136,15 @@ def test_a_loop_that_the_model_calls_seldom_does_not_count() -> None:
     assert program.seldom_loops == ["w"]
 
 
+def test_a_loop_that_the_model_says_the_most_trips_of_counts_as_many() -> None:
+    text = loop("constant(0)", "1", 'custom-call(), custom_call_target="Length"')
+    marked = text.replace("body=%body", 'body=%body, metadata={op_name="jit(step)/transpose(jvp())/at_most_16/while"}')
+    program = Program(parse_module(marked))
+    assert program.cycles == 50 * 16 and not program.unknown_loops
+    within = text.replace("body=%body", 'body=%body, metadata={op_name="jit(step)/at_most_16/while/body/while"}')
+    assert Program(parse_module(within)).unknown_loops == ["w"]
+
+
 def test_a_trip_count_that_xla_knows_is_taken() -> None:
     text = loop("constant(0)", "1", 'custom-call(), custom_call_target="Length"')
     known = text.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"11"}}')
