@@ -76,7 +76,9 @@ def run(
     task_hooks, rows = measured_tasks(config, name, inputs, tokenizer, mesh, progress)
     facts_now = facts | rows | job_facts(config, name, train, mesh)
     objective, spent = learner.objective(train), startup.taken("data")
-    job = TrainJob(model, train, mesh, objective, batches, start, out, spent, facts_now, learner.held, to)
+    job = TrainJob(
+        model, train, mesh, objective, batches, start, out, spent, facts_now, learner.held, to, owns_start=True
+    )
     hooks = [RecordSession(config.mesh, train, model), *learned.hooks, *task_hooks]
     if config.profile is not None:
         hooks.append(Profile(*config.profile_steps))

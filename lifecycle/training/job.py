@@ -45,6 +45,7 @@ class TrainJob:
     facts: Mapping[str, Any] = field(default_factory=dict)  # about the job, for whoever reads its time sheet
     held: Params = field(default_factory=dict)  # other models' parameters, as the objective's `held` says
     to: Destination | None = None  # where checkpoints are kept if the processes have folders of their own
+    owns_start: bool = False  # nobody else needs the initial weights: they leave the devices once the state is made
 
     @property
     def first_step(self) -> int:

@@ -36,7 +36,15 @@ from lifecycle.training.hooks.times import RecordTimes
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.passing import PassingBatches
-from lifecycle.training.restart import Saved, earlier_records, open_local, open_log, passed_again, restore_or_start
+from lifecycle.training.restart import (
+    Saved,
+    earlier_records,
+    open_local,
+    open_log,
+    passed_again,
+    release_start,
+    restore_or_start,
+)
 from lifecycle.training.run import Clock, TrainingRun
 from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, state_shardings
@@ -96,6 +104,7 @@ def train_from_checkpoint(
         opened.enter_context(watchdog.watching())
         with clock.paused("restore"):
             state, step = restore_or_start(job, optimizer, shardings, saved)
+            release_start(job)
             again = passed_again(job, step, went_back)
         if train.faults.is_guarded:
             shardings = replace(shardings, faults=fault_shardings(job.mesh))

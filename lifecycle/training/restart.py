@@ -120,6 +120,14 @@ def first_state(
     return init_state(job.model, optimizer, shardings, start, settings.base_width, hold)
 
 
+def release_start(job: TrainJob) -> None:
+    """Deletes the initial weights from the devices, if they are the job's own and it cannot begin again. Beside an
+    adapter they would take as much as the whole state: of 70 B parameters in float32, 17.6 GB on each of 16 chips."""
+    if job.owns_start and isinstance(job.start, dict) and job.train.faults.policy != "rollback":
+        for array in jax.tree.leaves(job.start):
+            array.delete()
+
+
 def with_faults(job: TrainJob, state: TrainState, data: dict[str, Any]) -> TrainState:
     """The state with what a checkpoint's data state says of the steps before it, if the step looks for faults."""
     if not job.train.faults.is_guarded:

@@ -22,13 +22,13 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.timesheet import TIMES, account, read_sessions
-from lifecycle.model.params import abstract_params
+from lifecycle.model.params import abstract_params, init_params
 from lifecycle.testing.jobs import MODEL, KillAt, StopAt, TinyRun, command, objective_of, tiny_job
 from lifecycle.training.batches import DataStateError
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.items import PARAMS
 from lifecycle.training.checkpoints.weights import hash_params, load_params
-from lifecycle.training.config import CheckpointConfig
+from lifecycle.training.config import CheckpointConfig, FaultsConfig
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.faults import DivergedError
 from lifecycle.training.hooks.hook import Hook
@@ -267,6 +267,17 @@ def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, 
         strict=True,
     ):
         np.testing.assert_allclose(before, after, atol=2 * RUN.learning_rate)  # of Adam's first two steps, warming up
+
+
+@pytest.mark.parametrize(("policy", "owns_start"), [("stop", False), ("stop", True), ("rollback", True)])
+def test_initial_weights_that_nobody_needs_leave_the_devices(tmp_path: Path, policy: str, owns_start: bool) -> None:
+    """A run that may go back to its beginning needs them, and so does one that was given those of others."""
+    job = tiny_job(tmp_path, replace(SHORT, steps=2))
+    start = init_params(MODEL, jax.random.key(0))
+    train = job.train.model_copy(update={"faults": FaultsConfig.model_validate({"policy": policy})})
+    run_job(replace(job, train=train, start=start, owns_start=owns_start), Silent())
+    is_gone = {array.is_deleted() for array in jax.tree.leaves(start)}
+    assert is_gone == {owns_start and policy == "stop"}
 
 
 def test_a_hash_sees_every_bit_name_and_shape() -> None:
