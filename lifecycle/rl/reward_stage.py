@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lifecycle.core.platform import compiler_options
 from lifecycle.core.typing import Array, Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
@@ -32,7 +33,8 @@ def model_reward(model: ModelConfig, params: Params, settings: RolloutConfig, me
     def local(params: Params, batch: Batch) -> Array:
         return rewards(GroupLikelihoods(batch, 1, lambda rows: token_likelihoods(model, params, rows, plain)[0]))
 
-    jitted = jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows")))
+    options = compiler_options(mesh.devices.flat[0].device_kind)
+    jitted = jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows")), compiler_options=options)
 
     def score(answers: Sequence[Ids]) -> list[float]:
         groups = [Group([_answer(*ids)]) for ids in answers]

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lifecycle.core.platform import compiler_options
 from lifecycle.core.typing import Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
@@ -42,7 +43,8 @@ def each_batch[T](
 ) -> Callable[[Any], Iterator[tuple[HostBatch, T]]]:
     """`function` over one pass of `rows`, from row `first` on, jitted once, with its results on every process. With
     `is_numbered` batches have the column `row`, counted over the whole pass."""
-    jitted = jax.jit(function, out_shardings=NamedSharding(mesh, P()))
+    options = compiler_options(mesh.devices.flat[0].device_kind)
+    jitted = jax.jit(function, out_shardings=NamedSharding(mesh, P()), compiler_options=options)
 
     def results(params: Any) -> Iterator[tuple[HostBatch, T]]:
         for number, host in enumerate(one_epoch(rows, global_batch_size=batch_size, first=first)):
