@@ -1,6 +1,6 @@
 """`docs/fit.md`: which shipped model fits where and how fast it would be, by the compiler. One command makes it:
 
-    uv run --extra tpu --extra gpu-compiler python benchmarks/fit.py docs/fit.md [training | decoding]
+    uv run --extra tpu --extra gpu-compiler python benchmarks/fit.py docs/fit.md [training | post-training | decoding]
 
 Each line is a plan of the real train step, or of the engine's real programs, with the date of its figures; of one
 table, if it is named, and the other's lines stay as they are. The page is written after every line, and has the lines
@@ -15,28 +15,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.fit_page import Cells, page, row, row_of
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.model.config import ModelConfig, WeightFormat
 from lifecycle.model.counts import num_active_params, num_params
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.planning.compilers import GPU_COMPILER, TPU_COMPILER
 from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
-from lifecycle.planning.programs.kept import versions
-from lifecycle.planning.programs.plan import ProgramPlan, plan_engine, plan_train_step
-from lifecycle.planning.run_file import read_step
+from lifecycle.planning.programs.plan import ProgramPlan, plan_engine, plan_stage, plan_train_step
+from lifecycle.planning.run_file import StepConfig, read_step
 from lifecycle.planning.search.candidates import mesh_name
 from lifecycle.planning.topology import parse_topology, prepare
-
-type Cells = tuple[str, ...]  # of a row
-
-COLUMNS = (
-    "model", "parameters", "topology", "chips", "mesh", "rows x positions", "keeps", "peak GB per device", "of it",
-    "step ms", "tokens/s per chip", "MFU", "USD per 10^9 tokens", "date",
-)  # fmt: skip
-DECODE_COLUMNS = (
-    "model", "parameters", "weights", "topology", "chips", "mesh", "slots x context", "peak GB per device", "of it",
-    "ms a token", "tokens/s per chip", "of the memory's rate", "USD per 10^6 tokens", "ms a chunk", "date",
-)  # fmt: skip
+from lifecycle.rl.config import RolloutConfig
+from lifecycle.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,11 @@ class FitLine:
     config: str
     topology: str
     changes: tuple[str, ...] = ()
+    stage: str | None = None  # None: the first one
+
+    def step(self, folder: Path) -> StepConfig:
+        """The stage's step, with the run configs in `folder`."""
+        return read_step(folder / f"{self.config}.yaml", self.changes, self.stage)
 
     @property
     def name(self) -> str:
@@ -54,7 +49,6 @@ class FitLine:
         return presets[-1] if presets else self.config
 
 
-PUBLISHED = Path(__file__).with_name("published.md")  # the page's end, written by hand
 OFFLOADED = "train.pretrain.remat={input: offload}"
 
 
@@ -114,6 +108,12 @@ LINES = (
     _sharded("smollm2_135m", "v5e:4x4", 16, 4),
 )
 
+STAGE_LINES = (
+    FitLine("llama3_8b_v5p_128", "v5p:4x4x4", stage="prefer"),
+    FitLine("llama3_8b_grpo_v5p_128", "v5p:4x4x4", stage="maths"),
+    FitLine("llama3_70b_lora_v6e_16", "v6e:4x4", stage="chat"),
+)
+
 
 @dataclass(frozen=True)
 class DecodeLine:
@@ -157,19 +157,23 @@ def make(folder: Path, out: Path, console: Console, table: str | None = None) ->
     progress = ConsoleProgress(console)
     before = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
     trained = {_train_cells(line, folder): line for line in LINES}
+    staged = {_stage_cells(line, folder): line for line in STAGE_LINES}
     decoded = {_decode_cells(line, folder): line for line in DECODE_LINES}
-    rows = {cells: _row_of(cells, before) for cells in (*trained, *decoded)}
+    rows = {cells: row_of(cells, before) for cells in (*trained, *staged, *decoded)}
 
     def put(cells: Cells, results: Cells) -> None:
-        rows[cells] = _row((*cells, *results, datetime.now(UTC).date().isoformat()))
-        tables = [[rows[cells] for cells in lines if rows[cells]] for lines in (trained, decoded)]
-        out.write_text(_page(*tables), encoding="utf-8")
+        rows[cells] = row((*cells, *results, datetime.now(UTC).date().isoformat()))
+        tables = [[rows[cells] for cells in lines if rows[cells]] for lines in (trained, staged, decoded)]
+        out.write_text(page(*tables), encoding="utf-8")
 
-    for cells, line in trained.items() if table != "decoding" else ():
+    for cells, line in trained.items() if table in (None, "training") else ():
         progress.note(f"{line.name} on {line.topology}")
         put(cells, _trained(line, folder, progress))
+    for cells, line in staged.items() if table in (None, "post-training") else ():
+        progress.note(f"{line.stage} of {line.name} on {line.topology}")
+        put(cells, _staged(line, folder, progress))
     for names in (["decode"], ["prefill", "decode"]):  # chunks last: without one, a line has an empty cell
-        for cells, line in decoded.items() if table != "training" else ():
+        for cells, line in decoded.items() if table in (None, "decoding") else ():
             progress.note(f"{names[0]} of {line.preset or line.config} on {line.topology}")
             put(cells, _decoded(line, folder, progress, names))
 
@@ -188,29 +192,57 @@ class ConsoleProgress(Silent):
         self._console.print(text, highlight=False)
 
 
-def _row(cells: Cells) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _row_of(cells: Cells, page: list[str]) -> str:
-    """The row that begins with these cells; empty if the page has none."""
-    return next((row for row in page if row.startswith(_row(cells)[:-1])), "")
-
-
 def _train_cells(line: FitLine, folder: Path) -> Cells:
     """What says which line it is."""
-    config, topology = read_step(folder / f"{line.config}.yaml", line.changes), parse_topology(line.topology)
+    config, topology = line.step(folder), parse_topology(line.topology)
     train = config.train
     keeps = "everything" if train.remat is None else " ".join(train.remat) or "nothing"
-    rows = f"{train.global_batch_size} x {train.seq_len}" + (f" in {train.grad_accum}" if train.grad_accum > 1 else "")
     chips = topology.name, str(topology.num_chips)
-    return (line.name, _size(config.model), *chips, mesh_name(config.mesh), rows, keeps)
+    return (line.name, _size(config.model), *chips, mesh_name(config.mesh), _rows(train), keeps)
 
 
 def _trained(line: FitLine, folder: Path, progress: Progress) -> Cells:
-    config, topology = read_step(folder / f"{line.config}.yaml", line.changes), parse_topology(line.topology)
+    config, topology = line.step(folder), parse_topology(line.topology)
     sizes = config.model, config.train, config.mesh, topology, config.section
     return _results(plan_train_step(*sizes, is_tuned=True, progress=progress), topology.chip.hbm_bytes)
+
+
+def _stage_cells(line: FitLine, folder: Path) -> Cells:
+    """What says which line it is."""
+    config, topology = line.step(folder), parse_topology(line.topology)
+    train = config.train
+    slots = ""
+    if isinstance(train, RolloutConfig):
+        slots = f"{train.num_slots} x {train.max_prompt_tokens + train.max_completion_tokens}"
+    return (
+        line.name,
+        line.stage or "",
+        topology.name,
+        str(topology.num_chips),
+        mesh_name(config.mesh),
+        _rows(train),
+        slots,
+    )
+
+
+def _staged(line: FitLine, folder: Path, progress: Progress) -> Cells:
+    config, topology = line.step(folder), parse_topology(line.topology)
+    sizes = config.model, config.train, config.mesh, topology, config.section
+    return _stage_results([*plan_stage(*sizes, is_tuned=True, progress=progress)], topology.chip.hbm_bytes)
+
+
+def _stage_results(plans: list[ProgramPlan], hbm_bytes: int) -> Cells:
+    needed = max(plan.needs_bytes for plan in plans)
+    memory = f"{needed / 1e9:,.1f}", f"{needed / hbm_bytes:.0%}"
+    found = {plan.kind: plan.estimate for plan in plans if plan.fits and plan.estimate is not None}
+    budget = plans[0].budget
+    if len(found) < len(plans) or not isinstance(budget, TrainingBudget):
+        return (*memory, "does not fit", "", "", "", "", "", "")
+    of_rollouts = [found.get(kind) for kind in ("scoring", "prefill", "decode")]
+    ms = ["" if estimate is None else f"{estimate.step_s * 1e3:,.1f}" for estimate in of_rollouts]
+    whole_s = sum(plan.runs_per_step * found[plan.kind].step_s for plan in plans)
+    update = f"{found['step'].cycles / 1e6:,.0f}", f"{found['step'].step_s * 1e3:,.0f}", f"{budget.mfu:.0%}"
+    return (*memory, *update, *ms, f"{whole_s:,.1f}")
 
 
 def _results(plan: ProgramPlan, hbm_bytes: int) -> Cells:
@@ -252,49 +284,16 @@ def _decode_results(plans: list[ProgramPlan], hbm_bytes: int) -> Cells:
     return (*memory, *speed, price, "".join(f"{prefill.ms_per_run:,.1f}" for prefill in of_chunk))
 
 
+def _rows(train: TrainConfig) -> str:
+    rows = f"{train.global_batch_size} x {train.seq_len}"
+    return f"{rows} in {train.grad_accum}" if train.grad_accum > 1 else rows
+
+
 def _size(model: ModelConfig) -> str:
     total, active = num_params(model), num_active_params(model)
     return f"{total / 1e9:,.2f} B" + (f" ({active / 1e9:,.1f} B active)" if active < total else "")
 
 
-def _page(trained: list[str], decoded: list[str]) -> str:
-    libraries = {**versions(TPU_COMPILER), **versions(GPU_COMPILER)}
-    made = ", ".join(f"{name} {version}" for name, version in libraries.items())
-    head = (
-        "# What fits where\n\n"
-        "Made by `uv run --extra tpu --extra gpu-compiler python benchmarks/fit.py docs/fit.md`; do not edit. Memory\n"
-        "is the compiler's, for the whole real program. Times are estimates, as `lifecycle plan` derives and\n"
-        "qualifies them (for GPUs a roofline's): nobody ran these on chips. Bytes are decimal. Each\n"
-        "line is of the code at its date.\n\n"
-        f"The newest are compiled with {made}.\n\n"
-    )
-    training = (
-        "## Training\n\n"
-        "A line is a run of `configs/`, or a preset of `configs/models/` in place of such a run's model. MFU counts\n"
-        "causal attention half.\n\n"
-    )
-    decoding = (
-        "\n## Decoding\n\n"
-        "The engine's decode program, every slot busy with a full context: `lifecycle plan CONFIG topology=...\n"
-        "stage=decode` with the mesh as `serve.mesh`, and `serve.weights`. 100% of the memory's rate: what a chip has\n"
-        "of weights and cache is read once per token, and nothing else takes time. The cache is in bfloat16. A chunk\n"
-        "is 256 tokens of a prompt, of one prompt for each group of slots, by the prefill program.\n\n"
-    )
-    return (
-        head
-        + training
-        + _table(COLUMNS, trained)
-        + decoding
-        + _table(DECODE_COLUMNS, decoded)
-        + "\n"
-        + PUBLISHED.read_text("utf-8")
-    )
-
-
-def _table(columns: Cells, lines: list[str]) -> str:
-    return "\n".join((_row(columns), "|" + "---|" * len(columns), *lines)) + "\n"
-
-
 if __name__ == "__main__":
-    page, *tables = sys.argv[1:] or ["docs/fit.md"]
-    make(Path("configs"), Path(page), Console(), *tables)
+    out, *tables = sys.argv[1:] or ["docs/fit.md"]
+    make(Path("configs"), Path(out), Console(), *tables)

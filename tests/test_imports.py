@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "serving": "core parallel text kernels model weights inference",
     "ops": "core parallel text data kernels model weights training inference evals",
     "report": "core parallel text data kernels model weights training inference evals ops",
-    "planning": "core parallel text data kernels model weights training inference",
+    "planning": "core parallel text data kernels model weights training inference rl",
     "launching": "core parallel text data kernels model weights training inference planning",
     "rl": "core parallel text data kernels model weights training inference evals",
     "stages": "core parallel text data kernels model weights training inference evals rl serving ops report planning",

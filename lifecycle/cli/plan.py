@@ -2,7 +2,8 @@
 
 lifecycle plan CONFIG                                   the chain's state and the sizes that the config implies
 lifecycle plan CONFIG topology=v5p:4x4x4                the first training stage's step, compiled without the chips
-lifecycle plan CONFIG topology=v5p:4x4x4 stage=NAME     another training stage's step
+lifecycle plan CONFIG topology=v5p:4x4x4 stage=NAME     another training stage's step; of a stage of rollouts, the
+                                                        sampler too, beside the trainer's state
 lifecycle plan CONFIG topology=v5e:4x4 stage=decode     the engine's prefill and decode on serve.mesh
 lifecycle plan CONFIG topology=v6e:16x16 search=true    a comparison of meshes, micro-batches and rematerialisation
 lifecycle plan CONFIG topology=h100:16                  the same for two nodes of eight GPUs
@@ -29,9 +30,9 @@ from lifecycle.stages.branches import changes
 from lifecycle.stages.chain import states
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph
+from lifecycle.stages.origins import named_models
 from lifecycle.stages.storage import read_registry
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.objectives.registry import objective_kind
 
 if TYPE_CHECKING:
     from lifecycle.planning.programs.plan import ProgramPlan
@@ -110,13 +111,10 @@ def _compile(config: RunConfig, own: PlanConfig, topology: Topology, console: Co
 
 
 def planned_stage(config: RunConfig, stage: str | None) -> str:
-    """The name of the training stage to plan, by default the first. Raises `ConfigError` for an unknown stage, or one
-    whose objective cannot be planned."""
+    """The name of the training stage to plan, by default the first. Raises `ConfigError` for an unknown stage."""
     name = next(iter(config.train)) if stage is None else stage
     if name not in config.train:
         raise ConfigError(f"stage={name}: no such training stage{nearest(name, [*config.train, DECODE])}")
-    if objective_kind(objective := config.train[name].objective).rows not in ("tokens", "chat"):
-        raise ConfigError(f"train.{name}: only steps of token and chat rows are planned, not of {objective}")
     return name
 
 
@@ -143,16 +141,23 @@ def split(words: tuple[str, ...]) -> tuple[PlanConfig, tuple[str, ...]]:
 
 
 def plan_training(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:
-    """Plans a training stage's step on the config's mesh."""
-    from lifecycle.planning.programs.plan import plan_train_step
+    """Plans a training stage's step on the config's mesh; of a stage of rollouts, all that a step of it runs."""
+    from lifecycle.planning.display.stage import stage_table
+    from lifecycle.planning.programs.plan import plan_stage
 
     stage = planned_stage(config, own.stage)
     model, train = config.trained_model(stage), with_steps(config, stage)
     as_run = {"vocab_size": model.vocab_size}  # of other rows, if the teacher has more or fewer
-    section = f"train.{stage}"
     others = {name: other.model_copy(update=as_run) for name, other in config.held_models(stage).items()}
-    plan = plan_train_step(model, train, config.mesh, topology, section, own.is_tuned, progress, others=others)
-    _show_and_write(plan, config, topology, console)
+    scorer = named_models(train, config.train).get("reward")
+    reward = None if scorer is None or scorer.stage is None else config.trained_model(scorer.stage)
+    plans: list[ProgramPlan] = []
+    sizes = model, train, config.mesh, topology, f"train.{stage}"
+    for plan in plan_stage(*sizes, own.is_tuned, progress, others, reward):
+        _show_and_write(plan, config, topology, console)
+        plans.append(plan)
+    if len(plans) > 1:
+        console.print(stage_table(plans))
 
 
 def plan_decode(config: RunConfig, own: PlanConfig, topology: Topology, console: Console, progress: Progress) -> None:

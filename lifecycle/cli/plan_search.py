@@ -16,6 +16,7 @@ from lifecycle.planning.search.reasons import CompiledCandidate, why
 from lifecycle.planning.search.search import search
 from lifecycle.planning.topology import Topology
 from lifecycle.stages.config import RunConfig
+from lifecycle.training.objectives.registry import objective_kind
 
 
 def search_and_show(
@@ -25,6 +26,11 @@ def search_and_show(
     search continues from there."""
     done: list[CompiledCandidate] = []
     model, train, section = config.trained_model(stage), config.remaining(stage), f"train.{stage}"
+    if objective_kind(train.objective).rows not in ("tokens", "chat"):
+        raise ConfigError(
+            f"{section}: the search compares steps on token and chat rows, not of {train.objective}; leave "
+            "search=true out, and plan this stage on meshes of your choice"
+        )
     if train.adapter is not None:
         raise ConfigError(
             f"{section}.adapter: the search reckons with weights that are trained; plan this stage without "

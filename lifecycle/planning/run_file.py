@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, SerializeAsAny, model_validator
 
-from lifecycle.core.config import ConfigError, Section, load_config
+import lifecycle.rl.config  # noqa: F401 - registers the objectives that learn from rewards
+from lifecycle.core.config import ConfigError, Section, load_config, nearest
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.dial import fill
-from lifecycle.training.objectives.registry import objective_kind
 
 
 class _RunFile(Section):
@@ -32,7 +32,7 @@ class _RunFile(Section):
 
 @dataclass(frozen=True)
 class StepConfig:
-    """One train step: the first training stage of a run's file."""
+    """One train step of a run's file."""
 
     model: ModelConfig
     mesh: MeshConfig
@@ -40,13 +40,14 @@ class StepConfig:
     section: str  # the file's section with the stage's settings
 
 
-def read_step(path: Path, overrides: Iterable[str] = ()) -> StepConfig:
-    """Reads the first training stage from the file of a run with one model.
+def read_step(path: Path, overrides: Iterable[str] = (), stage: str | None = None) -> StepConfig:
+    """Reads a training stage, by default the first, from the file of a run with one model.
 
-    Raises `ConfigError` for an unreadable file, or if that stage does not train on token or chat rows.
+    Raises `ConfigError` for an unreadable file, or a stage that it does not have.
     """
     run = load_config(_RunFile, path, overrides)
-    name, train = next(iter(run.train.items()))
-    if (rows := objective_kind(train.objective).rows) == "pairs":
-        raise ConfigError(f"{path}: train.{name} learns from {rows} ({train.objective}); put a stage of tokens first")
-    return StepConfig(run.model, run.mesh, train, f"train.{name}")
+    name = next(iter(run.train)) if stage is None else stage
+    if name not in run.train:
+        raise ConfigError(f"{path}: no stage train.{name}{nearest(name, run.train)}")
+    train = run.train[name]
+    return StepConfig(train.trained(run.model), run.mesh, train, f"train.{name}")

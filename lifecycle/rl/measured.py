@@ -1,7 +1,6 @@
 """What the trainer knows of a batch's tokens: log-probabilities by older and by the initial weights, and values."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lifecycle.core.platform import compiler_options
 from lifecycle.core.typing import Array, Batch
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
@@ -44,17 +44,22 @@ def measured_columns(model: ModelConfig, settings: RolloutConfig, mesh: Mesh, st
 
 def _measured(model: ModelConfig, settings: RolloutConfig, mesh: Mesh) -> Callable[[bool, Any, HostBatch], np.ndarray]:
     """A function of whether values are wanted instead of log-probabilities, weights and a batch."""
-
-    def local(is_value: bool, params: Params, batch: Batch) -> Array:
-        tokens, _ = token_likelihoods(model, params, batch, settings)
-        return tokens.scores() if is_value else tokens.statistics(settings.temperature).logprobs
-
-    specs = param_specs(model), spec("loss_rows", "seq")
-    jitted = {of: jax.jit(on_mesh(partial(local, of), mesh, *specs)) for of in (False, True)}
+    programs = {of: measuring(model, settings, mesh, of) for of in (False, True)}
 
     def measured(is_value: bool, params: Any, batch: HostBatch) -> np.ndarray:
         rows = shard_batch({name: batch[name] for name in TOKENS}, mesh)
-        values = in_plain_order(jax.device_get(jitted[is_value](params, rows)), mesh.shape["context"])
+        values = in_plain_order(jax.device_get(programs[is_value](params, rows)), mesh.shape["context"])
         return values * batch["loss_mask"]
 
     return measured
+
+
+def measuring(model: ModelConfig, settings: RolloutConfig, mesh: Mesh, is_value: bool) -> jax.stages.Wrapped:
+    """The program from parameters and a batch's columns `TOKENS` to `[B, T]`: log-probabilities, or values."""
+
+    def local(params: Params, batch: Batch) -> Array:
+        tokens, _ = token_likelihoods(model, params, batch, settings)
+        return tokens.scores() if is_value else tokens.statistics(settings.temperature).logprobs
+
+    options = compiler_options(mesh.devices.flat[0].device_kind)  # the step's kernels, of as many rows or more
+    return jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows", "seq")), compiler_options=options)

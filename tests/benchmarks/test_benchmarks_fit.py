@@ -1,24 +1,24 @@
 """The table of what fits where: its lines are configs that exist, on topologies that they fill, and the kept page's."""
 
+from dataclasses import replace
 from itertools import takewhile
 
 import pytest
 
 from benchmarks.fit import (
-    COLUMNS,
-    DECODE_COLUMNS,
     DECODE_LINES,
     LINES,
-    PUBLISHED,
+    STAGE_LINES,
     DecodeLine,
     FitLine,
     _decode_cells,
     _decode_results,
-    _page,
     _results,
-    _row_of,
+    _stage_cells,
+    _stage_results,
 )  # fmt: skip
-from lifecycle.planning.run_file import StepConfig, read_step
+from benchmarks.fit_page import COLUMNS, DECODE_COLUMNS, PUBLISHED, STAGE_COLUMNS, page, row_of
+from lifecycle.planning.run_file import StepConfig
 from lifecycle.planning.search.candidates import Candidate, mesh_name
 from lifecycle.planning.search.footprint import footprint
 from lifecycle.planning.topology import check_fits, parse_topology
@@ -31,10 +31,10 @@ def line_id(line: FitLine) -> str:
 
 
 def step_of(line: FitLine) -> StepConfig:
-    return read_step(ROOT / "configs" / f"{line.config}.yaml", line.changes)
+    return line.step(ROOT / "configs")
 
 
-@pytest.mark.parametrize("line", LINES, ids=line_id)
+@pytest.mark.parametrize("line", (*LINES, *STAGE_LINES), ids=line_id)
 def test_a_lines_config_loads_and_its_mesh_is_the_whole_topology(line: FitLine) -> None:
     step = step_of(line)
     check_fits(parse_topology(line.topology), step.mesh.plain())
@@ -44,7 +44,7 @@ def test_a_lines_config_loads_and_its_mesh_is_the_whole_topology(line: FitLine) 
 def test_every_large_run_and_every_preset_that_no_run_has_is_in_a_line() -> None:
     large = {path.stem for path in (ROOT / "configs").glob("*_v[0-9]*.yaml")}
     presets = {path.stem for path in (ROOT / "configs" / "models").glob("*.yaml")}
-    lines = {line.name for line in LINES}
+    lines = {line.name for line in (*LINES, *STAGE_LINES)}
     planned = [load(name).model for name in lines - presets]
     assert large <= lines
     assert {preset for preset in presets - lines if load("debug", f"model={preset}").model not in planned} == set()
@@ -74,6 +74,22 @@ def test_the_kept_page_has_these_lines() -> None:
     assert kept_rows(COLUMNS, names) == [(line.name, line.topology, mesh_name(step_of(line).mesh)) for line in LINES]
 
 
+def test_the_kept_page_has_lines_of_stages_in_their_order() -> None:
+    """A line that the compiler has not made yet is missing."""
+    staged = [_stage_cells(line, ROOT / "configs") for line in STAGE_LINES]
+    kept = kept_rows(STAGE_COLUMNS, STAGE_COLUMNS[: len(staged[0])])
+    assert kept == [cells for cells in staged if cells in kept]
+
+
+def test_a_stage_takes_the_time_of_all_its_programs_and_the_memory_of_the_largest() -> None:
+    update, decode = program_plan(needs=10 * 10**9), replace(program_plan(0.01, needs=50 * 10**9), runs_per_step=300.0)
+    decode = replace(decode, kind="decode")
+    assert _stage_results([update, decode], 100 * 10**9) == (
+        "50.0", "50%", "0", "1,000", "0%", "", "", "10.0", "4.0",
+    )  # fmt: skip
+    assert _stage_results([update, replace(decode, fits=False)], 100 * 10**9)[2] == "does not fit"
+
+
 def test_the_kept_page_has_lines_of_decoding_in_their_order() -> None:
     """A line that the compiler has not made yet is missing; one per family is not."""
     decoded = [_decode_cells(line, ROOT / "configs") for line in DECODE_LINES]
@@ -96,11 +112,11 @@ def test_what_does_not_fit_has_its_memory_and_no_speed() -> None:
     expected = ("150.0", "150%", "does not fit", "", "", "")
     assert _results(plan, hbm_bytes) == expected
     assert _decode_results([plan], hbm_bytes) == _decode_results([plan, plan], hbm_bytes) == (*expected, "")
-    made = _page(["| a |"], ["| b |"]).removesuffix(PUBLISHED.read_text(encoding="utf-8"))
-    assert made.count("|---") == len(COLUMNS) + len(DECODE_COLUMNS)
+    made = page(["| a |"], ["| c |"], ["| b |"]).removesuffix(PUBLISHED.read_text(encoding="utf-8"))
+    assert made.count("|---") == len(COLUMNS) + len(STAGE_COLUMNS) + len(DECODE_COLUMNS)
 
 
 def test_a_line_that_is_not_made_yet_stays_as_it_was() -> None:
-    page = ["| a | bc | 0 |", "| a | b | 1 |"]
-    assert _row_of(("a", "b"), page) == "| a | b | 1 |"
-    assert _row_of(("a",), page[:1]) == "| a | bc | 0 |" and _row_of(("c",), page) == ""
+    kept = ["| a | bc | 0 |", "| a | b | 1 |"]
+    assert row_of(("a", "b"), kept) == "| a | b | 1 |"
+    assert row_of(("a",), kept[:1]) == "| a | bc | 0 |" and row_of(("c",), kept) == ""

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from lifecycle.cli.plan import PlanConfig, plan_decode, plan_training, planned_stage, show_plan, split
+from lifecycle.cli.plan_search import search_and_show
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.parallel.axes import MeshConfig
@@ -100,8 +101,9 @@ def test_the_first_training_stage_is_planned_unless_another_is_named() -> None:
     assert planned_stage(config, "sft") == "sft"
     with pytest.raises(ConfigError, match="stage=sfd: no such training stage; did you mean 'sft'"):
         planned_stage(config, "sfd")
-    with pytest.raises(ConfigError, match=r"train\.prefer: only steps of token and chat rows are planned, not of dpo"):
-        planned_stage(config, "prefer")
+    assert planned_stage(config, "prefer") == "prefer"
+    with pytest.raises(ConfigError, match=r"train\.prefer: the search compares .* chat rows, not of dpo"):
+        search_and_show(config, "prefer", True, CUBE, Console(), Silent())
 
 
 def test_a_plan_of_decoding_shows_and_writes_both_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_a_plan_of_decoding_shows_and_writes_both_programs(monkeypatch: pytest.M
         asked.append(arguments[:-1])
         for name, tokens in (("prefill", 256), ("decode", 4)):
             budget = InferenceBudget(1.0, tokens, 2.0, 2.0, 3.0, 0.5, 1, 1, 1e-3, None)
-            yield replace(program_plan(), program=name, section="serve", budget=budget)
+            yield replace(program_plan(), program=name, kind=name, section="serve", budget=budget)
 
     monkeypatch.setattr(plan, "plan_engine", plan_engine)
     config = load(
@@ -145,7 +147,7 @@ def slow():
     time.sleep(60)
 
 plan.mesh_over = lambda *_: SimpleNamespace(devices=SimpleNamespace(flat=[SimpleNamespace(device_kind="TPU v5")]))
-plan.train_program = lambda *_: SimpleNamespace(name="pretrain", lower=slow, mesh=plan.mesh_over(), is_training=True)
+plan.train_program = lambda *_: SimpleNamespace(name="pretrain", lower=slow, mesh=plan.mesh_over(), kind="step")
 show_plan(Path(sys.argv[1]), ("topology=v5p:4x4x4",), Console())
 """
 

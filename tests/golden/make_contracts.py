@@ -31,7 +31,8 @@ def shipped() -> list[str]:
 
 def lines_of(name: str) -> list[str]:
     config = load_config(RunConfig, REPOSITORY / "configs" / f"{name}.yaml")
-    return contract(config.model, _pretraining(config), config.mesh)
+    first = config.training_stages[0]
+    return contract(config.trained_model(first), config.train[first], config.mesh)
 
 
 def _pretraining(config: RunConfig) -> NextTokenConfig:

@@ -22,7 +22,7 @@ def test_the_first_stage_is_read_as_the_run_has_it() -> None:
     ("train", "says"),
     [
         ("{}", "train"),
-        ("{a: {objective: dpo, steps: 1, seq_len: 8, global_batch_size: 1}}", "train.a learns from pairs"),
+        ("{a: {objective: dqo, steps: 1, seq_len: 8, global_batch_size: 1}}", "did you mean .dpo"),
         ("{a: {objective: next_token, steps: 1, seq_len: 8, global_batch_siz: 1}}", "did you mean 'global_batch_size'"),
     ],
 )

@@ -33,6 +33,9 @@ class DeviceMemory:
     host_bytes: int  # host memory that holds this device's offloaded arrays
     usable_share: float = 1.0  # of the device's memory, what a process takes unless it is told otherwise
     highest_share: float = 1.0  # what it can be told to take
+    beside_bytes: int = (
+        0  # arrays that are no arguments, but lie on the device while the program runs; part of the peak
+    )
 
     @property
     def share(self) -> float:
@@ -50,7 +53,9 @@ class DeviceMemory:
         return self.fits and self.share > self.usable_share
 
 
-def device_memory(compilation: Compilation, known_bytes: Mapping[str, int], chip: Chip) -> DeviceMemory:
+def device_memory(
+    compilation: Compilation, known_bytes: Mapping[str, int], chip: Chip, beside_bytes: int = 0
+) -> DeviceMemory:
     """The memory of a compiled program; `known_bytes` are the sizes of its arguments (`bytes_by_part`)."""
     parameters = known_bytes["parameters"] + known_bytes.get("embedding", 0)
     optimizer, cache = known_bytes.get("optimizer", 0), known_bytes.get("cache", 0)
@@ -60,7 +65,8 @@ def device_memory(compilation: Compilation, known_bytes: Mapping[str, int], chip
         cache_bytes=cache,
         other_arguments_bytes=compilation.argument_bytes - parameters - optimizer - cache,
         temporaries_bytes=compilation.peak_bytes - compilation.argument_bytes,
-        peak_bytes=compilation.peak_bytes,
+        peak_bytes=compilation.peak_bytes + beside_bytes,
+        beside_bytes=beside_bytes,
         code_bytes=compilation.code_bytes,
         hbm_bytes=chip.hbm_bytes,
         host_bytes=compilation.host_bytes,

@@ -22,6 +22,7 @@ PARTS = (  # name, field, colour
     ("cache", "cache_bytes", "green"),
     ("other arguments", "other_arguments_bytes", "magenta"),
     ("temporaries", "temporaries_bytes", "yellow"),
+    ("beside the program", "beside_bytes", "red"),
 )
 
 
@@ -37,12 +38,17 @@ def show(plan: ProgramPlan, console: Console) -> None:
         console.print(misfit(plan, chip))
         return
     console.print(memory_picture(plan.memory))
+    if plan.beside_bytes:
+        held = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.beside_bytes.items())
+        console.print(f"beside the program: {held}", highlight=False)
+    if not plan.fits:
+        console.print("\n".join(["What helps", *(f"- {line}" for line in remedies(plan, chip))]), highlight=False)
     if plan.estimate is None:
         return
     console.print(work_table(plan.estimate, plan.budget))
     if plan.estimate.traffic:
         console.print(network_table(plan.estimate))
-    console.print(step_table(plan.estimate, plan.budget, plan.program == "prefill"))
+    console.print(step_table(plan.estimate, plan.budget, plan.kind == "prefill"))
     console.print(spenders_table(plan))
     console.print(Text("How far to trust it", style="bold"))
     for line in plan.estimate.trust:
@@ -86,7 +92,7 @@ def memory_picture(memory: DeviceMemory) -> RenderableType:
 
 def misfit(plan: ProgramPlan, chip: Chip) -> RenderableType:
     """A program that does not fit: by how much, the known parts, and what helps."""
-    known, over = plan.known_bytes, plan.needs_bytes - chip.hbm_bytes
+    known, over = {**plan.known_bytes, **plan.beside_bytes}, plan.needs_bytes - chip.hbm_bytes
     title = (
         f"does not fit: needs {gigabytes(plan.needs_bytes)} of memory per device, {chip.name} has "
         f"{gigabytes(chip.hbm_bytes)}: {gigabytes(over)} too much"
@@ -102,6 +108,12 @@ def misfit(plan: ProgramPlan, chip: Chip) -> RenderableType:
 def remedies(plan: ProgramPlan, chip: Chip) -> list[str]:
     """Settings that make a program smaller, the cheapest first; only those that can be enough."""
     more = "more devices: a larger topology with mesh.fsdp (or mesh.tensor) to match, so each holds less of the state"
+    if plan.section != "serve" and plan.kind in ("prefill", "decode"):
+        lengths = f"{plan.section}.max_prompt_tokens and {plan.section}.max_completion_tokens"
+        return [
+            f"fewer slots or shorter contexts: {plan.section}.num_slots, {lengths} (the cache is their product)",
+            more,
+        ]
     if plan.section == "serve":
         return [
             "fewer slots or a shorter context: serve.num_slots, serve.max_seq_len (the cache is their product)",
@@ -109,7 +121,7 @@ def remedies(plan: ProgramPlan, chip: Chip) -> list[str]:
             "beyond that serve.mesh.fsdp, which gathers each layer's weights in every step",
             "a chip with more memory",
         ]
-    if sum(plan.known_bytes.values()) >= chip.hbm_bytes:
+    if sum(plan.known_bytes.values()) + sum(plan.beside_bytes.values()) >= chip.hbm_bytes:
         return [f"the state alone does not fit, however few activations are kept: {more}"]
     stage = plan.section
     rate = f", at {chip.host_bytes_per_s / 1e9:,.0f} GB/s" if chip.host_bytes_per_s else ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.counts import block_layers, forward_flops_per_token
+from lifecycle.rl.config import RolloutConfig
 from lifecycle.training.config import TrainConfig
 
 
@@ -35,6 +36,13 @@ def train_work(model: ModelConfig, train: TrainConfig, others: Sequence[ModelCon
 
     half, full = flops(True), flops(False)
     return Work(tokens, half, full, train.steps, attention_share(train.computed(model), train.seq_len))
+
+
+def scoring_work(model: ModelConfig, train: RolloutConfig) -> Work:
+    """A forward pass over the rows of a step, once for each batch of rollouts."""
+    tokens, model = train.global_batch_size * train.seq_len, train.computed(model)
+    half, full = (tokens * forward_flops_per_token(model, train.seq_len, causal) for causal in (True, False))
+    return Work(tokens, half, full, train.steps // train.num_iterations, attention_share(model, train.seq_len))
 
 
 def prefill_work(model: ModelConfig, max_seq_len: int, num_chunks: int) -> Work:

@@ -20,6 +20,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import abstract_params
 from lifecycle.parallel.axes import AXES, MeshConfig
+from lifecycle.rl.config import RolloutConfig
+from lifecycle.rl.lowering import example_row
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.state import param_specs
@@ -33,7 +35,8 @@ def contract(model: ModelConfig, train: TrainConfig, mesh: MeshConfig) -> list[s
     sizes = {axis: getattr(mesh, axis) for axis in AXES}
     automatic = (AxisType.Auto,) * len(AXES)  # as in a mesh of devices: the partitioner shards the optimizer
     devices = AbstractMesh(tuple(sizes.values()), AXES, automatic, abstract_device=V5P)
-    traced = trace_train_step(model, train, devices).jaxpr.jaxpr
+    row = example_row(train) if isinstance(train, RolloutConfig) else None
+    traced = trace_train_step(model, train, devices, row=row).jaxpr.jaxpr
     return [
         f"traced for {V5P.device_kind}, whatever the run's devices",
         "parameter | whole | cut | a device's part",

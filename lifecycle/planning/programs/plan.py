@@ -1,7 +1,7 @@
 """Plans a program: compiles it for a topology or takes its compilation from the cache, and measures it."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lifecycle.core.platform import compiler_options
@@ -21,8 +21,10 @@ from lifecycle.planning.estimate.network import network_of
 from lifecycle.planning.estimate.step import StepEstimate, estimate_step
 from lifecycle.planning.programs.compiler import compile_program, in_thread
 from lifecycle.planning.programs.kept import CompilationCache, compilation_key, versions
-from lifecycle.planning.programs.lowering import PlannedProgram, engine_programs, train_program
+from lifecycle.planning.programs.lowering import Kind, PlannedProgram, engine_programs, train_program
+from lifecycle.planning.programs.rollouts import rollout_programs
 from lifecycle.planning.topology import Topology, mesh_of_one, mesh_over
+from lifecycle.rl.config import RolloutConfig
 from lifecycle.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 class ProgramPlan:
     """The plan of a program on a topology.
 
-    For a program that does not fit, only two sizes are known: `needs_bytes`, and `known_bytes`, the part of it that
-    parameters and other persistent arrays take.
+    For a program that the compiler refuses, only sizes are known: `needs_bytes`, and `known_bytes` and `beside_bytes`,
+    the parts of it that parameters and other persistent arrays take.
     """
 
     topology: str
@@ -44,13 +46,16 @@ class ProgramPlan:
     options: dict[str, str]
     versions: dict[str, str]
     fits: bool
-    needs_bytes: int
+    needs_bytes: int  # with what lies beside it
     memory: DeviceMemory | None
     estimate: StepEstimate | None
     spenders: tuple[Spender, ...]
     compile_s: float
     budget: TrainingBudget | InferenceBudget | None
     known_bytes: Mapping[str, int]  # per device, by part of the arguments
+    beside_bytes: Mapping[str, int] = field(default_factory=dict)  # per device, what lies there while it runs
+    kind: Kind = "step"
+    runs_per_step: float = 1.0
 
     def plain(self) -> dict[str, Any]:
         """The plan as JSON-ready values."""
@@ -71,6 +76,27 @@ def plan_train_step(
     own. Raises `ConfigError` if mesh and topology do not match."""
     program = train_program(model, train, mesh_over(topology, mesh), section, others)
     return plan_program(program, topology, is_tuned, progress)
+
+
+def plan_stage(
+    model: ModelConfig,
+    train: TrainConfig,
+    mesh: MeshConfig,
+    topology: Topology,
+    section: str,
+    is_tuned: bool,
+    progress: Progress,
+    others: Mapping[str, ModelConfig] | None = None,
+    reward: ModelConfig | None = None,
+) -> Iterator[ProgramPlan]:
+    """Plans of all programs that a training stage's steps run, each as soon as it is ready; `others`: the models that
+    they run beside the stage's own; `reward`: the model that scores rollouts, if one does. Raises `ConfigError` as
+    `plan_train_step`."""
+    if not isinstance(train, RolloutConfig):
+        yield plan_train_step(model, train, mesh, topology, section, is_tuned, progress, others)
+        return
+    for program in rollout_programs(model, train, mesh_over(topology, mesh), section, reward):
+        yield plan_program(program, topology, is_tuned, progress)
 
 
 def plan_engine(
@@ -104,16 +130,17 @@ def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, pr
     `is_tuned` selects, for a train step, the compiler options of training instead of the compiler's defaults.
     """
     mesh = program.mesh
-    is_tuned = is_tuned and program.is_training  # the engine compiles with the defaults
+    is_tuned = is_tuned and program.kind in ("step", "scoring")  # the engine compiles with the defaults
     tuned = compiler_options(mesh.devices.flat[0].device_kind) if is_tuned else {}
     options = {**tuned, **topology.compiler.options}
     compilation = _kept_or_compiled(program, topology, options, progress)
-    known_bytes = bytes_by_part(program.arguments())
+    known_bytes, beside_bytes = bytes_by_part(program.arguments()), bytes_by_part(program.beside())
+    beside = sum(beside_bytes.values())
     memory, estimate, spenders, budget = None, None, (), None
     if compilation.module is not None:
-        memory = device_memory(compilation, known_bytes, topology.chip)
+        memory = device_memory(compilation, known_bytes, topology.chip, beside)
         estimate, spenders = measure(compilation.module, topology, mesh, program.work.attention_share)
-        if program.is_training:
+        if program.kind in ("step", "scoring"):
             budget = training_budget(estimate, topology, program.work)
         else:
             budget = inference_budget(estimate, topology, program.work, known_bytes, mesh.size)
@@ -125,13 +152,16 @@ def plan_program(program: PlannedProgram, topology: Topology, is_tuned: bool, pr
         options=dict(options),
         versions=versions(topology.compiler),
         fits=memory is not None and memory.fits,
-        needs_bytes=compilation.peak_bytes,
+        needs_bytes=compilation.peak_bytes + beside,
         memory=memory,
         estimate=estimate,
         spenders=spenders,
         compile_s=compilation.compile_s,
         budget=budget,
         known_bytes=known_bytes,
+        beside_bytes=beside_bytes,
+        kind=program.kind,
+        runs_per_step=program.runs_per_step,
     )
 
 

@@ -15,6 +15,7 @@ from lifecycle.planning.display.program import chip_line, memory_picture, misfit
 from lifecycle.planning.display.units import flops, gigabytes
 from lifecycle.planning.estimate.budget import InferenceBudget, TrainingBudget
 from lifecycle.planning.estimate.step import StepEstimate, TrafficTotal
+from lifecycle.planning.programs.lowering import Kind
 from lifecycle.planning.programs.plan import ProgramPlan
 
 GB = 10**9
@@ -125,9 +126,9 @@ def test_a_roofline_above_the_step_says_so() -> None:
 
 
 @pytest.mark.parametrize(("program", "kind"), [("prefill", "prompt tokens"), ("decode", "tokens")])
-def test_the_engines_programs_show_tokens_time_and_money(program: str, kind: str) -> None:
+def test_the_engines_programs_show_tokens_time_and_money(program: Kind, kind: str) -> None:
     budget = InferenceBudget(3e9, 8, 12345.0, 772.0, 0.648, 0.123, 2 * GB, GB, 0.324e-3, 0.027)
-    text = shown(replace(PLAN, program=program, section="serve", budget=budget))
+    text = shown(replace(PLAN, program=program, kind=program, section="serve", budget=budget))
     assert row(text, f"{kind}/s").startswith(f"{kind}/s 12,345")
     assert "772 per chip" in row(text, f"{kind}/s")
     if program == "decode":

@@ -36,7 +36,7 @@ def plan_of(
     topology: Topology, mesh: Mesh, lower: Callable[[], jax.stages.Lowered], weights: jax.ShapeDtypeStruct
 ) -> ProgramPlan:
     work = Work(1, 1.0, 1.0, 1)
-    program = PlannedProgram("test", "train.test", True, mesh, lower, lambda: {"parameters": weights}, work)
+    program = PlannedProgram("test", "step", "train.test", mesh, lower, lambda: {"parameters": weights}, work)
     return plan_program(program, topology, is_tuned=False, progress=Silent())
 
 

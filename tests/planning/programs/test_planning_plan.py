@@ -1,5 +1,6 @@
 """Plans without the TPU compiler: compiled once for each program, and read anew each time."""
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,16 +11,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
+from rich.console import Console
 
 from lifecycle.core.progress import Silent
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.compiled.compilation import Compilation
 from lifecycle.planning.compilers import Compiler
+from lifecycle.planning.display.program import show
 from lifecycle.planning.estimate.budget import inference_budget, training_budget
 from lifecycle.planning.estimate.work import Work
 from lifecycle.planning.programs import plan
 from lifecycle.planning.programs.fingerprint import fingerprint
-from lifecycle.planning.programs.lowering import PlannedProgram, train_program
+from lifecycle.planning.programs.lowering import Kind, PlannedProgram, train_program
 from lifecycle.planning.programs.plan import ProgramPlan, plan_program
 from lifecycle.planning.topology import parse_topology
 from lifecycle.training.config import CheckpointConfig, NextTokenConfig
@@ -31,12 +34,13 @@ TOPOLOGY = parse_topology(GOLDEN_TOPOLOGY)
 WORK = Work(tokens=1000, flops=4e9, flops_full_attention=5e9, runs=100, attention_share=0.5)
 
 
-def program(lower: Callable[[], Any], is_training: bool = True) -> PlannedProgram:
+def program(lower: Callable[[], Any], kind: Kind = "step", beside: Any = dict) -> PlannedProgram:
     mesh = fake_mesh(TOPOLOGY, GOLDEN_MESH)
     array = jax.ShapeDtypeStruct((100, 10), jnp.int8, sharding=SingleDeviceSharding(jax.devices()[0]))
-    parts = {"parameters": array, "optimizer": (array, array)} if is_training else {"parameters": array, "cache": array}
-    section = "train.pretrain" if is_training else "serve"
-    return PlannedProgram("one", section, is_training, mesh, lower, lambda: parts, WORK)
+    second = {"optimizer": (array, array)} if kind == "step" else {"cache": array}
+    parts = {"parameters": array, **second}
+    section = "train.pretrain" if kind == "step" else "serve"
+    return PlannedProgram("one", kind, section, mesh, lower, lambda: parts, WORK, beside)
 
 
 def lower_scaled(factor: float = 2.0) -> Any:
@@ -90,7 +94,7 @@ def test_another_program_or_other_options_are_compiled_again(compiler: Answering
 
 def test_an_engines_program_has_a_budget_of_its_own(compiler: Answering) -> None:
     del compiler
-    got = plan_program(program(lower_scaled, is_training=False), TOPOLOGY, True, Silent())
+    got = plan_program(program(lower_scaled, "decode"), TOPOLOGY, True, Silent())
     assert got.estimate is not None and got.memory is not None
     assert got.memory.cache_bytes == 1000
     assert got.budget == inference_budget(got.estimate, TOPOLOGY, WORK, {"parameters": 1000, "cache": 1000}, 4)
@@ -114,6 +118,24 @@ def fingerprint_of(train: NextTokenConfig, **model: Any) -> str:
 
 
 @pytest.mark.slow
+def test_what_lies_beside_a_program_takes_part_of_the_memory(compiler: Answering) -> None:
+    def beside(size: int) -> ProgramPlan:
+        array = jax.ShapeDtypeStruct((size,), jnp.int8, sharding=SingleDeviceSharding(jax.devices()[0]))
+        return plan_program(program(lower_scaled, "decode", lambda: {"state": array}), TOPOLOGY, True, Silent())
+
+    hbm_bytes = TOPOLOGY.chip.hbm_bytes
+    small, large = beside(500), beside(hbm_bytes - 9999)
+    assert small.memory is not None and large.memory is not None
+    assert (small.needs_bytes, small.memory.peak_bytes, small.memory.beside_bytes) == (10_500, 10_500, 500)
+    assert small.memory.temporaries_bytes == 4000 and small.beside_bytes == {"state": 500}
+    assert small.fits and not large.fits and large.estimate is not None
+    assert len(compiler.options) == 1  # the program is the same
+    console = Console(file=io.StringIO(), width=200, record=True)
+    show(large, console)
+    text = console.export_text()
+    assert "does not fit" in text and "beside the program: state" in text and "fewer slots" in text
+
+
 def test_a_setting_that_changes_the_program_changes_what_is_compiled_and_no_other_does() -> None:
     own = fingerprint_of(settings_of())
     schedule = settings_of().optimizer.schedule.model_copy(update={"kind": "cosine"})
