@@ -26,6 +26,7 @@ Remat = dict[RematName, Literal["save", "offload", "recompute"]]
 WeightFormat = Literal["int8", "int4", "fp8"]  # of the matrices in inference, if not the compute dtype
 CacheFormat = Literal["int8", "fp8"]  # of the KV cache, if not the compute dtype
 Precision = Literal["int8", "fp8"]  # of the layers' matrix products in training, if not the compute dtype
+ReferenceCopy = Literal["fixed", "moving"]  # a second copy of the weights in a preference stage's state
 
 
 class RopeScaling(Section):
@@ -172,6 +173,9 @@ class ModelConfig(Section):
     adapter: AdapterConfig | None = None
     # A vector that makes a number of each hidden state: a reward. Set by a stage that trains one, likewise.
     has_score: bool = False
+    # A second copy of the weights, which a preference stage compares itself with in its steps: fixed, in the compute
+    # dtype, or moving, in float32. Set for the steps of such a stage alone, likewise.
+    reference: ReferenceCopy | None = None
 
     use_embed_scale: bool = False  # embeddings times sqrt(d_model) (Gemma)
     logits_soft_cap: float | None = Field(default=None, gt=0)
@@ -227,14 +231,14 @@ class ModelConfig(Section):
 
     @property
     def trunk(self) -> "ModelConfig":
-        """This model without prediction modules, drafter, adapter and score."""
+        """This model without prediction modules, drafter, adapter, score and reference."""
         return self.target.model_copy(update={"num_mtp_modules": 0}) if self.num_mtp_modules else self.target
 
     @property
     def target(self) -> "ModelConfig":
-        """This model without what a training stage adds to it: a drafter, an adapter, a score."""
-        is_plain = self.drafter is None and self.adapter is None and not self.has_score
-        plain = {"drafter": None, "adapter": None, "has_score": False}
+        """This model without what a training stage adds to it: a drafter, an adapter, a score, a reference."""
+        plain = {"drafter": None, "adapter": None, "has_score": False, "reference": None}
+        is_plain = all(getattr(self, name) == value for name, value in plain.items())
         return self if is_plain else self.model_copy(update=plain)
 
     @property

@@ -35,7 +35,7 @@ from lifecycle.model.params import (
 from lifecycle.model.pipeline import among_layers, run_pipeline, take_row, values
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.routing import RouterStats
-from lifecycle.model.stacks import ADAPTER, DRAFTER, MODULES, SCORE, LayerGroup, layer_groups
+from lifecycle.model.stacks import ADAPTER, DRAFTER, MODULES, REFERENCE, SCORE, LayerGroup, layer_groups
 from lifecycle.model.taken import Taken
 from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, axis_size, reduce_scatter, replicated
 
@@ -310,7 +310,8 @@ def _one_by_one(
 
 
 def _final_norm(config: ModelConfig, params: Params, hidden: Hidden) -> Array:
-    trunk = {name: array for name, array in params.items() if name not in ("blocks", MODULES, DRAFTER, ADAPTER, SCORE)}
+    others = ("blocks", MODULES, DRAFTER, ADAPTER, SCORE, REFERENCE)
+    trunk = {name: array for name, array in params.items() if name not in others}
     return nnx.merge(trunk_definition(config)[0], nnx.State(trunk)).norm(*hidden)
 
 

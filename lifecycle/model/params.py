@@ -3,9 +3,10 @@
 The tree has the trunk's arrays (`embed`, `norm.scale`, `head`) and, under `blocks`, those of the layers by stack
 (`model/stacks.py`): layers of equal structure are stacked on a leading axis. Prediction modules, where the model has
 them, are a stack under `mtp` (`model/mtp.py`), and what a training stage adds to it is `drafter` (`model/drafter.py`:
-a head that drafts for it) or `adapter` (`model/lora.py`: low-rank matrices beside frozen ones). On disk
-every layer has its own names (`weights/names.py`). `flax.nnx` defines the layers and makes their initial values;
-training and inference pass a tree of plain arrays, which is merged with the modules only inside a trace.
+a head that drafts for it), `adapter` (`model/lora.py`: low-rank matrices beside frozen ones), `score` or `reference`, a
+tree like the trunk's. On disk every layer has its own names (`weights/names.py`). `flax.nnx` defines the layers and
+makes their initial values; training and inference pass a tree of plain arrays, which is merged with the modules only
+inside a trace.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from lifecycle.model.lora import (
 from lifecycle.model.mtp import PredictionModule
 from lifecycle.model.parameter import Axes, Parameter
 from lifecycle.model.quantised import gathered_weight, is_quantised, quantised_weight
-from lifecycle.model.stacks import ADAPTER, DRAFTER, MODULES, MODULES_STACK, SCORE, layer_groups
+from lifecycle.model.stacks import ADAPTER, DRAFTER, MODULES, MODULES_STACK, REFERENCE, SCORE, layer_groups
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum
 
 type Params = dict[str, Any]
@@ -65,6 +66,7 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
         params[DRAFTER] = init_drafter(config, key)
     if config.has_score:
         params[SCORE] = init_score(config, key)
+    params = with_reference(config, params)
     return params if config.adapter is None else with_fresh_adapter(config, params, key)
 
 
@@ -78,6 +80,21 @@ def with_fresh_adapter(config: ModelConfig, base: Params, key: PRNGKeyArray) -> 
     known = held_parameters(config.adapter, declared["blocks"])
     held["blocks"] = in_use(config, known, blocks)
     return {**held, ADAPTER: fresh_adapter(config.adapter, declared["blocks"], held["blocks"], key)}
+
+
+def with_reference(config: ModelConfig, params: Params) -> Params:
+    """The parameters with a copy of the trunk's, if the model has a reference: one that moves in float32, a fixed one
+    as products use it."""
+    if config.reference is None:
+        return params
+    declared = parameters(config.trunk)
+    own = jax.tree.map(jnp.copy, {name: params[name] for name in declared})  # a step donates both
+    return params | {REFERENCE: own if config.reference == "moving" else in_use(config, declared, own)}
+
+
+def reference_of(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+    """The reference in a step, and its parameters: the copy, or without one the model with its adapter off."""
+    return adapter_off(config, params) if config.reference is None else (config.trunk, params[REFERENCE])
 
 
 def beside_adapter(config: ModelConfig, params: Params) -> Params:
@@ -138,6 +155,8 @@ def parameters(config: ModelConfig) -> Params:
         declared[DRAFTER] = drafter_parameters(config)
     if config.has_score:
         declared[SCORE] = Parameter((config.d_model,), ("embed",), is_matrix=False, is_float32=True)
+    if config.reference is not None:
+        declared[REFERENCE] = parameters(config.trunk)
     if config.adapter is not None:
         declared[ADAPTER] = adapter_parameters(config.adapter, blocks)
         declared["blocks"] = held_parameters(config.adapter, blocks)

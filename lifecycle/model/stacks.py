@@ -12,6 +12,7 @@ MODULES = "mtp"  # the key, beside `blocks`, of the stack of prediction modules 
 MODULES_STACK = "0+1"
 DRAFTER = "drafter"  # the key, beside `blocks`, of the drafter (`model/drafter.py`)
 SCORE = "score"  # the key, beside `blocks`, of the vector of rewards
+REFERENCE = "reference"  # the key, beside `blocks`, of the model that a stage keeps for its reference
 ADAPTER = "adapter"  # the key, beside `blocks`, of the adapter that a stage trains (`model/lora.py`)
 
 

@@ -360,6 +360,8 @@ class RunConfig(Section):
             )
         if given := [name for name, model in self.models.items() if model.adapter is not None]:
             raise ValueError(f"model.{given[0]}.adapter: set train.STAGE.adapter instead, of the stage that trains it")
+        if given := [name for name, model in self.models.items() if model.reference is not None]:
+            raise ValueError(f"model.{given[0]}.reference: set train.STAGE.reference, of the stage that has one")
         check_stage_names(self.train)
         for name in self.training_stages:
             check_reward(name, self.train)

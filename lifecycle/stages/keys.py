@@ -197,7 +197,7 @@ def export(config: RunConfig) -> dict[str, Any]:
 
 
 def _without(model: ModelConfig, omitted: frozenset[str]) -> dict[str, Any]:
-    omitted |= {"adapter"}  # which no run's model has: a stage's settings do
+    omitted |= {"adapter", "reference"}  # which no run's model has: a stage's settings do
     return {key: value for key, value in model.plain().items() if key not in omitted}
 
 

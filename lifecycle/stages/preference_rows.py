@@ -66,7 +66,7 @@ def _group_rows(
     progress: Progress,
 ) -> LearningRows:
     train = learner.train
-    needs_reference = objective_kind(train.objective).needs_reference
+    needs_reference = objective_kind(train.objective).needs_reference and not train.has_own_reference
     rows: dict[str, RowSource] = {}
     reports: dict[str, RowsReport] = {}
     for split in ("train", "heldout"):

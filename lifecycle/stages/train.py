@@ -1,8 +1,10 @@
 """Stages of kind `train`: train an objective on its rows, from the stage's initial weights."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from lifecycle.core import startup
@@ -13,8 +15,8 @@ from lifecycle.data.shards import TokenShards
 from lifecycle.evals.encoder import TextEncoder
 from lifecycle.evals.likelihood import LikelihoodTask
 from lifecycle.model.counts import num_adapter_params, num_params
-from lifecycle.model.params import compute_dtype
-from lifecycle.parallel.mesh import build_mesh
+from lifecycle.model.params import compute_dtype, logical_axes, with_reference
+from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.planning.chips import chip_of_device
 from lifecycle.stages import keys
 from lifecycle.stages.adapters import start_with_adapter
@@ -43,7 +45,8 @@ def run(
 ) -> Outcome:
     """Trains the stage `name`; the artifact's content hash is that of the weights, not of the checkpoint files. On
     hosts that share no folder, checkpoints go `to` a store."""
-    train, model, mesh = config.train[name], config.trained_model(name), build_mesh(config.mesh)
+    train, mesh = config.train[name], build_mesh(config.mesh)
+    model = train.with_copy(config.trained_model(name))
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     if "tokens" in inputs:
         require_sources(config.train.values(), TokenShards(inputs["tokens"].path))
@@ -53,6 +56,8 @@ def run(
     if train.adapter is not None:
         progress.note(f"adapter: {num_adapter_params(model):,} of {num_params(model):,} parameters are trained")
         start = start_with_adapter(config, name, start, mesh) if isinstance(start, dict) else start
+    if model.reference is not None and isinstance(start, dict):
+        start = jax.jit(partial(with_reference, model), out_shardings=tree_shardings(mesh, logical_axes(model)))(start)
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     as_used = {"precision": None} | ({"mtp_weight": 0.0} if train.modules_weight else {})
     measured = train.model_copy(update=as_used)
@@ -92,7 +97,7 @@ def measured_tasks(
     config: RunConfig, name: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh, progress: Progress
 ) -> tuple[list[Hook], dict[str, Any]]:
     """The measurement of the stage's tasks, and how many of their rows it covers."""
-    settings, model = config.train[name].tasks, config.trained_model(name)
+    settings, model = config.train[name].tasks, config.train[name].with_copy(config.trained_model(name))
     if settings is None:
         return [], {}
     from lifecycle.evals.measurement import TaskMeasurement, read_measured  # scipy.stats takes a second to import

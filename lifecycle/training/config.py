@@ -13,9 +13,9 @@ from pydantic_core import CoreSchema, PydanticUndefined
 
 from lifecycle.core.config import ConfigError, Section, VariantSection
 from lifecycle.core.numbers import Float32, Size
-from lifecycle.model.config import ModelConfig, Precision, Remat, WeightFormat
+from lifecycle.model.config import ModelConfig, Precision, ReferenceCopy, Remat, WeightFormat
 from lifecycle.model.counts import forward_flops_per_token, num_adapter_params, num_params
-from lifecycle.model.stacks import MODULES
+from lifecycle.model.stacks import MODULES, REFERENCE
 from lifecycle.training.adapter import AdapterTrainingConfig, base_patterns, frozen_bytes
 from lifecycle.training.optimizer_config import MOST_STEPS, OptimizerConfig
 
@@ -183,6 +183,16 @@ class TrainConfig(VariantSection):
         return True
 
     @property
+    def reference_copy(self) -> ReferenceCopy | None:
+        """The copy of the weights that the stage's state holds for the objective's reference."""
+        return None
+
+    @property
+    def has_own_reference(self) -> bool:
+        """Whether the steps compute the likelihoods of the objective's reference, which no row carries then."""
+        return False
+
+    @property
     def has_others(self) -> bool:
         """Whether rows have sequences that are measured beside those that are learned."""
         return False
@@ -211,6 +221,10 @@ class TrainConfig(VariantSection):
         """The model with what the stage adds to it."""
         return model if self.adapter is None else self.adapter.trained(model)
 
+    def with_copy(self, model: ModelConfig) -> ModelConfig:
+        """The model with what the stage's state holds beside it while it runs: the copy for its reference."""
+        return model if self.reference_copy is None else model.model_copy(update={"reference": self.reference_copy})
+
     def computed(self, model: ModelConfig) -> ModelConfig:
         """The model as this stage's steps compute it: prediction modules only if it trains them."""
         return model if self.modules_weight else model.trunk
@@ -225,16 +239,22 @@ class TrainConfig(VariantSection):
         return 2 * forward + scores + 6 * num_adapter_params(model)
 
     def state_bytes(self, model: ModelConfig) -> float:
-        """Bytes of the parameters and the optimizer's state; of weights beside an adapter as accelerators hold them."""
+        """Bytes of the parameters, the optimizer's state and a reference's copy; of weights that stay as they are as
+        accelerators hold them."""
         trained = num_params(model) if model.adapter is None else num_adapter_params(model)
         frozen = 0.0 if model.adapter is None else frozen_bytes(model)
-        return trained * self.optimizer.bytes_per_parameter + frozen
+        return trained * self.optimizer.bytes_per_parameter + frozen + self.copy_bytes * num_params(model.trunk)
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of a parameter in a reference's copy, as accelerators hold it."""
+        return {None: 0, "fixed": 2, "moving": 4}[self.reference_copy]
 
     def frozen(self, model: ModelConfig) -> tuple[str, ...]:
         """The patterns of the parameters that stay as they are: `freeze`, and modules that the stage does not train:
         without gradients, weight decay alone would change them."""
         is_idle = model.num_mtp_modules and not self.modules_weight
-        frozen = (*self.freeze, MODULES) if is_idle else self.freeze
+        frozen = (*self.freeze, *((MODULES,) if is_idle else ()), *((REFERENCE,) if model.reference else ()))
         return frozen if self.adapter is None else (*frozen, *base_patterns(model))
 
     def measured_every(self, metric: str) -> int:

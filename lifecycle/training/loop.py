@@ -21,6 +21,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import METRICS, RunLog, read_log
 from lifecycle.core.stopping import Stopped, StopRequest
 from lifecycle.core.timesheet import WENT_BACK
+from lifecycle.model.stacks import REFERENCE
 from lifecycle.parallel.placement import rows_of_process, shard_batch
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.weights import hash_params
@@ -36,6 +37,7 @@ from lifecycle.training.hooks.times import RecordTimes
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.passing import PassingBatches
+from lifecycle.training.reference_copy import following
 from lifecycle.training.restart import (
     Saved,
     earlier_records,
@@ -225,7 +227,7 @@ def compiled_step(
     job, started = run.job, time.perf_counter()
     settings = job.train.grad_accum, job.model.bias_rate, job.train.faults
     served = served_by(job.model, job.train, job.mesh)
-    step = make_train_step(job.objective, optimizer, job.mesh, shardings, *settings, served)
+    step = make_train_step(job.objective, optimizer, job.mesh, shardings, *settings, served, following(job.train))
     options = compiler_options(job.mesh.devices.flat[0].device_kind)
     compiled = step.lower(run.state, batch, job.held).compile(options)
     run.write(compile_s=time.perf_counter() - started)
@@ -245,7 +247,7 @@ def noted_by(hook: Hook, run: TrainingRun) -> Iterator[None]:
 def stats(run: TrainingRun) -> dict[str, Any]:
     """The manifest's stats, read from the log, so that they cover the steps before a kill too; in other processes than
     the writing one only the hash of the weights."""
-    weights = hash_params(run.state.weights)
+    weights = hash_params({name: part for name, part in run.state.weights.items() if name != REFERENCE})
     if not is_writer():  # the log may be on another disk
         return {"params_hash": weights}
     train, log = run.job.train, list(read_log(run.job.out / METRICS))

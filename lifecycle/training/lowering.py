@@ -26,6 +26,7 @@ from lifecycle.training.objectives.registry import SEGMENTS, objective_kind
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.packing import Row, packed_row
 from lifecycle.training.reference import OF_OTHERS, REFERENCE
+from lifecycle.training.reference_copy import following
 from lifecycle.training.rounding import holding
 from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, abstract_state, state_shardings
@@ -45,11 +46,12 @@ def trace_train_step(
     result. `others`: the models that its settings `TrainConfig.held` name; `row`: one like those of its batches; None:
     `example_row`."""
     state, batch = abstract_arguments(model, train, mesh, row)
+    model = train.with_copy(model)
     optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
     objective = build_objective(model, train, others)
     shardings = jax.tree.map(lambda array: array.sharding, state)
     settings, served = (train.grad_accum, model.bias_rate, train.faults), served_by(model, train, mesh)
-    step = make_train_step(objective, optimizer, mesh, shardings, *settings, served)
+    step = make_train_step(objective, optimizer, mesh, shardings, *settings, served, following(train))
     return step.trace(state, batch, abstract_held(others or {}, mesh))
 
 
@@ -75,6 +77,7 @@ def abstract_arguments(
 
 def abstract_training_state(model: ModelConfig, train: TrainConfig, mesh: AnyMesh) -> TrainState:
     """Shapes and shardings of a stage's state."""
+    model = train.with_copy(model)
     optimizer = build_optimizer(train.optimizer, model, train.steps, mesh)
     shardings = state_shardings(model, optimizer, mesh, train.frozen(model))
     with computing_on(mesh):  # weights beside an adapter are held in the compute dtype of its devices
@@ -103,7 +106,7 @@ def example_row(train: TrainConfig) -> Row:
     size = SEGMENTS[kind.rows]
     segments = [_answer(min(ANSWER, train.seq_len // size))] * size
     values = {"label": [1.0]} if kind.rows == "labelled" else {}
-    if kind.needs_reference:
+    if kind.needs_reference and not train.has_own_reference:
         values |= dict.fromkeys((REFERENCE, OF_OTHERS) if train.has_others else (REFERENCE,), [0.0] * size)
     group = Group(segments, values, segments if train.has_others else ())
     return GroupRows([group] * (train.seq_len // group.length), train.seq_len, seed=0).row(0)

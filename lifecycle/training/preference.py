@@ -5,12 +5,14 @@ Names are those of TRL, which has most of the losses under one roof; the formula
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lifecycle.core.numbers import Float32
-from lifecycle.model.config import ModelConfig
+from lifecycle.core.numbers import Float32, Size
+from lifecycle.model.config import ModelConfig, ReferenceCopy
+from lifecycle.model.counts import forward_flops_per_token
+from lifecycle.training.adapter import FRESH
 from lifecycle.training.config import TrainConfig
 
 type PairLoss = Literal[
@@ -21,10 +23,55 @@ type Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_di
 type Weight = Annotated[Float32, Field(gt=0)]
 
 
-class DpoConfig(TrainConfig):
+class ReferencedConfig(TrainConfig):
+    """What the objectives that compare the policy with the stage's initial model have in common."""
+
+    # precomputed: its likelihoods of all rows, before the first step, are kept. copy: of each step's rows in that step,
+    # by a copy of its weights on the mesh. base: the same by the weights beside the adapter, which cost nothing.
+    reference: Literal["precomputed", "copy", "base"] = "precomputed"
+
+    @property
+    def has_own_reference(self) -> bool:
+        """Whether the steps compute the reference's likelihoods."""
+        return self.reference != "precomputed"
+
+    @property
+    def reference_copy(self) -> ReferenceCopy | None:
+        """The copy that the stage's state holds."""
+        return "fixed" if self.reference == "copy" else None
+
+    def flops_per_token(self, model: ModelConfig, count_causal_half: bool = True) -> float:
+        """Those of a step, and of the reference's forward pass in it."""
+        own = super().flops_per_token(model, count_causal_half)
+        if not self.has_own_reference:
+            return own
+        return own + forward_flops_per_token(model.trunk, self.seq_len, count_causal_half)
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        if self.reference == "base" and (self.adapter is None or self.adapter.start != FRESH):
+            raise ValueError(
+                "reference=base is the weights beside a fresh adapter (adapter.from=fresh), which are the stage's "
+                "initial model; set reference=precomputed"
+            )
+        if self.reference == "copy" and self.adapter is not None:
+            raise ValueError("reference=copy: beside an adapter there is one already; set reference=base")
+        if self.reference != "precomputed" and self.weights is not None:
+            raise ValueError(
+                f"reference={self.reference} is not rounded as weights={self.weights} rounds the policy; set "
+                "reference=precomputed"
+            )
+        return self
+
+
+class DpoConfig(ReferencedConfig):
     """Direct preference optimisation on pairs, relative to the stage's initial model."""
 
     objective: str = "dpo"
+    # TR-DPO: every so many steps the copy becomes alpha * policy + (1 - alpha) * copy; with an alpha of 1 it is
+    # replaced (Gorbatovski et al. 2024, "Learn Your Reference Model", equations 3 and 4). None: it stays as it is.
+    ref_model_sync_steps: Size | None = None
+    ref_model_mixup_alpha: Float32 = Field(default=0.6, gt=0, le=1)
     # A loss, or several with their weights, which are added up: {sigmoid: 0.8, bco_pair: 0.2, sft: 1} is MPO,
     # {sigmoid: 1, sft: 1} RPO. `sft` is the chosen answers' negative log-likelihood per token.
     loss: PairLoss | dict[PairLoss, Weight] = "sigmoid"
@@ -45,6 +92,11 @@ class DpoConfig(TrainConfig):
         {"sigmoid", "cdpo", "hinge", "ipo", "robust", "sigmoid_norm", "exo_pair", "discopop", "sft"}
     )
     OF_BATCH: ClassVar[frozenset[str]] = frozenset({"aot", "aot_unpaired", "sft"})
+
+    @property
+    def reference_copy(self) -> ReferenceCopy | None:
+        """The copy that the stage's state holds; with `ref_model_sync_steps` it moves."""
+        return super().reference_copy if self.ref_model_sync_steps is None else "moving"
 
     @property
     def losses(self) -> Mapping[PairLoss, float]:
@@ -77,6 +129,10 @@ class DpoConfig(TrainConfig):
             raise ValueError("is_weighted weighs pairs, and the loss 'sft' counts tokens; leave one of them out")
         if "discopop" not in names and self.discopop_tau != 0.05:
             raise ValueError("discopop_tau is a setting of the loss 'discopop'")
+        if self.ref_model_sync_steps is not None and self.reference != "copy":
+            raise ValueError(f"ref_model_sync_steps moves a copy, and reference={self.reference}; set reference=copy")
+        if self.ref_model_sync_steps is None and self.ref_model_mixup_alpha != 0.6:
+            raise ValueError("ref_model_mixup_alpha is of a copy that moves; set ref_model_sync_steps, or leave it out")
         return self
 
 
@@ -121,7 +177,7 @@ class CpoConfig(TrainConfig):
         return self
 
 
-class KtoConfig(TrainConfig):
+class KtoConfig(ReferencedConfig):
     """Kahneman-Tversky optimisation on answers that are labelled good or bad, relative to the stage's initial model."""
 
     objective: str = "kto"

@@ -26,14 +26,14 @@ from lifecycle.model.params import Params
 from lifecycle.parallel.columns import declare
 from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import on_mesh
-from lifecycle.training.group_rows import GroupRows
+from lifecycle.training.group_rows import OTHER, GroupRows
 from lifecycle.training.heldout import each_batch
 from lifecycle.training.objectives.objective import group_logprobs
 from lifecycle.training.packing import FixedRows, Row
 from lifecycle.training.state import param_specs
 
 SAVE_EVERY_S = 30.0
-REFERENCE, OF_OTHERS = "ref_logprobs", "ref_other_logprobs"  # columns: of the segments, of the sequences beside them
+REFERENCE, OF_OTHERS = "ref_logprobs", f"{OTHER}ref_logprobs"  # columns: of the segments, of the sequences beside them
 declare("segment", REFERENCE, OF_OTHERS)
 
 type Table = dict[str, np.ndarray]  # by column: log-probabilities [num_groups, k]

@@ -64,7 +64,7 @@ def restore_or_start(
         if isinstance(job.start, Continued):
             return continued_state(job, job.start, like, saved.durable)
         state = first_state(job, job.start, optimizer, shardings)
-        saved.durable.save_frozen(state.frozen)
+        saved.durable.save_frozen(state.kept)
         return with_faults(job, state, {}), 0
     if found is not None:
         arrays, data = found.state, found.data_state
@@ -72,7 +72,8 @@ def restore_or_start(
         arrays, data, _ = saved.durable.restore(like.saved)
     step = job.batches.restore(of_batches(data))
     require_its_own(job, step, durable if found is None else found.step)
-    frozen = saved.durable.restore_frozen(like.frozen)
+    frozen = saved.durable.restore_frozen(like.kept)
+    frozen |= {name: arrays[name] for name in like.frozen.keys() - like.kept.keys()}
     finished = jax.device_put(np.int32(step), shardings.step)
     return with_faults(job, TrainState(arrays["params"], frozen, arrays["opt_state"], finished), data), step
 

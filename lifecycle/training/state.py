@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.typing import PRNGKeyArray
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, init_params, logical_axes
+from lifecycle.model.stacks import REFERENCE
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings, tree_specs
 from lifecycle.training.average import average_of
 from lifecycle.training.freeze import frozen_part, merged, split
@@ -39,8 +40,14 @@ class TrainState:
 
     @property
     def saved(self) -> dict[str, Any]:
-        """The arrays that each checkpoint stores."""
-        return {"params": self.trained, "opt_state": self.opt_state}
+        """The arrays that each checkpoint stores: also of a fixed reference, which no reader of weights opens."""
+        beside = {REFERENCE: self.frozen[REFERENCE]} if REFERENCE in self.frozen else {}
+        return {"params": self.trained, "opt_state": self.opt_state, **beside}
+
+    @property
+    def kept(self) -> Params:
+        """The frozen parameters that are stored once."""
+        return {name: array for name, array in self.frozen.items() if name != REFERENCE}
 
     @property
     def params(self) -> Params:

@@ -9,6 +9,7 @@ products (`training/muon.py`): its state is sharded like the parameters.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from lifecycle.training.freeze import merged, split
 from lifecycle.training.objectives.objective import Context, Objective
 from lifecycle.training.objectives.router import load_metrics
 from lifecycle.training.objectives.sums import Sums
+from lifecycle.training.reference_copy import Follow, stays
 from lifecycle.training.rounding import rounded_like, widened
 from lifecycle.training.served import Served, as_they_are
 from lifecycle.training.state import TrainState
@@ -46,6 +48,7 @@ def make_train_step(
     bias_rate: float = 0.0,
     faults: FaultsConfig | None = None,
     served: Served = as_they_are,
+    follow: Follow = stays,
 ) -> jax.stages.Wrapped:
     """One jitted step, `(TrainState, Batch) -> (TrainState, Metrics)`; of an objective that holds other models, their
     parameters come third.
@@ -55,7 +58,7 @@ def make_train_step(
     decay included), the objective's own means, and the experts' load. `bias_rate`: how much a step moves a router's
     selection bias towards an even load (`MoeConfig`). `faults`: what a step leaves out (`training/faults.py`), with a
     state for it; then also `skipped` and `faults_in_row`. `served`: the parameters as the objective sees them
-    (`training/served.py`).
+    (`training/served.py`). `follow`: how a reference moves behind them (`training/reference_copy.py`).
     """
 
     trained, frozen = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
@@ -82,7 +85,9 @@ def make_train_step(
         metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
         metrics |= {"update_norm": optax.global_norm(updates)} | sums.metric_means(divisor) | load_metrics(sums.load)
         after = TrainState(trained, state.frozen, opt_state, state.step + 1, state.faults)
-        return guarded(faults, state, after, metrics) if faults is not None and faults.is_guarded else (after, metrics)
+        if faults is not None and faults.is_guarded:
+            after, metrics = guarded(faults, state, after, metrics)
+        return replace(after, frozen=follow(after.trained, after.frozen, after.step)), metrics
 
     everywhere = NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))

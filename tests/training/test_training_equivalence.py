@@ -16,6 +16,7 @@ from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, TinyRun, held_by, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
+from lifecycle.training.freeze import split
 from lifecycle.training.objectives.policy import TOKEN_ADVANTAGES
 from lifecycle.training.objectives.ppo import RETURNS, VALUES
 from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind, register
@@ -53,6 +54,7 @@ BY_DEFAULT = {
     "dft": ("sft", {"loss": "dft"}),
     "dpo": ("dpo", {"loss": dict.fromkeys((*SMOOTHED, *PLAIN), 0.1), "label_smoothing": 0.1, "length_alpha": 0.4}),
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
+    "copy": ("dpo", {"reference": "copy", "loss": {"sigmoid": 1.0, "aot": 0.5}, "length_alpha": 0.4}),
     "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2}),
 }
 SLOW = {
@@ -66,6 +68,7 @@ FURTHER = {
     "reward": ("reward_model", {"centre": 0.1}),
     "cpo": ("cpo", {"loss": "simpo", "alpha": 0.1}),
     "apo": ("kto", {"loss": "apo_zero_unpaired"}),
+    "kto_copy": ("kto", {"reference": "copy"}),
     "dapo": ("policy", {"delta": 3.0, "sampler_cap": None}),
     "forward_kl": ("distillation", {"beta": 0.0}),
     "reverse_kl": ("distillation", {"beta": 1.0, "loss_chunks": 3}),
@@ -102,11 +105,13 @@ def stepped(name: str, mesh: Mesh, grad_accum: int = 1) -> tuple[dict[str, float
 
 def one_step(name: str, mesh: Mesh, host: dict[str, np.ndarray], grad_accum: int = 1) -> tuple[dict[str, float], Any]:
     kind, settings = CASES[name]
-    model = MODEL.model_copy(update={"has_score": kind in ("reward_model", "valued")})
+    is_copied = settings.get("reference") == "copy"
+    added = {"has_score": kind in ("reward_model", "valued"), "reference": "moving" if is_copied else None}
+    model = MODEL.model_copy(update=added)
     objective = objective_of(kind, model, **{"global_batch_size": len(host["tokens"]), **settings})
-    shardings = state_shardings(model, GRADIENT, mesh)
-    params = jax.device_put(random_params(model), shardings.params)
-    state = TrainState(jax.tree.map(jnp.copy, params), {}, jax.jit(GRADIENT.init)(params), jnp.int32(0))
+    shardings = state_shardings(model, GRADIENT, mesh, ("reference",) if is_copied else ())
+    trained, frozen = split(jax.device_put(random_params(model), shardings.params), shardings.frozen)
+    state = TrainState(jax.tree.map(jnp.copy, trained), frozen, jax.jit(GRADIENT.init)(trained), jnp.int32(0))
     step = make_train_step(objective, GRADIENT, mesh, shardings, grad_accum)
     state, metrics = step(state, shard_batch(host, mesh), held_by(objective, mesh))
     return jax.device_get(metrics), jax.device_get(state.opt_state[0].trace)

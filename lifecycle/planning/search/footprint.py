@@ -158,7 +158,7 @@ def footprint(model: ModelConfig, train: TrainConfig, candidate: Candidate, chip
     summed = gradients if candidate.grad_accum > 1 else 0.0  # accumulated over earlier micro-batches
     served = FLOAT_BYTES * held if train.weights is not None else 0.0  # the weights as they will be served
     return Footprint(
-        state_bytes=train.optimizer.bytes_per_parameter * held + served,
+        state_bytes=(train.optimizer.bytes_per_parameter + train.copy_bytes) * held + served,
         saved_bytes=saved,
         work_bytes=summed
         + max(_loss_bytes(model, candidate, part), gradients + layer)

@@ -1,16 +1,17 @@
 """Which item of a checkpoint holds which arrays of a state.
 
-Parameters and their average have items of their own, in which they have the parameters' canonical names, so that a
-reader of weights opens nothing else. All other arrays are in `opt_state`, by their names in the state.
+Parameters, their average and a reference have items of their own, in which they have the parameters' canonical names,
+so that a reader of weights opens nothing else. All other arrays are in `opt_state`, by their names in the state.
 """
 
 from collections.abc import Iterable, Mapping
 
+from lifecycle.model.stacks import REFERENCE
 from lifecycle.training.average import AVERAGE
 
 PARAMS, OPT_STATE = "params", "opt_state"
 # The item's arrays, and how their names in the state begin.
-PREFIXES = {PARAMS: f"{PARAMS}.", AVERAGE: f"{OPT_STATE}.{AVERAGE}.weights."}
+PREFIXES = {PARAMS: f"{PARAMS}.", AVERAGE: f"{OPT_STATE}.{AVERAGE}.weights.", REFERENCE: f"{REFERENCE}."}
 
 
 def by_item[T](flat: Mapping[str, T]) -> dict[str, dict[str, T]]:

@@ -54,7 +54,8 @@ class Scores:
 
 def dpo(settings: DpoConfig, pairs: GroupLikelihoods, context: Mapping[str, Array]) -> Sums:
     """The weighted sum of the settings' losses, a mean over pairs."""
-    logps, reference = pairs.logprobs_beyond(settings.length_alpha), pairs.ref_logprobs
+    alpha = settings.length_alpha
+    logps, reference = pairs.logprobs_beyond(alpha), pairs.ref_logprobs(alpha)
     ratios = logps - reference
     scores = _scores(settings, ratios)
     seen = Scores(settings, pairs, context, ratios[..., 0], ratios[..., 1], scores[..., 0], scores[..., 1])
@@ -68,8 +69,9 @@ def of_batch(settings: DpoConfig, pairs: GroupLikelihoods) -> dict[str, Array]:
     """The context: counts for `sft`, and the values that are sorted over the batch for `aot`."""
     context = counts(settings, pairs) if "sft" in settings.losses else {}
     if settings.losses.keys() & {"aot", "aot_unpaired"}:
-        logps = pairs.logprobs_beyond(settings.length_alpha)
-        context |= values_of_batch(settings.global_batch_size, pairs, logps, pairs.ref_logprobs)
+        alpha = settings.length_alpha
+        logps, reference = pairs.logprobs_beyond(alpha), pairs.ref_logprobs(alpha)
+        context |= values_of_batch(settings.global_batch_size, pairs, logps, reference)
     return context
 
 

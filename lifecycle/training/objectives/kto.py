@@ -21,7 +21,7 @@ def kto(settings: KtoConfig, answers: GroupLikelihoods, context: Mapping[str, Ar
     for single answers (D'Oosterlinck et al. 2024, "Anchored Preference Optimization", equation 7)."""
     is_good = answers.column("label")[..., 0]
     logps = answers.logprobs[..., 0]
-    rewards = settings.beta * (logps - answers.ref_logprobs[..., 0])
+    rewards = settings.beta * (logps - answers.ref_logprobs()[..., 0])
     divergence = jnp.zeros(())
     if settings.loss == "kto":
         divergence = jnp.maximum(context["divergence"] / jnp.maximum(context["answers"], 1), 0.0)
@@ -41,7 +41,7 @@ def of_batch(settings: KtoConfig, answers: GroupLikelihoods) -> dict[str, Array]
     is_good = answers.column("label")[..., 0]
     context = {"answers": answers.mask.sum(), "good": (is_good * answers.mask).sum()}
     if settings.has_others:
-        ratios = answers.others.logprobs - answers.column("ref_other_logprobs")
+        ratios = answers.others.logprobs - answers.others.ref_logprobs()
         context["divergence"] = (ratios[..., 0] * answers.mask).sum()
     return context
 

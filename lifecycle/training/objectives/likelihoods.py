@@ -87,11 +87,13 @@ class TokenLikelihoods(RowColumns):
 class GroupLikelihoods(RowColumns):
     """The likelihoods of groups' segments, for rows of `training/group_rows.py`: of preference pairs, chosen first.
 
-    `forward` runs the model on a batch: once, if a formula asks for what it gives.
+    `forward` runs the model on a batch: once, if a formula asks for what it gives; `reference` runs the reference, of a
+    stage whose rows do not carry its log-probabilities.
     """
 
     size: int  # `k`: the segments of a group
     forward: Callable[[Batch], TokenLikelihoods]
+    reference: Callable[[Batch], TokenLikelihoods] | None = None
     wanted: str | None = None  # the column of targets that have statistics; None: of those that are learned
 
     @cached_property
@@ -169,10 +171,11 @@ class GroupLikelihoods(RowColumns):
         """Log-probabilities per learned target."""
         return self.logprobs / jnp.maximum(self.lengths, 1)
 
-    @property
-    def ref_logprobs(self) -> Float[Array, "B P k"]:
-        """The segments' log-probabilities under the reference model."""
-        return self.column("ref_logprobs")
+    def ref_logprobs(self, alpha: float | None = None) -> Float[Array, "B P k"]:
+        """The segments' log-probabilities under the reference model, weighed as by `logprobs_beyond`: a column is."""
+        if self.reference is None:
+            return self.column("ref_logprobs")
+        return replace(self, forward=self.reference, reference=None).logprobs_beyond(alpha)
 
     @property
     def others(self) -> "GroupLikelihoods":

@@ -14,7 +14,7 @@ import jax
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.decoder import forward_train, head
-from lifecycle.model.params import Params
+from lifecycle.model.params import Params, reference_of
 from lifecycle.model.routing import RouterStats
 from lifecycle.model.stacks import SCORE
 from lifecycle.parallel.collectives import replicated_share
@@ -99,6 +99,12 @@ def _of_tokens(
 def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) -> Objective:
     formula, of_context, size = kind.load(), kind.load_context(train), SEGMENTS[kind.rows]
 
+    def reference(params: Params) -> Callable[[Batch], TokenLikelihoods] | None:
+        if not train.has_own_reference:
+            return None
+        own, weights = reference_of(model, jax.lax.stop_gradient(params))
+        return lambda batch: token_likelihoods(own, weights, batch, train)[0]
+
     def loss(params: Params, batch: Batch, context: Context) -> Sums:
         routers: dict[str, Any] = {}
 
@@ -107,7 +113,7 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
             routers.update(stats)
             return tokens
 
-        sums = formula(train, GroupLikelihoods(batch, size, forward), context)
+        sums = formula(train, GroupLikelihoods(batch, size, forward, reference(params)), context)
         # all devices of a row's positions have the same sums, so each gives a share
         sums = jax.tree.map(lambda value: replicated_share(value, "seq"), sums)
         return with_routers(model, sums, routers)
@@ -116,7 +122,9 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
         return Objective(loss)
 
     def context(params: Params, batch: Batch) -> Context:
-        groups = GroupLikelihoods(batch, size, lambda batch: token_likelihoods(model, params, batch, train)[0])
+        groups = GroupLikelihoods(
+            batch, size, lambda batch: token_likelihoods(model, params, batch, train)[0], reference(params)
+        )
         return jax.tree.map(lambda value: replicated_share(value, "seq"), of_context(train, groups))
 
     return Objective(loss, context)

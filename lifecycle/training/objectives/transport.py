@@ -41,8 +41,7 @@ def delta_of(
     if is_paired:
         policy, of_reference = (x[..., 0] - x[..., 1] for x in (logps, reference))
         partners = _partners(policy, of_reference, is_pair).reshape(columns)[own]
-        gain = chosen - rejected + (pairs.ref_logprobs[..., 0] - pairs.ref_logprobs[..., 1])
-        return (gain - partners,)
+        return (chosen - rejected + of_reference[own] - partners,)
     ratios = logps - reference
     of_chosen = _partners(ratios[..., 0], ratios[..., 1], is_pair).reshape(columns)[own]
     of_rejected = _partners(ratios[..., 1], ratios[..., 0], is_pair).reshape(columns)[own]
