@@ -212,6 +212,7 @@ class TinyRun:
     goes_on_from: tuple[str, int] | None = None  # a run's folder, and the step of its checkpoint
     is_recorded: bool = False  # each process writes the rows that it trains on
     mesh: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # of the objective
 
     def train(self) -> TrainConfig:
         """The training stage's config."""
@@ -220,6 +221,7 @@ class TinyRun:
         optimizer["average_decay"] = self.average_decay
         of_dpo = {"loss": {"sigmoid": 1, "sft": 0.5}}
         own: dict[str, Any] = {"dpo": of_dpo, "distillation": {"teacher": "wide"}}.get(self.objective, {})
+        own |= self.settings
         return objective_kind(self.objective).settings(
             steps=self.steps,
             seq_len=self.seq_len,
@@ -296,14 +298,16 @@ def batches_of(out: Path, settings: TinyRun, mesh: Mesh) -> RowBatches:
 def tiny_job(out: Path, settings: TinyRun) -> TrainJob:
     """The run as a job that writes into `out`."""
     mesh = build_mesh(MeshConfig(**settings.mesh))
-    start: Origin = jax.device_get(random_params(MODEL, settings.seed))  # drawing them on devices is a long program
+    train = settings.train()
+    model = train.with_copy(train.trained(MODEL))
+    start: Origin = jax.device_get(random_params(model, settings.seed))  # drawing them on devices is a long program
     if settings.goes_on_from is not None:
         folder, step = settings.goes_on_from
         start = Continued(Path(folder) / CHECKPOINTS, step)
-    objective = objective_of(settings.objective)
+    objective = build_objective(model, train, dict.fromkeys(train.held, TEACHER))
     return TrainJob(
-        model=MODEL,
-        train=settings.train(),
+        model=model,
+        train=train,
         mesh=mesh,
         objective=objective,
         held=held_by(objective, mesh),

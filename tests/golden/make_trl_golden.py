@@ -11,6 +11,7 @@ logits are capped.
 """
 # pyright: reportMissingImports=false
 
+import copy
 import json
 import tempfile
 from collections import defaultdict
@@ -21,16 +22,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from family_weights import write_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForTokenClassification
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
+from trl.data_utils import pack_dataset
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.gkd import GKDTrainer
 from trl.experimental.orpo import ORPOTrainer
+from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 HERE = Path(__file__).parent
 NUM_PAIRS, NUM_ANSWERS, LENGTH, VOCAB = 6, 8, 20, 64
+RATE, STEPS = 0.01, 6  # of the steps with a reference that moves
 
 type Sequence = dict[str, Any]  # ids, and `prompt`: how many of them are its
 type Found = tuple[torch.Tensor, dict[str, float]]  # the loss and the metrics
@@ -183,18 +188,24 @@ def policy(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, An
     """GRPO's loss, or with `kind: rloo` RLOO's, of completions with advantages and older log-probabilities."""
     defaults = {
         "loss_type": "dapo", "importance_sampling_level": "token", "epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0,
-        "delta": None, "temperature": 1.0,
+        "delta": None, "temperature": 1.0, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None,
+        "use_bias_correction_kl": False,
     }  # fmt: skip
     given = defaults | settings
     args = SimpleNamespace(
-        delta=given["delta"], use_bias_correction_kl=False, sapo_temperature_pos=1.0, sapo_temperature_neg=1.05
-    )
+        delta=given["delta"], use_bias_correction_kl=given["use_bias_correction_kl"], sapo_temperature_pos=1.0,
+        sapo_temperature_neg=1.05, vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0, vespo_lambda_neg=2.0,
+    )  # fmt: skip
     trainer = common(
-        **given, args=args, top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False,
+        **given, args=args, use_vllm=False,
         _entropy_bonus_enabled=False, max_completion_length=16, current_gradient_accumulation_steps=1,
         _step=0, num_generations=2,
     )  # fmt: skip
     trainer.accelerator.reduce = lambda x, reduction: x
+    trainer.accelerator.pad_across_processes = lambda x, dim, pad_index: x
+    for name in ("get_off_policy_mask", "get_gamma_weights"):
+        setattr(trainer, name, getattr(GRPOTrainer, name))
+    trainer.get_high_entropy_mask = GRPOTrainer.get_high_entropy_mask.__get__(trainer)
     longest = max(row["prompt"] for row in data["answers"])  # prompts are padded on the left, as TRL does
     size = max(len(row["ids"]) - row["prompt"] for row in data["answers"])
     rows = len(data["answers"])
@@ -224,7 +235,10 @@ def policy(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, An
     kind = RLOOTrainer if given.get("kind") == "rloo" else GRPOTrainer
     trainer.steps_per_generation = 1
     loss = kind._compute_loss(trainer, run, inputs)
-    kept = ("kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+    kept = (
+        "kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "clip_ratio/low_min",
+        "clip_ratio/high_max", "vespo/phi_seq_mean",
+    )  # fmt: skip
     return loss, {name: value for name, value in metrics_of(trainer).items() if name in kept and kind is GRPOTrainer}
 
 
@@ -281,6 +295,18 @@ def cases() -> dict[str, Case]:
         "two_sided": {"loss_type": "dapo", "delta": 1.5, "epsilon_high": 0.28},
         "kl": {"loss_type": "grpo", "beta": 0.3},
         "temperature": {"loss_type": "dapo", "temperature": 0.7},
+        "vespo": {"loss_type": "vespo"},
+        "off_policy": {"loss_type": "grpo", "off_policy_mask_threshold": 0.01},
+        "off_policy_none": {"loss_type": "dapo", "off_policy_mask_threshold": -1.0},
+        "top_entropy": {"loss_type": "dapo", "top_entropy_quantile": 0.3, "beta": 0.1},
+        "top_entropy_grpo": {"loss_type": "grpo", "top_entropy_quantile": 0.77},
+        "corrected_kl": {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": True},
+        "corrected_kl_sequence": {
+            "loss_type": "grpo",
+            "importance_sampling_level": "sequence",
+            "beta": 0.3,
+            "use_bias_correction_kl": True,
+        },
         "rloo": {"kind": "rloo"},
     }
     found |= {f"policy_{name}": ("policy", settings) for name, settings in of_policy.items()}
@@ -347,6 +373,77 @@ def reward_cases(model: Any, data: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def moving_references(model: Any, data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Steps of gradient descent on DPO's loss by TRL, with a reference that its callback moves."""
+    made = []
+    for settings in (
+        {"ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6},
+        {"ref_model_sync_steps": 3, "ref_model_mixup_alpha": 1.0},
+    ):
+        policy, reference = copy.deepcopy(model), copy.deepcopy(model)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=RATE)
+        losses, norms = [], []
+        for step in range(1, STEPS + 1):
+            tokens, attention, completion = padded([pair[side] for side in range(2) for pair in data["pairs"]])
+            labels = tokens.masked_fill(completion == 0, -100)
+            with torch.no_grad():
+                found = with_statistics(reference)(
+                    input_ids=tokens, attention_mask=attention, labels=labels, fused_lm_head=True
+                )
+            table = found.log_probs.sum(1).reshape(2, -1).T.tolist()
+            loss, _ = dpo(with_statistics(policy), data | {"reference_pairs": table}, {})
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(torch.sqrt(sum((p.grad**2).sum() for p in policy.parameters() if p.grad is not None)).item())
+            losses.append(loss.item())
+            optimizer.step()
+            if step % settings["ref_model_sync_steps"] == 0:
+                SyncRefModelCallback._sync_target_model(policy, reference, settings["ref_model_mixup_alpha"])
+        made.append({"settings": settings, "learning_rate": RATE, "losses": losses, "grad_norms": norms})
+        print(made[-1])
+    return made
+
+
+def process_rewards(model: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """The loss of a token classifier with labels at the ends of steps, which is what TRL's PRMTrainer trained (TRL 1.16
+    has none). Its head has the rows 0 and `data["score"]`; the norm is of the trunk's gradient and the second row's."""
+    classifier = LlamaForTokenClassification(model.config).float().eval()
+    classifier.config._attn_implementation = "eager"
+    classifier.model.load_state_dict(model.model.state_dict())
+    with torch.no_grad():
+        classifier.score.bias.zero_()
+        classifier.score.weight.copy_(torch.stack([torch.zeros(len(data["score"])), torch.tensor(data["score"])]))
+    tokens, attention, _ = padded(data["answers"])
+    draw = np.random.default_rng(3)
+    labels = torch.full_like(tokens, -100)
+    ends = []
+    for row, answer in enumerate(data["answers"]):
+        size = len(answer["ids"])
+        places = sorted({size - 1, *draw.integers(answer["prompt"], size, 2).tolist()})
+        ends.append([[place, int(draw.integers(2))] for place in places])
+        for place, label in ends[-1]:
+            labels[row, place] = label
+    outputs = classifier(input_ids=tokens, attention_mask=attention, labels=labels)
+    outputs.loss.backward()
+    grads = [p.grad for p in classifier.model.parameters() if p.grad is not None]
+    norm = torch.sqrt(sum((grad**2).sum() for grad in grads) + (classifier.score.weight.grad[1] ** 2).sum())
+    is_labelled = labels != -100
+    right = (outputs.logits.argmax(-1) == labels)[is_labelled].float().mean()
+    found = {"ends": ends, "loss": outputs.loss.item(), "grad_norm": norm.item(), "accuracy": right.item()}
+    print(found)
+    return found
+
+
+def wrapped(data: dict[str, Any]) -> dict[str, Any]:
+    """Rows of 16 tokens that TRL packs from the answers, cutting what does not fit."""
+    rows = [
+        {"input_ids": row["ids"], "completion_mask": [int(i >= row["prompt"]) for i in range(len(row["ids"]))]}
+        for row in data["answers"]
+    ]
+    packed = pack_dataset(Dataset.from_list(rows), seq_length=16, strategy="wrapped")
+    return {name: packed[name][:] for name in ("input_ids", "completion_mask")}
+
+
 def distillation_cases(model: Any, teacher: Any, data: dict[str, Any]) -> dict[str, Any]:
     """GKD's loss of the answers, and the student's entropy as the distillation trainer logs it; both trainers' losses
     are the same."""
@@ -393,6 +490,9 @@ def main() -> None:
     data["margins"] = draw.random(NUM_PAIRS).astype(np.float32).tolist()
     data["rewards"] = reward_cases(model, data)
     data["distillation"] = distillation_cases(model, golden_model("gemma2"), data)
+    data["moving_references"] = moving_references(model, data)
+    data["process_rewards"] = process_rewards(model, data)
+    data["wrapped"] = wrapped(data)
     made = {}
     for name, (kind, settings) in cases().items():
         model.zero_grad()

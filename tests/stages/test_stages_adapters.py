@@ -91,7 +91,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "chat": {"objective": "sft", "from": str(bundle), "adapter": LORA, **SIZES},
             "short": {"objective": "sft", "from": str(bundle), "adapter": DORA, **SIZES},
             "prefer": {"objective": "dpo", "from": "chat", "adapter": LORA | {"from": "previous"}, **SIZES},
-            "anew": {"objective": "dpo", "from": "chat", "adapter": LORA, **SIZES},
+            "anew": {"objective": "dpo", "from": "chat", "reference": "base", "adapter": LORA, **SIZES},
+            "moved": {"objective": "dpo", "from": "chat", "reference": "copy", "ref_model_sync_steps": 1, **SIZES},
             "plain": {"objective": "sft", "from": "chat", **SIZES},
             "judge": {"objective": "reward_model", "from": "chat", "adapter": LORA, **SIZES},
             "judge-on": {"objective": "reward_model", "from": "judge", "adapter": LORA | {"from": "previous"}, **SIZES},
@@ -108,7 +109,7 @@ def config(tree: dict[str, Any]) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def made(config: RunConfig) -> dict[str, Artifact]:
-    return dict(bring_up_to_date(config, ["export", "anew", "plain", "judge-on", "judge-anew"], Silent()))
+    return dict(bring_up_to_date(config, ["export", "anew", "moved", "plain", "judge-on", "judge-anew"], Silent()))
 
 
 def records(artifact: Artifact, name: str) -> list[float]:
