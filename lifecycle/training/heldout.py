@@ -86,7 +86,7 @@ def heldout_means(
         params = params | others
         sums = _added(jax.tree.map(np.float64, part) for _, part in summed((params, totals(params))))
         means = {"loss": sums.loss / sums.count, "count": sums.count, **sums.metric_means(sums.count)}
-        return {f"heldout_{name}": float(mean) for name, mean in means.items()}
+        return {f"heldout_{name}": float(mean) for name, mean in means.items() if sums.counts.get(name, 1)}
 
     def prepare(params: Params) -> None:
         params = params | others

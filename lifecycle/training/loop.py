@@ -50,7 +50,7 @@ from lifecycle.training.restart import (
 from lifecycle.training.run import Clock, TrainingRun
 from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, state_shardings
-from lifecycle.training.step import make_train_step, of_own_rows
+from lifecycle.training.step import COUNTS, make_train_step, of_own_rows
 from lifecycle.training.watchdog import Watchdog
 
 type CompiledStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -209,8 +209,12 @@ def train_steps(
 
 
 def fetch(run: TrainingRun, metrics: dict[str, jax.Array], signals: Sequence[dict[str, jax.Array]]) -> None:
-    """Brings the last step's metrics to the host, and the signals of all steps since they were fetched before."""
-    run.metrics, values = jax.tree.map(float, jax.device_get((metrics, list(signals))))
+    """Brings the last step's metrics to the host, and the signals of all steps since they were fetched before. A metric
+    of which the step had nothing, such as answers with that label, is left out."""
+    found, values = jax.tree.map(float, jax.device_get((metrics, list(signals))))
+    run.metrics = {
+        name: value for name, value in found.items() if not name.startswith(COUNTS) and found.get(COUNTS + name, 1)
+    }
     run.fetched = list(zip(range(run.step - len(values) + 1, run.step + 1), values, strict=True))
 
 

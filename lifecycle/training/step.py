@@ -38,6 +38,8 @@ from lifecycle.training.state import TrainState
 
 type Metrics = dict[str, Array]
 
+COUNTS = "counts/"  # before a metric's name: what it is a mean of in this step
+
 
 def make_train_step(
     objective: Objective,
@@ -55,7 +57,7 @@ def make_train_step(
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is spread evenly
     over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm`, `update_norm` (of the optimizer's change, its
-    decay included), the objective's own means, and the experts' load. `bias_rate`: how much a step moves a router's
+    decay included), the objective's own means, the counts of those that have one (`COUNTS`), and the experts' load. `bias_rate`: how much a step moves a router's
     selection bias towards an even load (`MoeConfig`). `faults`: what a step leaves out (`training/faults.py`), with a
     state for it; then also `skipped` and `faults_in_row`. `served`: the parameters as the objective sees them
     (`training/served.py`). `follow`: how a reference moves behind them (`training/reference_copy.py`).
@@ -84,6 +86,7 @@ def make_train_step(
         trained = rounded_like(state.trained, trained, state.step)
         metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
         metrics |= {"update_norm": optax.global_norm(updates)} | sums.metric_means(divisor) | load_metrics(sums.load)
+        metrics |= {COUNTS + name: count for name, count in sums.counts.items()}
         after = TrainState(trained, state.frozen, opt_state, state.step + 1, state.faults)
         if faults is not None and faults.is_guarded:
             after, metrics = guarded(faults, state, after, metrics)

@@ -22,9 +22,9 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.timesheet import TIMES, account, read_sessions
-from lifecycle.model.params import abstract_params, init_params
-from lifecycle.testing.jobs import MODEL, KillAt, StopAt, TinyRun, command, objective_of, tiny_job
-from lifecycle.training.batches import DataStateError
+from lifecycle.model.params import Params, abstract_params, init_params
+from lifecycle.testing.jobs import MODEL, KillAt, StopAt, TinyRun, command, objective_of, rows_of, tiny_job
+from lifecycle.training.batches import DataStateError, HostBatch, RowBatches
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.items import PARAMS
 from lifecycle.training.checkpoints.weights import hash_params, load_params
@@ -355,3 +355,20 @@ def test_a_failing_hook_is_named_and_what_was_saved_is_kept(tmp_path: Path) -> N
         run_job(tiny_job(tmp_path, replace(SHORT, checkpoint_every=2)), Silent(), [Failing()])
     assert raised.value.__notes__ == [f"in the hook Failing, after step 3 of {tmp_path}"]
     assert steps_of(tmp_path) == [1, 2, 3] and checkpoints(tmp_path) == [2]
+
+
+class OnlyGood(RowBatches):
+    """Answers without a bad one among them."""
+
+    def batch(self, step: int, params: Params | None = None) -> HostBatch:
+        host = super().batch(step, params)
+        return {**host, "label": np.ones_like(host["label"])}
+
+
+def test_a_metric_of_which_a_step_has_nothing_is_not_logged(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, TinyRun(objective="kto", steps=1, grad_accum=1))
+    batches = OnlyGood.on_mesh(rows_of(TinyRun(objective="kto")), job.train.global_batch_size, job.mesh)
+    run_job(replace(job, batches=batches), Silent())
+    (record,) = trained(tmp_path)
+    assert {"rewards/chosen", "logps/chosen", "logits/chosen", "kl"} < record.keys() and record["count"] > 0
+    assert not {name for name in record if "rejected" in name or "margins" in name or "counts/" in name}

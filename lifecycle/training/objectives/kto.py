@@ -49,15 +49,17 @@ def of_batch(settings: KtoConfig, answers: GroupLikelihoods) -> dict[str, Array]
 def _metrics(
     answers: GroupLikelihoods, rewards: Float[Array, "B P"], logps: Float[Array, "B P"], context: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """TRL's names; each of the answers with that label, and the difference of the means of both."""
+    """TRL's names; each of the answers with that label, and the difference of the means of both. A batch without a label
+    has none of its metrics."""
     found, learned, lengths = answers.statistics, answers.learned, answers.lengths[..., 0]
     logits = answers.per_segment(found.mean_logits * learned)[..., 0]
     good = answers.column("label")[..., 0]
     num, num_good = context["answers"], context["good"]
+    has_both = (num_good > 0) & (num_good < num)
     difference = rewards * (good / jnp.maximum(num_good, 1) - (1 - good) / jnp.maximum(num - num_good, 1))
     metrics: dict[str, Any] = {
         "entropy": (answers.per_segment(found.entropies * learned)[..., 0], lengths),
-        "rewards/margins": (difference, jnp.full_like(rewards, 1 / jnp.maximum(num, 1))),
+        "rewards/margins": (difference, jnp.full_like(rewards, has_both / jnp.maximum(num, 1))),
     }
     for name, is_one in (("chosen", good), ("rejected", 1 - good)):
         metrics[f"rewards/{name}"] = (rewards * is_one, is_one)
