@@ -104,7 +104,7 @@ def _legend(has_colours: bool) -> Text:
 
 def _findings(found: Examination, max_seq_len: int) -> Iterator[str | Table]:
     train = found.train
-    yield f"train.{found.stage}: {train.objective} on {found.kind} rows, {_length_setting(train)}={train.longest_row}"
+    yield f"train.{found.stage}: {train.objective} on {found.kind} rows, {_length_setting(train)}={_limit(train)}"
     for made in found.made.get("reasoning_gym", ()) if found.kind == "prompts" else ():
         yield f"{made['task']}: {made['kept']:,} of {made['rows']:,} prompts kept{_reasons(made['dropped'])}"
     if own := found.own:
@@ -132,15 +132,20 @@ def _length_setting(train: TrainConfig) -> str:
     return "max_prompt_tokens" if isinstance(train, RolloutConfig) else "seq_len"
 
 
+def _limit(train: TrainConfig) -> int:
+    """What a row may have, or is cut to."""
+    return train.seq_len if train.wraps else train.longest_row
+
+
 def _lengths(found: Examination) -> Table:
     table = Table(title="tokens of a row before it is cut", title_justify="left", box=None, header_style="bold")
     names = {0: "shortest", 0.5: "median", 1: "longest"}
     columns = [names.get(q, f"{q:.0%} up to") for q in QUANTILES]
-    for column in ("rows", *columns, f"over {found.train.longest_row}", "learned"):
+    for column in ("rows", *columns, f"over {_limit(found.train)}", "learned"):
         table.add_column(column, justify="left" if column == "rows" else "right")
     for name in (TRAIN, HELDOUT):
         side = found.sides[name]
-        over = sum(length > found.train.longest_row for length in side.lengths)
+        over = sum(length > _limit(found.train) for length in side.lengths)
         lengths = (f"{length:,}" for length in side.quantiles())
         table.add_row(name, *lengths, f"{over:,} ({over / len(side.lengths):.1%})", f"{side.learned_share:.0%}")
     return table
@@ -174,7 +179,7 @@ def _suggestion(found: Examination, max_seq_len: int) -> Iterator[str]:
         yield f"suggested: train.{found.stage}.max_prompt_tokens={length}: {longer}"
         return
     fill = (
-        packed([size for size in side.lengths if size <= length], length).fill
+        packed([size for size in side.lengths if size <= length], length, found.train.wraps).fill
         if found.longer < len(side.lengths)
         else 0
     )

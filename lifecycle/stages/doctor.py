@@ -27,6 +27,7 @@ from lifecycle.text.rows import RowsReport, encode_row, fit
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.packing import num_packed_rows
+from lifecycle.training.wrapped_rows import num_wrapped_rows
 
 INPUTS = ("tokenizer", "rows")  # stages
 QUANTILES = (0, 0.5, 0.9, 0.99, 1)
@@ -107,7 +108,7 @@ def examine(config: RunConfig, stage: str, progress: Progress) -> Examination:
             order = epoch_of([origins.file_of(name) for name in sides[side].report.names], origins.weights, kind)
     answer = train.max_completion_tokens if isinstance(train, RolloutConfig) else 0
     suggested, longer = suggested_length(sides[TRAIN].lengths, config.model_of(stage).max_seq_len - answer)
-    packing = packed([_size(sides[TRAIN].kept[at]) for at in order], train.seq_len) if order else None
+    packing = packed([_size(sides[TRAIN].kept[at]) for at in order], train.seq_len, train.wraps) if order else None
     made, compared = inputs["rows"].stats, len(keys.evaluation_files(config))
     return Examination(stage, train, kind, tokenizer, made, compared, sides, packing, suggested, longer)
 
@@ -149,9 +150,9 @@ def _size(encoded: Encoded) -> int:
     return sum(len(segment.ids) for segment in segments_of(encoded))
 
 
-def packed(lengths: Sequence[int], seq_len: int) -> Packing:
+def packed(lengths: Sequence[int], seq_len: int, wraps: bool) -> Packing:
     """An epoch of units of these lengths, packed as the stage packs them."""
-    rows = num_packed_rows(lengths, seq_len)
+    rows = (num_wrapped_rows if wraps else num_packed_rows)(lengths, seq_len)
     return Packing(len(lengths), rows, sum(lengths) / (rows * seq_len))
 
 

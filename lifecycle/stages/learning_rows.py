@@ -4,6 +4,7 @@
 |---|---|---|
 | `tokens` | token shards | bits per byte of the first held-out documents |
 | `chat` | chat rows, with a share of replayed token rows | the objective's means |
+| `steps` | answers in steps, each right or wrong | the same |
 | `pairs` | preference pairs, with a reference's log-probabilities if the objective needs them | the same |
 | `labelled` | answers that are good or bad, with the same | the same |
 | `prompts` | prompts; batches come from answers that are sampled and scored | the reward of the likeliest answers |
@@ -36,8 +37,11 @@ from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import ExampleRows, RowSource
+from lifecycle.training.preference import ProcessRewardModelConfig
 from lifecycle.training.scoring import PackedPieces, document_pieces, logprobs, nats_of, row_length
+from lifecycle.training.step_rows import StepRows
 from lifecycle.training.token_rows import TokenRows
+from lifecycle.training.wrapped_rows import WrappedRows
 
 BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it, of one source's
 
@@ -73,11 +77,12 @@ def require_sources(stages: Iterable[TrainConfig], shards: TokenShards) -> None:
 def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
     """Conversations packed into rows, mixed with replayed token rows according to the settings."""
     train, packed, reports = learner.train, {}, {}
+    pack = WrappedRows if train.wraps else ExampleRows
     for split in ("train", "heldout"):
         examples, reports[split] = encoded_rows(learner, inputs, "chat", split, progress)
         if isinstance(train, DistillationConfig):
             require_shared(train, examples, reports[split])
-        packed[split] = ExampleRows(examples, train.seq_len, learner.seeds["chat"], reports[split].name)
+        packed[split] = pack(examples, train.seq_len, learner.seeds["chat"], reports[split].name)
     list_dropped(out, reports)
     rows: RowSource = packed["train"]
     epoch_rows = rows.num_rows
@@ -101,9 +106,24 @@ def require_shared(train: DistillationConfig, examples: Sequence[EncodedRow], re
         )
 
 
+def step_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
+    """Answers in steps, packed into rows."""
+    train, packed, reports = learner.train, {}, {}
+    assert isinstance(train, ProcessRewardModelConfig)
+    for split in ("train", "heldout"):
+        encoded, reports[split] = encoded_rows(learner, inputs, "steps", split, progress)
+        answers, name = [answer.segments[0] for answer in encoded], reports[split].name
+        is_last = train.last_step_only and split == "train"
+        packed[split] = StepRows(answers, train.seq_len, learner.seeds["steps"], name, is_last)
+    list_dropped(out, reports)
+    hooks = (heldout_measurement(learner, packed["heldout"]),)
+    return LearningRows(packed["train"], packed["train"].num_rows, hooks, kept("steps", reports))
+
+
 READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = {
     "tokens": token_rows,
     "chat": chat_rows,
+    "steps": step_rows,
     "pairs": pair_rows,
     "labelled": labelled_rows,
     "prompts": prompt_rows,

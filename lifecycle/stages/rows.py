@@ -49,6 +49,7 @@ from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.packing import num_packed_rows
+from lifecycle.training.wrapped_rows import num_wrapped_rows
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
@@ -110,7 +111,7 @@ def epoch_rows(train: TrainConfig, lengths: Sequence[int]) -> float:
     """How many rows of a stage's batches an epoch of its own rows has, which have these lengths."""
     if isinstance(train, RolloutConfig):
         return train.epoch_rows(len(lengths))
-    return num_packed_rows(lengths, train.seq_len)
+    return (num_wrapped_rows if train.wraps else num_packed_rows)(lengths, train.seq_len)
 
 
 def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> RowEncoder:

@@ -28,6 +28,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import rows_of_process
 from lifecycle.testing.families import random_params
+from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.batches import HostBatch, RowBatches
 from lifecycle.training.config import CheckpointConfig, FaultsConfig, TrainConfig
 from lifecycle.training.document_rows import DocumentRows
@@ -44,6 +45,7 @@ from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.packing import ExampleRows, Row, RowSource
 from lifecycle.training.reference import OF_OTHERS, REFERENCE, ReferenceRows
 from lifecycle.training.run import TrainingRun
+from lifecycle.training.step_rows import StepRows
 from lifecycle.training.token_rows import TokenRows
 
 MODEL = ModelConfig(
@@ -146,6 +148,18 @@ def labelled_rows(seed: int = 0) -> ReferenceRows:
     rows = GroupRows(groups, SEQ_LEN, seed)
     shape = (rows.num_groups, 1)
     return ReferenceRows(rows, {name: -20 * draw.random(shape, np.float32) for name in (REFERENCE, OF_OTHERS)})
+
+
+@cache
+def step_rows(seed: int = 0) -> StepRows:
+    """Answers in steps of a few tokens, each right or wrong."""
+    draw = np.random.default_rng(seed)
+    answers = []
+    for size in draw.integers(4, 20, 60).tolist():
+        ends = [bool(draw.random() < 0.3) for _ in range(size - 1)] + [True]
+        labels = [float(is_end and draw.random() < 0.6) for is_end in ends]
+        answers.append(EncodedRow(draw.integers(0, MODEL.vocab_size, size).tolist(), ends, labels))
+    return StepRows(answers, SEQ_LEN, seed)
 
 
 def mixed_rows(seq_len: int) -> Mixture:
@@ -270,7 +284,7 @@ def policy_rows(seed: int = 0) -> OlderRows:
 
 
 ROWS: dict[str, Callable[[int], RowSource]] = {
-    "pairs": pair_rows, "labelled": labelled_rows, "prompts": policy_rows
+    "pairs": pair_rows, "labelled": labelled_rows, "prompts": policy_rows, "steps": step_rows
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, m
 from pydantic_core import CoreSchema, PydanticUndefined
 
 from lifecycle.core.config import ConfigError, Section, VariantSection
-from lifecycle.core.numbers import Float32, Size
+from lifecycle.core.numbers import LARGEST_INT32, Float32, Size
 from lifecycle.model.config import ModelConfig, Precision, ReferenceCopy, Remat, WeightFormat
 from lifecycle.model.counts import forward_flops_per_token, num_adapter_params, num_params
 from lifecycle.model.stacks import MODULES, REFERENCE
@@ -203,6 +203,11 @@ class TrainConfig(VariantSection):
         return self.seq_len
 
     @property
+    def wraps(self) -> bool:
+        """Whether rows are cut where a batch's row ends, instead of packed whole."""
+        return False
+
+    @property
     def reads_margin(self) -> bool:
         """Whether pairs may say by how much an answer is better."""
         return False
@@ -355,9 +360,28 @@ class SftConfig(TrainConfig):
     objective: str = "sft"
     # nll: the negative log-likelihood. dft: each token's is multiplied by its probability, which has no gradient.
     loss: Literal["nll", "dft"] = "nll"
+    # best_fit: rows are filled with whole examples. wrapped: examples are put one behind the other, and cut where a row
+    # ends; none is too long, and what is cut goes on in another row, without what came before.
+    packing: Literal["best_fit", "wrapped"] = "best_fit"
     replay_share: float = Field(default=0.0, ge=0, lt=1)  # of the rows
     z_weight: Float32 = Field(default=0.0, ge=0)  # as in pre-training
     mtp_weight: Float32 = Field(default=0.0, ge=0)  # as in pre-training
+
+    @property
+    def wraps(self) -> bool:
+        """Whether rows are cut where a batch's row ends."""
+        return self.packing == "wrapped"
+
+    @property
+    def longest_row(self) -> int:
+        """The most tokens that a row of the stage's files may have."""
+        return LARGEST_INT32 if self.wraps else super().longest_row
+
+    @model_validator(mode="after")
+    def _check_packing(self) -> "SftConfig":
+        if self.wraps and self.truncation != "drop":
+            raise ValueError(f"truncation={self.truncation}: packing=wrapped cuts rows of any length; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _check_z(self) -> "SftConfig":

@@ -206,3 +206,15 @@ class RewardModelConfig(TrainConfig):
     def trained(self, model: ModelConfig) -> ModelConfig:
         """The model with its score."""
         return super().trained(model).model_copy(update={"has_score": True})
+
+
+class ProcessRewardModelConfig(TrainConfig):
+    """A process reward model on answers in steps: the trunk, and a vector that makes a number of the hidden state of a
+    step's last token."""
+
+    objective: str = "process_reward_model"
+    last_step_only: bool = False  # the label of an answer's last step is learned alone; held out, all are measured
+
+    def trained(self, model: ModelConfig) -> ModelConfig:
+        """The model with its score."""
+        return super().trained(model).model_copy(update={"has_score": True})

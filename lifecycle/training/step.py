@@ -57,10 +57,11 @@ def make_train_step(
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is spread evenly
     over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm`, `update_norm` (of the optimizer's change, its
-    decay included), the objective's own means, the counts of those that have one (`COUNTS`), and the experts' load. `bias_rate`: how much a step moves a router's
-    selection bias towards an even load (`MoeConfig`). `faults`: what a step leaves out (`training/faults.py`), with a
-    state for it; then also `skipped` and `faults_in_row`. `served`: the parameters as the objective sees them
-    (`training/served.py`). `follow`: how a reference moves behind them (`training/reference_copy.py`).
+    decay included), the objective's own means, the counts of those that have one (`COUNTS`), and the experts' load.
+    `bias_rate`: how much a step moves a router's selection bias towards an even load (`MoeConfig`). `faults`: what a
+    step leaves out (`training/faults.py`), with a state for it; then also `skipped` and `faults_in_row`. `served`: the
+    parameters as the objective sees them (`training/served.py`). `follow`: how a reference moves behind them
+    (`training/reference_copy.py`).
     """
 
     trained, frozen = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))

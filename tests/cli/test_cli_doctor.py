@@ -128,4 +128,4 @@ def test_a_suggestion_holds_nearly_all_rows() -> None:
     assert suggested_length([100] * 99 + [5000], 4096) == (128, 1)
     assert suggested_length([100] * 90 + [5000] * 10, 4096) == (4096, 10)
     assert suggested_length([129], 4096) == (256, 0)
-    assert packed([60, 56, 8, 4], 64).fill == 1.0
+    assert packed([60, 56, 8, 4], 64, wraps=False).fill == 1.0

@@ -22,9 +22,10 @@ from lifecycle.model.decoder import forward, logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.learner import encoded_rows
-from lifecycle.stages.learning_rows import heldout_bits, require_sources
+from lifecycle.stages.learning_rows import chat_rows, heldout_bits, require_sources, step_rows
 from lifecycle.stages.preference_rows import pair_rows, rows_seen
 from lifecycle.stages.row_origins import write_origins
+from lifecycle.stages.rows import epoch_rows
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import example
 from lifecycle.testing.notes import Notes
@@ -34,10 +35,12 @@ from lifecycle.text.row_encoder import EncodedGroup
 from lifecycle.text.row_files import RowError, write_rows
 from lifecycle.text.rows import RowsReport
 from lifecycle.training.config import NextTokenConfig, SftConfig
+from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.mixture import PERIOD
 from lifecycle.training.optimizer_config import OptimizerConfig
-from lifecycle.training.preference import DpoConfig
+from lifecycle.training.preference import DpoConfig, ProcessRewardModelConfig
 from lifecycle.training.reference import REFERENCE
+from lifecycle.training.step_rows import STEP_LABELS
 from lifecycle.training.token_rows import TokenRows
 from tests.held_out import Sources, one_source
 
@@ -194,6 +197,60 @@ def test_rows_are_repeated_to_their_files_shares_and_known_by_the_users_lines(tm
         encoded_rows(learner, inputs, "chat", "train", notes)
     learner.train = train.model_copy(update={"truncation": "keep_end"})
     assert encoded_rows(learner, inputs, "chat", "train", notes)[1].truncated == 1
+
+
+def reading(tmp_path: Path, kind: str, rows: list[dict[str, Any]], train: Any) -> tuple[Any, Any]:
+    """A learner with rows of a kind on both sides, and its inputs."""
+    ByteTokenizer().save(tmp_path)
+    for side in ("train", "heldout"):
+        path = tmp_path / f"{kind}-{side}.jsonl"
+        write_rows(path, rows)
+        write_origins(path, [(0, number) for number in range(len(rows))])
+    stats = {"own": {kind: {"files": ["own.jsonl"], "weights": []}}}
+    inputs: Any = {"rows": SimpleNamespace(path=tmp_path, stats=stats), "tokenizer": SimpleNamespace(path=tmp_path)}
+    model = CONFIG.model_copy(update={"vocab_size": 264})
+    return SimpleNamespace(
+        train=train, measured=train, tokenizer=ByteTokenizer(), own=RowsConfig(), seeds={kind: 0},
+        model=train.trained(model), mesh=build_mesh(MeshConfig()),
+    ), inputs  # fmt: skip
+
+
+def test_wrapped_rows_are_full_and_none_is_too_long(tmp_path: Path) -> None:
+    texts = ["a" * 99, "one", "b" * 50]
+    settings: dict[str, Any] = {"objective": "sft", "steps": 1, "seq_len": 32, "global_batch_size": 1}
+    train = SftConfig.model_validate(settings | {"packing": "wrapped"})
+    learned = chat_rows(*reading(tmp_path, "chat", [{"text": text} for text in texts], train), tmp_path, Silent())
+    assert learned.facts["examples"] == 3 and not learned.facts["dropped"]
+    assert learned.rows is not None and learned.rows.num_rows == learned.epoch_rows == 5  # of 158 tokens
+    sizes = [(learned.rows.row(index)["segment_ids"] > 0).sum() for index in range(5)]
+    assert sorted(sizes) == [158 - 4 * 32, 32, 32, 32, 32]
+    assert epoch_rows(train, [101, 5, 52]) == 5
+    with pytest.raises(ValueError, match="packing=wrapped cuts rows of any length"):
+        SftConfig.model_validate(settings | {"packing": "wrapped", "truncation": "keep_end"})
+
+
+@pytest.mark.parametrize("last_step_only", [False, True])
+def test_steps_are_learned_at_their_last_tokens(tmp_path: Path, last_step_only: bool) -> None:
+    rows = [{"prompt": "1 + 1 + 1?", "completions": ["2", "3", "4"], "labels": [True, True, False]}]
+    settings: dict[str, Any] = {"objective": "process_reward_model", "steps": 1, "seq_len": 32, "global_batch_size": 1}
+    train = ProcessRewardModelConfig.model_validate(settings | {"last_step_only": last_step_only})
+    learner, inputs = reading(tmp_path, "steps", rows, train)
+    learned = step_rows(learner, inputs, tmp_path, Silent())
+    assert learned.rows is not None and learned.rows.contents(0) == {"examples": ["own.jsonl:0"]}
+    row = learned.rows.row(0)
+    begin = 1 + len("1 + 1 + 1?")
+    ends = {begin + 1: 1.0, begin + 3: 1.0, begin + 5: -1.0}  # of a step and the line's end behind it
+    expected = {place: sign for place, sign in ends.items() if sign < 0 or not last_step_only}
+    assert dict(zip(*np.nonzero(row[STEP_LABELS]), row[STEP_LABELS][row[STEP_LABELS] != 0], strict=True)) == expected
+    params = random_params(learner.model)
+    (measurement,) = learned.hooks
+    assert isinstance(measurement, Evaluate)
+    found = measurement.measure(params)
+    hidden = forward(learner.model, params, jnp.asarray(row["tokens"])[None], jnp.arange(32)[None])[0]
+    scores = np.asarray(hidden @ params["score"])[list(ends)]
+    signs = np.array(list(ends.values()))
+    assert found["heldout_loss"] == pytest.approx(np.log1p(np.exp(-signs * scores)).mean(), rel=1e-5)
+    assert found["heldout_accuracy"] == pytest.approx((signs * scores > 0).mean())
 
 
 @pytest.mark.parametrize(("epochs", "rows", "steps"), [(1, 8, 2), (2, 9, 5), (0.01, 9, 1), (0.5, 16.0, 2)])

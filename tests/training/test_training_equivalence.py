@@ -66,6 +66,7 @@ FURTHER = {
     "wpo": ("dpo", {"loss": "discopop", "is_weighted": True}),
     "orpo": ("orpo", {}),
     "reward": ("reward_model", {"centre": 0.1}),
+    "steps": ("process_reward_model", {}),
     "cpo": ("cpo", {"loss": "simpo", "alpha": 0.1}),
     "apo": ("kto", {"loss": "apo_zero_unpaired"}),
     "kto_copy": ("kto", {"reference": "copy"}),
@@ -88,7 +89,7 @@ def packed(name: str) -> dict[str, np.ndarray]:
     if CASES[name][0] == "valued":
         draw = np.random.default_rng(0)
         host |= {column: draw.normal(size=host["tokens"].shape).astype(np.float32) for column in OF_TOKENS}
-    mask = "group_mask" if is_of_groups(name) else "loss_mask"
+    mask = "group_mask" if is_of_groups(name) else "step_labels" if name == "steps" else "loss_mask"
     host[mask] = host[mask] * ((np.arange(host[mask].shape[1]) < 1) | (np.arange(ROWS) % 2 == 1)[:, None])
     return host
 
@@ -106,7 +107,8 @@ def stepped(name: str, mesh: Mesh, grad_accum: int = 1) -> tuple[dict[str, float
 def one_step(name: str, mesh: Mesh, host: dict[str, np.ndarray], grad_accum: int = 1) -> tuple[dict[str, float], Any]:
     kind, settings = CASES[name]
     is_copied = settings.get("reference") == "copy"
-    added = {"has_score": kind in ("reward_model", "valued"), "reference": "moving" if is_copied else None}
+    has_score = kind in ("reward_model", "process_reward_model", "valued")
+    added = {"has_score": has_score, "reference": "moving" if is_copied else None}
     model = MODEL.model_copy(update=added)
     objective = objective_of(kind, model, **{"global_batch_size": len(host["tokens"]), **settings})
     shardings = state_shardings(model, GRADIENT, mesh, ("reference",) if is_copied else ())

@@ -22,6 +22,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward_train, head
 from lifecycle.model.params import Params
 from lifecycle.testing.jobs import Example
+from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.config import SftConfig, TrainConfig
 from lifecycle.training.distilling import DistillationConfig
@@ -30,10 +31,19 @@ from lifecycle.training.objectives.distillation import distillation
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind
-from lifecycle.training.packing import RowSource
+from lifecycle.training.packing import RowSource, permutation
 from lifecycle.training.policy import PolicyConfig
-from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, RewardModelConfig
+from lifecycle.training.preference import (
+    CpoConfig,
+    DpoConfig,
+    KtoConfig,
+    OrpoConfig,
+    ProcessRewardModelConfig,
+    RewardModelConfig,
+)
 from lifecycle.training.reference import OF_OTHERS, REFERENCE, ReferenceRows
+from lifecycle.training.step_rows import StepRows
+from lifecycle.training.wrapped_rows import WrappedRows
 from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
 
@@ -227,6 +237,53 @@ def test_distillation_is_trls(name: str, distilled: Any) -> None:
     loss, norm, means = distilled(DistillationConfig(**SIZES, teacher="gemma2", **case["settings"]))
     assert loss == pytest.approx(case["loss"], rel=LOSS) and norm == pytest.approx(case["grad_norm"], rel=NORM)
     assert means == pytest.approx(case["metrics"], rel=1e-3, abs=1e-5)
+
+
+def test_process_rewards_are_those_of_a_classifier(llama: Llama) -> None:
+    """TRL's classifier has two rows, of which the score is the difference."""
+    case = TRL["process_rewards"]
+    answers = [
+        EncodedRow(
+            answer["ids"],
+            [place in dict(ends) for place in range(len(answer["ids"]))],
+            [float(dict(ends).get(place, 0)) for place in range(len(answer["ids"]))],
+        )
+        for answer, ends in zip(TRL["answers"], case["ends"], strict=True)
+    ]
+    batch: Any = whole_batch(StepRows(answers, SIZES["seq_len"], seed=0))
+    model = llama.config.model_copy(update={"has_score": True})
+    objective = build_objective(model, ProcessRewardModelConfig(**SIZES))
+
+    def loss(params: Params) -> tuple[jax.Array, Any]:
+        sums = objective(params, batch)
+        return sums.loss / sums.count, sums
+
+    params = llama.params | {"score": jnp.array(TRL["score"])}
+    (value, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert float(value) == pytest.approx(case["loss"], rel=LOSS) and sums.count == sum(map(len, case["ends"]))
+    assert float(optax.global_norm(grads)) == pytest.approx(case["grad_norm"], rel=NORM)
+    assert float(sums.metrics["accuracy"] / sums.count) == pytest.approx(case["accuracy"], rel=1e-6)
+    rows = [StepRows([answer], SIZES["seq_len"], seed=0).row(0) for answer in answers]
+    unpacked: Any = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    alone = jax.jit(objective)(params, unpacked)
+    assert float(alone.loss) == pytest.approx(float(sums.loss), rel=1e-5) and len(rows) == SIZES["global_batch_size"]
+
+
+def test_wrapped_rows_are_trls() -> None:
+    expected = TRL["wrapped"]
+    order = permutation(0, 0, "documents", len(TRL["answers"]))
+    examples = [example(TRL["answers"][at]) for at in np.argsort(order)]  # in an epoch's text they come in TRL's order
+    rows = WrappedRows(examples, 16, seed=0)
+    assert rows.num_rows == len(expected["input_ids"])
+    whole = [rows.row(index) for index in range(rows.num_rows)]
+    found = {tuple(row["tokens"].tolist()): row for row in whole}
+    for ids, mask in zip(expected["input_ids"], expected["completion_mask"], strict=True):
+        row = found[tuple(ids + [0] * (16 - len(ids)))]
+        begins = row["positions"] == 0
+        inside = ~begins[1 : len(ids)]  # a segment's first token is no target
+        np.testing.assert_array_equal(row["loss_mask"][: len(ids) - 1], np.array(mask[1:]) * inside)
+    learned = sum(row["loss_mask"].sum() for row in whole)
+    assert learned == sum(sum(part.loss_mask[1:]) for part in examples)  # none is lost at a row's end
 
 
 FORMULAS = f"{PACKAGE}.policy:policy_gradient", f"{PACKAGE}.policy:of_batch"

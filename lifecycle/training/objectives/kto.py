@@ -49,8 +49,8 @@ def of_batch(settings: KtoConfig, answers: GroupLikelihoods) -> dict[str, Array]
 def _metrics(
     answers: GroupLikelihoods, rewards: Float[Array, "B P"], logps: Float[Array, "B P"], context: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """TRL's names; each of the answers with that label, and the difference of the means of both. A batch without a label
-    has none of its metrics."""
+    """TRL's names; each of the answers with that label, and the difference of the means of both. There is nothing of a
+    label that a batch has none of."""
     found, learned, lengths = answers.statistics, answers.learned, answers.lengths[..., 0]
     logits = answers.per_segment(found.mean_logits * learned)[..., 0]
     good = answers.column("label")[..., 0]

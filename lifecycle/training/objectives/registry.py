@@ -13,10 +13,17 @@ from lifecycle.core.config import ConfigError, nearest
 from lifecycle.training.config import SETTINGS, NextTokenConfig, SftConfig, TrainConfig
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.drafting import EagleConfig
-from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, RewardModelConfig
+from lifecycle.training.preference import (
+    CpoConfig,
+    DpoConfig,
+    KtoConfig,
+    OrpoConfig,
+    ProcessRewardModelConfig,
+    RewardModelConfig,
+)
 
 SEGMENTS = {"pairs": 2, "labelled": 1, "prompts": 1}  # kinds of rows that are groups of segments, and how many
-ROWS = ("tokens", "chat", *SEGMENTS)  # kinds of rows that a stage can read
+ROWS = ("tokens", "chat", "steps", *SEGMENTS)  # kinds of rows that a stage can read
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,14 @@ register(ObjectiveKind("reward_model", RewardModelConfig, "pairs", f"{PACKAGE}.r
 register(
     ObjectiveKind(
         "distillation", DistillationConfig, "chat", f"{PACKAGE}.distillation:distillation", models=("teacher",)
+    )
+)
+register(
+    ObjectiveKind(
+        "process_reward_model",
+        ProcessRewardModelConfig,
+        "steps",
+        f"{PACKAGE}.process_reward_model:process_reward_model",
     )
 )
 register(ObjectiveKind("eagle", EagleConfig, "chat", f"{PACKAGE}.eagle:eagle", runs_model=True))
