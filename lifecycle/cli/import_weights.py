@@ -146,7 +146,7 @@ def import_safetensors(
 ) -> None:
     """Makes the bundle `out` from a published folder; without `dtype` every tensor keeps its own. `origin`: where it
     came from, if that is not its path."""
-    config = load_config(source)
+    config = load_config(source, may_score=True)
     file = open_weights(config, source)
     config = held_config(config, file)
     with new_bundle(out, origin or Origin(str(source)), dtype) as folder:

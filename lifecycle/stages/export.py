@@ -4,7 +4,9 @@ The weights go from the checkpoint to the bundle array by array: memory holds on
 fills. They keep the checkpoint's float32, so that the exported weights are the evaluated ones; `lifecycle import
 safetensors BUNDLE OUT --dtype bfloat16` makes a smaller bundle from it, which needs its own evaluation. Weights that
 were trained for a format are written with the values that it gives them: any tool then computes what was trained, and
-rounding them again changes nothing. What an adapter has learned is added to them, and in a folder beside them too.
+rounding them again changes nothing. What an adapter has learned is added to them, and in a folder beside them too. A
+stage that learns a score exports a model that scores texts, transformers' `*ForSequenceClassification` with one label:
+of a process reward model the score of the last step. A value function stays here.
 """
 
 import json
@@ -45,11 +47,11 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
             shutil.copyfile(file, out / file.name)
     tokenizer = load_tokenizer(folder)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-    model = config.trained_model(config.exported)
-    bundled = family_of(model).exported(model)
-    weights = config.train[config.exported].weights
-    export_weights(model, inputs[config.exported], out, weights)
-    if bundled != model.target:
+    train = config.train[config.exported]
+    model, weights = config.trained_model(config.exported), train.weights
+    bundled = bundled_part(model, train.is_scorer)
+    export_weights(model, inputs[config.exported], out, weights, train.is_scorer)
+    if bundled.num_mtp_modules != model.num_mtp_modules:
         export_modules(model, inputs[config.exported], out / MODULES_FOLDER, weights)
         progress.note(f"prediction modules in {MODULES_FOLDER}: family {model.family} has no place for them")
     if model.drafter is not None:
@@ -78,12 +80,19 @@ def export_drafter(model: ModelConfig, trained: Artifact, out: Path) -> None:
     write_drafter(model, lambda array: read(f"{DRAFTER}.{array}", None), out)
 
 
-def export_weights(model: ModelConfig, trained: Artifact, out: Path, weights: WeightFormat | None = None) -> None:
+def export_weights(
+    model: ModelConfig, trained: Artifact, out: Path, weights: WeightFormat | None = None, is_scorer: bool = False
+) -> None:
     """Writes the final weights of a training stage's artifact into `out`, in the layout of the model's family; without
     prediction modules, if that has no place for them. `weights`: the format that the stage trained them for, whose
-    values are written."""
+    values are written; `is_scorer`: with its score, and without a head."""
     read = _read(model, trained, weights)
-    write_weights(family_of(model).exported(model), read, out, lambda name, arrays: FLOAT32)
+    write_weights(bundled_part(model, is_scorer), read, out, lambda name, arrays: FLOAT32)
+
+
+def bundled_part(model: ModelConfig, is_scorer: bool = False) -> ModelConfig:
+    """The part of a stage's model that its bundle's weights have."""
+    return family_of(model).exported(model.model_copy(update={"has_score": is_scorer}))
 
 
 def _read(model: ModelConfig, trained: Artifact, weights: WeightFormat | None) -> Read:

@@ -34,7 +34,8 @@ def start_weights(config: RunConfig, name: str, inputs: Inputs, tokenizer: Token
     stage that continues another's run, that run's checkpoint and the hash of its final weights."""
     start, model = config.starts[name], config.model_of(name)
     if start.bundle is not None:
-        return imported_params(start.bundle, model, tokenizer, mesh), content_hash(start.bundle)
+        scored = model.model_copy(update={"has_score": config.trained_model(name).has_score})
+        return imported_params(start.bundle, scored, tokenizer, mesh), content_hash(start.bundle)
     if start.stage is not None:
         if start.step is not None:
             return Continued(inputs[start.stage].path / CHECKPOINTS, start.step), inputs[start.stage].content_hash
@@ -150,10 +151,13 @@ def _final_params(artifact: Artifact, model: ModelConfig, mesh: Mesh | None, dty
 
 
 def imported_params(bundle: Path, model: ModelConfig, tokenizer: Tokenizer, mesh: Mesh) -> Params:
-    """A bundle's weights, sharded over `mesh`; raises `ConfigError` if its model or vocabulary is not this run's."""
-    held = load_config(bundle)
+    """A bundle's weights, sharded over `mesh`, with its score if it and the model have one; raises `ConfigError` if its
+    model or vocabulary is not this run's."""
+    held = load_config(bundle, may_score=model.has_score)
+    model = model.model_copy(update={"has_score": held.has_score})
     held = held_config(held, open_weights(held, bundle))
-    held = held if model.num_mtp_modules else held.trunk  # a run may do without a bundle's prediction modules
+    if not model.num_mtp_modules:  # a run may do without a bundle's prediction modules
+        held = held.model_copy(update={"num_mtp_modules": 0})
     if wrong := differences(held.model_copy(update={"max_seq_len": model.max_seq_len}), model):
         raise ConfigError(f"{bundle} is another model: {', '.join(wrong)}; set these in this run's model section")
     if load_tokenizer(bundle).fingerprint != tokenizer.fingerprint:

@@ -208,6 +208,16 @@ class TrainConfig(VariantSection):
         return False
 
     @property
+    def noise_alpha(self) -> float | None:
+        """How much noise steps add to embeddings; None: none."""
+        return None
+
+    @property
+    def is_scorer(self) -> bool:
+        """Whether the stage makes a model that scores texts, instead of one that predicts tokens."""
+        return False
+
+    @property
     def reads_margin(self) -> bool:
         """Whether pairs may say by how much an answer is better."""
         return False
@@ -363,9 +373,17 @@ class SftConfig(TrainConfig):
     # best_fit: rows are filled with whole examples. wrapped: examples are put one behind the other, and cut where a row
     # ends; none is too long, and what is cut goes on in another row, without what came before.
     packing: Literal["best_fit", "wrapped"] = "best_fit"
+    # NEFTune: uniform noise on the embeddings in steps, up to this over sqrt(tokens of the segment * d_model); the
+    # paper: 5, 10 or 15.
+    neftune_noise_alpha: Float32 | None = Field(default=None, gt=0)
     replay_share: float = Field(default=0.0, ge=0, lt=1)  # of the rows
     z_weight: Float32 = Field(default=0.0, ge=0)  # as in pre-training
     mtp_weight: Float32 = Field(default=0.0, ge=0)  # as in pre-training
+
+    @property
+    def noise_alpha(self) -> float | None:
+        """How much noise steps add to embeddings."""
+        return self.neftune_noise_alpha
 
     @property
     def wraps(self) -> bool:

@@ -192,7 +192,20 @@ class KtoConfig(ReferencedConfig):
         return self.loss == "kto"
 
 
-class RewardModelConfig(TrainConfig):
+class ScorerConfig(TrainConfig):
+    """What the objectives that learn a score have in common."""
+
+    @property
+    def is_scorer(self) -> bool:
+        """Whether the stage makes a model that scores texts."""
+        return True
+
+    def trained(self, model: ModelConfig) -> ModelConfig:
+        """The model with its score."""
+        return super().trained(model).model_copy(update={"has_score": True})
+
+
+class RewardModelConfig(ScorerConfig):
     """A reward model on pairs: the trunk, and a vector that makes a number of an answer's last hidden state."""
 
     objective: str = "reward_model"
@@ -203,18 +216,10 @@ class RewardModelConfig(TrainConfig):
         """Whether rows may have a margin."""
         return True
 
-    def trained(self, model: ModelConfig) -> ModelConfig:
-        """The model with its score."""
-        return super().trained(model).model_copy(update={"has_score": True})
 
-
-class ProcessRewardModelConfig(TrainConfig):
+class ProcessRewardModelConfig(ScorerConfig):
     """A process reward model on answers in steps: the trunk, and a vector that makes a number of the hidden state of a
     step's last token."""
 
     objective: str = "process_reward_model"
     last_step_only: bool = False  # the label of an answer's last step is learned alone; held out, all are measured
-
-    def trained(self, model: ModelConfig) -> ModelConfig:
-        """The model with its score."""
-        return super().trained(model).model_copy(update={"has_score": True})

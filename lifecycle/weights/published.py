@@ -79,19 +79,26 @@ def config_from_hf(tree: Mapping[str, Any]) -> ModelConfig:
     return config_from(tree)
 
 
-def load_config(folder: Path) -> ModelConfig:
-    """The config of a bundle's folder."""
+def load_config(folder: Path, may_score: bool = False) -> ModelConfig:
+    """The config of a bundle's folder; raises `WeightsError` for a model that scores texts unless it may be one."""
     path = folder / CONFIG
     if not path.is_file():
         raise WeightsError(f"{folder}: no {CONFIG} here; give a bundle's folder")
-    return config_from_hf(read_json(path, WeightsError))
+    config = config_from_hf(read_json(path, WeightsError))
+    if config.has_score and not may_score:
+        raise WeightsError(
+            f"{folder}: a reward model, which scores texts and predicts none; it is for train.STAGE.from of a stage "
+            "with objective=reward_model or process_reward_model"
+        )
+    return config
 
 
 def held_config(config: ModelConfig, source: TensorSource) -> ModelConfig:
     """The config of the model that a source holds: some tools keep the key of prediction modules and drop the
     modules."""
     module = family_of(config).layout.location(config, f"{OF_MODULES}0.projection")
-    return config if module is not None and module.name in source.shapes else config.trunk
+    is_there = module is not None and module.name in source.shapes
+    return config if is_there else config.model_copy(update={"num_mtp_modules": 0})
 
 
 def array_shapes(config: ModelConfig) -> dict[str, Shape]:

@@ -16,7 +16,7 @@ import pytest
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import init_params
-from lifecycle.weights.published import CONFIG, load_config, save_weights
+from lifecycle.weights.published import CONFIG, family_of, load_config, save_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob(f"families/*/{CONFIG}"))
@@ -58,6 +58,31 @@ def noisy_params(config: ModelConfig, seed: int) -> dict[str, Any]:
     leaves, tree = jax.tree.flatten(jax.jit(init_params, static_argnums=0)(config, key))
     noisy = [x + 0.2 * jax.random.normal(own, x.shape) for x, own in zip(leaves, keys[: len(leaves)], strict=True)]
     return jax.tree.unflatten(tree, noisy)
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """All families with a score instead of a head."""
+    models: dict[str, Exported] = {}
+    for seed, family in enumerate(FAMILIES):
+        folder, config = tmp_path_factory.mktemp(f"{family}-score"), config_of(family)
+        config = family_of(config).exported(config.model_copy(update={"has_score": True}))
+        tokens = np.random.default_rng(seed).integers(3, config.vocab_size, (2, LENGTH)).astype(np.int32)
+        models[family] = Exported(config, noisy_params(config, seed), tokens, folder)
+        save_weights(config, models[family].params, folder, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        np.save(folder / "tokens.npy", tokens)
+    run_there(Path(__file__).with_name("open_scorers.py"), *(model.folder for model in models.values()))
+    return models
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_scores_texts_as_we_do(scorers: dict[str, Exported], family: str) -> None:
+    model = scorers[family]
+    tokens = jnp.asarray(model.tokens)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
+    hidden = jax.jit(forward, static_argnums=0)(model.config, model.params, tokens, positions)
+    found = np.asarray(hidden[:, -1] @ model.params["score"])
+    np.testing.assert_allclose(found, np.load(model.folder / "scores.npy")[:, 0], rtol=WHOLE_MODEL, atol=WHOLE_MODEL)
 
 
 @pytest.fixture(scope="module")

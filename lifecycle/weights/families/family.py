@@ -31,6 +31,11 @@ from lifecycle.weights.families.settings import (
 NOT_OF_THE_MODEL = {"compute_dtype", "context_attention", "moe.balance_weight", "moe.z_weight", "moe.bias_rate"}
 
 
+# What a published architecture's name ends with, and the keys of one that scores texts.
+GENERATES, SCORES = "ForCausalLM", "ForSequenceClassification"
+ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+
+
 def _head_dim(tree: Tree) -> int:
     return tree["hidden_size"] // tree["num_attention_heads"]
 
@@ -95,12 +100,16 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignores: Callable[[ModelConfig, str], bool] = nothing_ignored
     wrapper: Wrapper | None = None
+    scorer: str | None = None  # the architecture that scores texts, if its name does not follow from the other's
     quantisation: str | None = None  # the `quant_method` of its published files that `block_scaled.py` reads
     where: str = "config.json"  # what its settings are in, for errors
 
     def exported(self, config: ModelConfig) -> ModelConfig:
         """The part of a model that the family's files can hold: without prediction modules, if they have no place. A
-        drafter has files of its own."""
+        drafter has files of its own. Of a model with a score what scores texts: without a head, which is not published,
+        and without modules, which predict tokens."""
+        if config.has_score:
+            return config.trunk.model_copy(update={"has_score": True, "tie_embeddings": True})
         return config.target if self.layout.module else config.trunk
 
     def config_from(self, tree: Tree) -> ModelConfig:
@@ -123,11 +132,15 @@ class Family:
                 missing.append(str(error.args[0]))
         if missing:
             raise WeightsError(f"{self.where}: missing {', '.join(dict.fromkeys(missing))}")
+        fields |= _read_score(tree)
         return validate(ModelConfig, _nested(fields), where=self.where)
 
     def config_to(self, config: ModelConfig) -> dict[str, Any]:
         """The published form; raises `WeightsError` naming the fields that it cannot express."""
         tree = {"architectures": [self.architecture], "model_type": self.name, **self.keys_of(config)}
+        if config.has_score:
+            scorer = self.scorer or self.architecture.replace(GENERATES, SCORES)
+            tree |= {"architectures": [scorer], **ONE_LABEL}
         if wrong := differences(config, self.config_from(tree)):
             raise WeightsError(
                 f"family {self.name!r} has no config key for {', '.join(wrong)}; set model.family to one that has"
@@ -148,6 +161,17 @@ class Family:
             if (getattr(config, section) is not None) != (section in fields):
                 verb = "needs" if section in fields else "has no"
                 raise WeightsError(f"family {self.name!r} {verb} model.{section}; set model.family to one that fits")
+
+
+def _read_score(tree: Tree) -> dict[str, Any]:
+    """What a published model that scores texts has beside its trunk."""
+    architecture = next(iter(tree.get("architectures") or ()), "")
+    if not architecture.endswith(SCORES):
+        return {}
+    labels = tree.get("id2label") or range(tree.get("num_labels", 2))
+    if len(labels) != 1:
+        raise WeightsError(f"config.json: {architecture} with {len(labels)} labels; a score is one with a single label")
+    return {"has_score": True, "tie_embeddings": True}
 
 
 def differences(config: ModelConfig, other: ModelConfig) -> list[str]:

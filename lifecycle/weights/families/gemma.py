@@ -63,6 +63,7 @@ GEMMA2 = Family(
 GEMMA3_TEXT = Family(
     name="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    scorer="Gemma3TextForSequenceClassification",
     settings=(
         *COMMON, Rope(1_000_000.0, "rope_local_base_freq"), LayerKinds(_local_then_global), Always("qk_norm", "head"),
         Key("attention_soft_cap", "attn_logit_softcapping", default=None),

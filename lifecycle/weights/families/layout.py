@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.stacks import MODULES
+from lifecycle.model.stacks import MODULES, SCORE
 
 type Shape = tuple[int, ...]
 type Index = tuple[slice, ...]  # one slice per dimension, with start, stop and step 1
@@ -49,11 +49,16 @@ class Location:
     name: str
     transposed: bool = False
     columns: Columns | None = None
+    is_row: bool = False  # our vector is the only row of a matrix
 
     @property
     def is_per_expert(self) -> bool:
         """Whether each expert has a tensor of its own."""
         return EXPERT in self.name
+
+
+# Of a model that scores texts, as transformers' `*ForSequenceClassification` with one label has it, in all families.
+SCORE_LOCATION = Location("score.weight", is_row=True)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class Layout:
 
     def location(self, config: ModelConfig, array: str) -> Location | None:
         """The location of the array with this canonical name; None if the family has no such array."""
+        if array == SCORE:
+            return SCORE_LOCATION
         if not array.startswith((LAYERS, OF_MODULES)):
             return self.trunk.get(array)
         kind, number, rest = array.split(".", 2)
@@ -130,6 +137,8 @@ def published_tensors(config: ModelConfig, layout: Layout, shapes: Mapping[str, 
 def _shape(parts: list[tuple[TensorPart, Shape]]) -> Shape:
     """The shape of a tensor that concatenates these arrays."""
     part, shape = parts[0]
+    if part.location.is_row:
+        return (1, *shape)
     wide = (*shape[:-1], sum(own[-1] for _, own in parts))
     return (*wide[:-2], wide[-1], wide[-2]) if part.location.transposed else wide
 
@@ -159,6 +168,9 @@ def _read_tensor(
         columns = columns - first
     if location.transposed:
         index = (*index[:-2], index[-1], index[-2])
+    if location.is_row:
+        out[...] = source.read(name, (slice(0, 1), *index))[0]
+        return
     tensor = source.read(name, index)
     if location.transposed:
         tensor = tensor.swapaxes(-1, -2)
@@ -171,7 +183,7 @@ def write_tensor(
     """A published tensor from our arrays; `read(array, expert)` gives one of them, or one expert's part of it."""
     tensor = np.empty(published.shape, dtype)
     for part in published.parts:
-        target = tensor.swapaxes(-1, -2) if part.location.transposed else tensor
+        target = tensor.swapaxes(-1, -2) if part.location.transposed else tensor[0] if part.location.is_row else tensor
         columns = slice(None) if part.location.columns is None else part.location.columns(config)
         array = read(part.array, part.expert)
         assert array.shape == target[..., columns].shape, f"{part.array}: {array.shape} in {published.shape}"
