@@ -71,21 +71,22 @@ def forward_train(
     segment_ids: Int[Array, "B T"] | None = None,
     remat: Remat | None = None,
     precision: Precision | None = None,
+    noisy: Callable[[Float[Array, "B t D"]], Float[Array, "B t D"]] | None = None,
 ) -> tuple[Float[Array, "b t D"], Stats]:
-    """`forward` for a training step: with rematerialisation, with the layers' products in a `precision`, and with the
-    routers' statistics.
+    """`forward` for a training step: with rematerialisation, with the layers' products in a `precision`, with what
+    `noisy` makes of the embeddings, and with the routers' statistics.
 
     In a manual `jax.shard_map` the arrays are this device's shards: rows over `batch`, positions over `seq` in the
     order of `row_order`. The hidden states' positions are sharded over `norm_seq` too; in a pipeline their rows are
     those of `own_rows`.
     """
-    mask = causal_mask(tokens.shape, segment_ids)
+    mask, x = causal_mask(tokens.shape, segment_ids), embed(config, params["embed"], tokens)
+    x = x if noisy is None else noisy(x)
     if axis_size("layers") > 1:
-        x, stats = _pipelined(config, params, tokens, positions, mask, remat, precision)
+        x, stats = _pipelined(config, params, x, positions, mask, remat, precision)
         hidden = for_layer(config, x)
     else:
         angles = angles_of(config, positions)
-        x = embed(config, params["embed"], tokens)
         prepare = partial(gathered, config, precision=precision)
         blocks = adapted_blocks(config.adapter, params)
         hidden, stats, _, _ = _layers(config, blocks, x, angles, mask, prepare, remat=remat)
@@ -162,18 +163,17 @@ def causal_mask(shape: tuple[int, ...], segment_ids: Array | None) -> Mask:
 def _pipelined(
     config: ModelConfig,
     params: Params,
-    tokens: Array,
+    x: Array,
     positions: Array,
     mask: Mask,
     remat: Remat | None,
     precision: Precision | None,
 ) -> tuple[Array, Stats]:
-    """Embedding and layers in a pipeline, where each device has some of the layers; returns the rows of `own_rows`.
+    """The layers in a pipeline, where each device has some of the layers; returns the rows of `own_rows`.
 
     A stage's weights are gathered once for all rows, and their gradients scattered once; weights beside an adapter have
     none.
     """
-    x = embed(config, params["embed"], tokens)
     blocks, declared = adapted_blocks(config.adapter, params), parameters(config.target)["blocks"]
     weights = gathered(config, declared, blocks, precision)
     trained, whole = (weights, lambda held: held) if config.adapter is None else trained_apart(weights)

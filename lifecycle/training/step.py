@@ -28,6 +28,7 @@ from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh
 from lifecycle.training.config import FaultsConfig
 from lifecycle.training.faults import guarded
 from lifecycle.training.freeze import merged, split
+from lifecycle.training.objectives.neftune import STEP
 from lifecycle.training.objectives.objective import Context, Objective
 from lifecycle.training.objectives.router import load_metrics
 from lifecycle.training.objectives.sums import Sums
@@ -76,6 +77,8 @@ def make_train_step(
     gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
 
     def step(state: TrainState, batch: Batch, held: Params | None = None) -> tuple[TrainState, Metrics]:
+        if objective.needs_step:
+            batch = {**batch, STEP: jnp.broadcast_to(state.step, next(iter(batch.values())).shape[:1])}
         trained, frozen = split(served(state.params), state.frozen)
         sums, grads = gradients((trained, frozen | (held or {})), batch)
         divisor = jnp.maximum(sums.count, 1)

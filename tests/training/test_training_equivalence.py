@@ -63,6 +63,7 @@ SLOW = {
 }
 FURTHER = {
     "sft": ("sft", {}),
+    "noise": ("sft", {"neftune_noise_alpha": 10.0}),
     "wpo": ("dpo", {"loss": "discopop", "is_weighted": True}),
     "orpo": ("orpo", {}),
     "reward": ("reward_model", {"centre": 0.1}),

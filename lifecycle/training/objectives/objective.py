@@ -21,6 +21,7 @@ from lifecycle.parallel.collectives import replicated_share
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
 from lifecycle.training.objectives.mtp import with_modules
+from lifecycle.training.objectives.neftune import STEP, noise_of
 from lifecycle.training.objectives.registry import SEGMENTS, ObjectiveKind, objective_kind
 from lifecycle.training.objectives.router import with_routers
 from lifecycle.training.objectives.sums import Sums
@@ -50,6 +51,7 @@ class Objective:
     loss: Callable[[Params, Batch, Context], Sums]
     context: Callable[[Params, Batch], Context] = nothing
     held: Params = field(default_factory=dict, hash=False)
+    needs_step: bool = False  # whether a training step's batch has the column `step`, by which noise is drawn
 
     @property
     def has_context(self) -> bool:
@@ -93,7 +95,8 @@ def _of_tokens(
             routers = routers | of_modules
         return with_routers(model, sums, routers)
 
-    return Objective(loss, held={name: param_specs(other) for name, other in held.items()})
+    specs = {name: param_specs(other) for name, other in held.items()}
+    return Objective(loss, held=specs, needs_step=train.noise_alpha is not None)
 
 
 def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) -> Objective:
@@ -133,9 +136,11 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
 def token_likelihoods(
     model: ModelConfig, params: Params, batch: Batch, train: TrainConfig
 ) -> tuple[TokenLikelihoods, dict[str, RouterStats]]:
-    """A forward pass as a stage's steps make it: the likelihoods of this device's rows, and the routers' statistics."""
+    """A forward pass as a stage's steps make it: the likelihoods of this device's rows, and the routers' statistics.
+    Noise is added in steps alone, not where the same rows are measured."""
     inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
-    hidden, routers = forward_train(model, params, *inputs, train.remat, train.precision)
+    noisy = noise_of(train.noise_alpha, batch) if train.noise_alpha is not None and STEP in batch else None
+    hidden, routers = forward_train(model, params, *inputs, train.remat, train.precision, noisy)
     table, cap = head(model, params), model.logits_soft_cap
     return TokenLikelihoods(batch, hidden, table, cap, train.loss_chunks, params.get(SCORE)), routers
 
