@@ -23,7 +23,7 @@ HELD_OUT = "heldout_"  # prefix of metrics measured on held-out rows
 PERIOD = 1024  # rows in which a mixture's shares are rounded: to a thousandth; the table is 16 KiB
 TASK_METRIC = "/"  # in the name of a metric of a task: `arc_easy/accuracy`
 # What objectives' metrics begin with under TRL's names (`rewards/margins`): no names of tasks.
-METRIC_GROUPS = ("rewards", "logps", "logits", "clip_ratio", "completions", "sampling", "logged")
+METRIC_GROUPS = ("rewards", "logps", "logits", "clip_ratio", "vespo", "completions", "sampling", "logged")
 
 
 def is_of_task(metric: str) -> bool:

@@ -12,8 +12,8 @@ from lifecycle.core.config import Section
 from lifecycle.core.numbers import Float32, Size
 from lifecycle.training.config import TrainConfig
 
-type PolicyLoss = Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo", "luspo", "rloo"]
-type Surrogate = Literal["clip", "cispo", "sapo"]
+type PolicyLoss = Literal["grpo", "bnpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo", "luspo", "vespo", "rloo"]
+type Surrogate = Literal["clip", "cispo", "sapo", "vespo"]
 type Level = Literal["token", "sequence", "sequence_sum"]
 type Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
 
@@ -35,6 +35,7 @@ FORMS: Mapping[PolicyLoss, LossForm] = {
     "cispo": LossForm("cispo", "token", "token-mean"),
     "sapo": LossForm("sapo", "token", "seq-mean-token-mean"),
     "luspo": LossForm("clip", "token", "seq-mean-token-sum"),
+    "vespo": LossForm("vespo", "token", "token-mean"),
     "rloo": LossForm("clip", "sequence_sum", "seq-mean-token-mean"),
 }
 
@@ -57,12 +58,25 @@ class PolicyConfig(TrainConfig):
     entropy_weight: Float32 = Field(default=0.0, ge=0)
     sapo_temperature_pos: Float32 = Field(default=1.0, gt=0)
     sapo_temperature_neg: Float32 = Field(default=1.05, gt=0)
+    vespo_k_pos: Float32 = Field(default=2.0, ge=0)  # of completions with an advantage of 0 or more
+    vespo_lambda_pos: Float32 = Field(default=3.0, gt=0)
+    vespo_k_neg: Float32 = Field(default=3.0, ge=0)
+    vespo_lambda_neg: Float32 = Field(default=2.0, gt=0)
+    # A completion with a negative advantage teaches nothing if its tokens' mean log-ratio of older policy and this one
+    # is above this (DeepSeek-V3.2); None: all teach.
+    off_policy_mask_threshold: Float32 | None = None
+    # The share of the batch's tokens that teach, those of the highest entropy ("Beyond the 80/20 Rule": 0.2).
+    top_entropy_quantile: Float32 = Field(default=1.0, gt=0, le=1)
+    # The divergence's estimate times the ratio of policies, whose gradient is then unbiased (DeepSeek-V3.2; TRL's
+    # default).
+    use_bias_correction_kl: bool = False
     # Tokens weigh by the ratio of trainer and sampler, but not more than this (truncated importance sampling).
     sampler_cap: Float32 | None = Field(default=None, gt=0)
 
     OF_LOSS: ClassVar[Mapping[str, frozenset[str]]] = {
         "epsilon_low": frozenset({"clip"}), "delta": frozenset({"clip"}), "epsilon_high": frozenset({"clip", "cispo"}),
         "sapo_temperature_pos": frozenset({"sapo"}), "sapo_temperature_neg": frozenset({"sapo"}),
+        **dict.fromkeys(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), frozenset({"vespo"})),
     }  # fmt: skip
 
     @property
@@ -79,6 +93,12 @@ class PolicyConfig(TrainConfig):
                 raise ValueError(f"{name} is no setting of loss={self.loss}; leave it out")
         if self.kl != "k3" and not self.beta:
             raise ValueError(f"kl={self.kl} is an estimator for beta above 0; set beta, or leave it out")
+        if self.use_bias_correction_kl and not self.beta:
+            raise ValueError(
+                "use_bias_correction_kl corrects the divergence of beta above 0; set beta, or leave it out"
+            )
+        if self.form.surrogate == "vespo" and self.level not in (None, "token"):
+            raise ValueError(f"loss=vespo weighs completions itself, and has no level={self.level}; leave it out")
         if self.sampler_cap is not None and self.temperature != 1:
             raise ValueError("sampler_cap needs temperature=1: a sampler tells the log-probabilities of that")
         return self

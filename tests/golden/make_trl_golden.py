@@ -236,8 +236,8 @@ def policy(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, An
     trainer.steps_per_generation = 1
     loss = kind._compute_loss(trainer, run, inputs)
     kept = (
-        "kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "clip_ratio/low_min",
-        "clip_ratio/high_max", "vespo/phi_seq_mean",
+        "kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean",
+        "vespo/phi_seq_mean",
     )  # fmt: skip
     return loss, {name: value for name, value in metrics_of(trainer).items() if name in kept and kind is GRPOTrainer}
 

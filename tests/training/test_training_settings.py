@@ -60,7 +60,8 @@ HUGE = [1e39, 1e308, 2**31, 2**63, 2**64 - 1, 2**64, 10**30]
 # may be negative
 SIGNED = {
     "alpha", "divergence_alpha", "high", "length_penalty", "low", "max_penalty", "max_value_correct",
-    "max_value_wrong", "min_value_correct", "min_value_wrong", "mscale", "mscale_all_dim", "norm_offset", "priority",
+    "max_value_wrong", "min_value_correct", "min_value_wrong", "mscale", "mscale_all_dim", "norm_offset",
+    "off_policy_mask_threshold", "priority",
     "reward_weight", "seed", "stop_ids", "weight",
 }  # fmt: skip
 

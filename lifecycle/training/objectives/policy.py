@@ -6,12 +6,15 @@ this one), `sampler_logprobs` as the sampler computed them, `reference_logprobs`
 and verl's.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Bool, Float
+from lifecycle.parallel.collectives import axis_index, axis_size, psum
 from lifecycle.parallel.columns import declare
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods
 from lifecycle.training.objectives.sums import Sums
@@ -19,6 +22,7 @@ from lifecycle.training.policy import Aggregation, PolicyConfig
 
 ADVANTAGES, OLD, SAMPLER, REFERENCE = "advantages", "old_logprobs", "sampler_logprobs", "reference_logprobs"
 TOKEN_ADVANTAGES = "token_advantages"
+MOST_LOG_RATIO, LEAST_LOG_WEIGHT = 20.0, math.log(1e-8)  # TRL's, of VESPO
 declare("segment", ADVANTAGES)
 declare("token", OLD, SAMPLER, REFERENCE, TOKEN_ADVANTAGES)
 
@@ -27,25 +31,32 @@ def policy_gradient(settings: PolicyConfig, completions: GroupLikelihoods, conte
     """The surrogate of the advantages, plus the divergence from the initial model, less the entropy; a mean over
     completions or tokens (`LossForm`)."""
     seen = Tokens(settings, completions)
-    losses = SURROGATES[settings.form.surrogate](seen)
-    if settings.sampler_cap is not None:
-        gap = jax.lax.stop_gradient(seen.old - completions.column(SAMPLER))
-        losses = losses * jnp.minimum(jnp.exp(gap), settings.sampler_cap)
+    losses = SURROGATES[settings.form.surrogate](seen) * seen.teaches(context)
+    if settings.sampler_cap is not None and settings.form.surrogate != "vespo":  # which has it in its weight
+        losses = losses * seen.sampler_weights
     metrics = seen.metrics()
     if settings.beta:
         divergence = _divergence(settings, seen)
+        if settings.use_bias_correction_kl:
+            divergence = divergence * seen.ratio
         losses = losses + settings.beta * divergence
         metrics["kl"] = divergence
     per_segment = aggregated(settings, settings.form.aggregation, completions, losses, context)
     if settings.entropy_weight:
-        entropies = aggregated(settings, "token-mean", completions, seen.entropies, context)
+        is_top, num_top = seen.of_high_entropy(context)
+        tokens = {**context, "tokens": num_top}
+        entropies = aggregated(settings, "token-mean", completions, seen.entropies * is_top, tokens)
         per_segment = per_segment - settings.entropy_weight * entropies
     return _sums(seen, per_segment, metrics)
 
 
 def of_batch(settings: PolicyConfig, completions: GroupLikelihoods) -> dict[str, Array]:
-    """The context: how many completions there are, and how many of their tokens are learned."""
-    return {"completions": completions.mask.sum(), "tokens": (completions.lengths[..., 0] * completions.mask).sum()}
+    """The context: how many completions there are, and how many of their tokens are learned; if only those of the
+    highest entropy teach, all tokens' entropies."""
+    found = {"completions": completions.mask.sum(), "tokens": (completions.lengths[..., 0] * completions.mask).sum()}
+    if settings.top_entropy_quantile < 1:
+        found["entropies"] = entropies_of_batch(settings, completions)
+    return found
 
 
 class Tokens:
@@ -73,6 +84,52 @@ class Tokens:
         if level == "sequence":
             of_segment = of_segment / jnp.maximum(self.completions.per_token(self.completions.lengths), 1)
         return of_segment
+
+    @cached_property
+    def sampler_weights(self) -> Float[Array, "B T"]:
+        """How much a token weighs because the sampler's distribution differs, without a gradient."""
+        gap = jax.lax.stop_gradient(self.old - self.completions.column(SAMPLER))
+        cap = self.settings.sampler_cap
+        return jnp.exp(gap) if cap is None else jnp.minimum(jnp.exp(gap), cap)
+
+    def teaches(self, context: Mapping[str, Array]) -> Float[Array, "B T"]:
+        """1 for tokens that the surrogate is learned of, else 0; without a gradient."""
+        found = self.of_high_entropy(context)[0]
+        if self.settings.off_policy_mask_threshold is None:
+            return found
+        is_told = SAMPLER in self.completions.batch and self.settings.temperature == 1  # by the sampler itself
+        before = self.completions.column(SAMPLER) if is_told else self.old
+        gap = jax.lax.stop_gradient((before - self.logprobs) * self.completions.learned)
+        lengths = self.completions.per_token(self.completions.lengths)
+        mean = self.completions.segment_sum_at_tokens(gap) / jnp.maximum(lengths, 1)
+        return found * ((self.advantages >= 0) | (mean <= self.settings.off_policy_mask_threshold))
+
+    def of_high_entropy(self, context: Mapping[str, Array]) -> tuple[Float[Array, "B T"], Float[Array, ""]]:
+        """1 for the share of the batch's tokens whose entropies are the highest, else 0; and how many they are (Wang et
+        al. 2025, "Beyond the 80/20 Rule", equation 6, with the threshold of the whole batch)."""
+        if self.settings.top_entropy_quantile == 1:
+            return jnp.ones_like(self.logprobs), context["tokens"]
+        entropies = context["entropies"]
+        is_top = (entropies >= quantile(entropies, 1 - self.settings.top_entropy_quantile)) & (entropies > 0)
+        size = self.logprobs.shape[1]
+        own = jax.lax.dynamic_slice_in_dim(is_top, axis_index("seq") * size, size, 1)
+        return own[self.completions.column("row")].astype(jnp.float32), is_top.sum().astype(jnp.float32)
+
+    @cached_property
+    def phi(self) -> Float[Array, "B T"]:
+        """VESPO's weight of each completion, `w^k exp(lambda (1 - w))` of the product `w` of its tokens' ratios; it has
+        no gradient, and is 0 where it is not finite."""
+        settings, learned = self.settings, self.completions.learned
+        each = jnp.clip(self.logprobs - self.old, -MOST_LOG_RATIO, MOST_LOG_RATIO)
+        if settings.sampler_cap is not None:
+            each = each + jnp.clip(jnp.log(self.sampler_weights), LEAST_LOG_WEIGHT, MOST_LOG_RATIO)
+        total = self.completions.segment_sum_at_tokens(jax.lax.stop_gradient(each) * learned)
+        log_weight = jnp.clip(total, LEAST_LOG_WEIGHT, MOST_LOG_RATIO)
+        rises = self.advantages >= 0
+        power = jnp.where(rises, settings.vespo_k_pos, settings.vespo_k_neg)
+        decay = jnp.where(rises, settings.vespo_lambda_pos, settings.vespo_lambda_neg)
+        phi = jnp.exp(decay + power * log_weight - decay * jnp.exp(log_weight))
+        return jnp.where(jnp.isfinite(phi), phi, 0.0)
 
     def metrics(self) -> dict[str, Float[Array, "B T"]]:
         """What is logged of learned tokens, under TRL's names."""
@@ -116,7 +173,38 @@ def _sapo(of: Tokens) -> Float[Array, "B T"]:
     return -jax.nn.sigmoid(sharpness * (of.ratio - 1)) * 4 / sharpness * of.advantages
 
 
-SURROGATES: Mapping[str, Callable[[Tokens], Float[Array, "B T"]]] = {"clip": _clip, "cispo": _cispo, "sapo": _sapo}
+def _vespo(of: Tokens) -> Float[Array, "B T"]:
+    """ "VESPO: Variational Sequence-Level Soft Policy Optimization" (arXiv 2602.10693): completions weigh by a smooth
+    function of their ratio."""
+    return -of.phi * of.advantages * of.logprobs
+
+
+SURROGATES: Mapping[str, Callable[[Tokens], Float[Array, "B T"]]] = {
+    "clip": _clip,
+    "cispo": _cispo,
+    "sapo": _sapo,
+    "vespo": _vespo,
+}
+
+
+def entropies_of_batch(settings: PolicyConfig, completions: GroupLikelihoods) -> Float[Array, "R T"]:
+    """This part's entropies of learned tokens, plus 1, at their places in an array of the whole batch; zero elsewhere.
+    In a row, positions are in the order of `row_order`."""
+    found = (completions.statistics_at(settings.temperature).entropies + 1) * completions.learned
+    length = found.shape[1]
+    rows = jnp.zeros((settings.global_batch_size, length), jnp.float32).at[completions.column("row")].set(found)
+    whole = jnp.zeros((len(rows), length * axis_size("seq")), jnp.float32)
+    return psum(jax.lax.dynamic_update_slice_in_dim(whole, rows, axis_index("seq") * length, 1), "seq")
+
+
+def quantile(values: Float[Array, "R T"], share: float) -> Float[Array, ""]:
+    """The quantile of those values that are above 0, between two of them by linear interpolation."""
+    num = (values > 0).sum()
+    ordered = jnp.sort(jnp.where(values > 0, values, jnp.inf).reshape(-1))
+    place = share * jnp.maximum(num - 1, 0)
+    low = jnp.floor(place).astype(jnp.int32)
+    high = jnp.minimum(low + 1, jnp.maximum(num - 1, 0))
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def _divergence(settings: PolicyConfig, of: Tokens) -> Float[Array, "B T"]:
@@ -156,13 +244,14 @@ def _sums(seen: Tokens, losses: Float[Array, "B P"], metrics: dict[str, Float[Ar
     completions = seen.completions
     mask, lengths = completions.mask, completions.lengths[..., 0]
     num = mask.sum()
-    per_token, per_ratio = (jnp.ones_like(lengths), (lengths * mask).sum()), (1 / jnp.maximum(lengths, 1), num)
-    if seen.settings.form.level == "token":
-        per_ratio = per_token
+    per_token = (jnp.ones_like(lengths), (lengths * mask).sum())
+    weighed = {"vespo/phi_seq_mean": seen.phi} if seen.settings.form.surrogate == "vespo" else {}
+    per_completion = (1 / jnp.maximum(lengths, 1), num)
     clipped = {f"clip_ratio/{name}": where.astype(jnp.float32) for name, where in seen.clipped().items()}
     means: dict[str, Array] = {}
     counts: dict[str, Array] = {}
-    for values, (weight, count) in ((metrics, per_token), (clipped, per_ratio)):
+    per_ratio = per_token if seen.settings.form.level == "token" else per_completion
+    for values, (weight, count) in ((metrics, per_token), (clipped, per_ratio), (weighed, per_completion)):
         for name, value in jax.lax.stop_gradient(values).items():
             totals = completions.per_segment(value * completions.learned)[..., 0]
             means[name], counts[name] = (totals * weight * mask).sum(), count
