@@ -1,4 +1,4 @@
-"""SIGKILL twenty times in a row, wherever a run may be: the same bits at the end, and nothing left behind."""
+"""SIGKILL wherever a run may be, also twenty times in a row: the same bits at the end, and nothing left behind."""
 
 import json
 import os
@@ -7,7 +7,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,30 @@ def test_killed_twenty_times_in_a_row_the_weights_are_bit_equal(tmp_path: Path) 
     stats = json.loads(ended.stdout.splitlines()[-1])
     assert stats["params_hash"] == expected["params_hash"], f"seed {seed}"
     assert_same(out, whole, left)
+
+
+MOVES = {"reference": "copy", "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.25}
+OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpo": ("dpo", {}), "tr_dpo": ("dpo", MOVES), "orpo": ("orpo", {}), "cpo": ("cpo", {}), "kto": ("kto", {}),
+    "reward_model": ("reward_model", {}), "process_reward_model": ("process_reward_model", {}),
+    "sft": ("sft", {"neftune_noise_alpha": 5.0}), "adapter": ("sft", {"adapter": {"rank": 2}}),
+    "base": ("dpo", {"adapter": {"rank": 2}, "reference": "base"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_that_is_killed_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    objective, settings = OBJECTIVES[name]
+    run = TinyRun(objective=objective, settings=settings, steps=7, checkpoint_every=3)
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    expected = run_job(tiny_job(whole, run), Silent())
+    killed = subprocess.run(command(out, replace(run, kill_at=5, kill_after=3)), capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert steps_in(out / CHECKPOINTS) == [3]
+    ended = subprocess.run(command(out, run), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1])["params_hash"] == expected["params_hash"]
+    assert_same(out, whole, [])
 
 
 def members(out: Path) -> list[int]:
