@@ -31,6 +31,7 @@ from lifecycle.training.rounding import holding
 from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, abstract_state, state_shardings
 from lifecycle.training.step import make_train_step
+from lifecycle.training.step_rows import StepRows
 
 ANSWER = 512
 
@@ -100,6 +101,9 @@ def abstract_batch(train: TrainConfig, mesh: AnyMesh, row: Row) -> Batch:
 def example_row(train: TrainConfig) -> Row:
     """A row like those that a stage reads from files, with a reference's columns if it needs one."""
     kind = objective_kind(train.objective)
+    if kind.rows == "steps":
+        answer = replace(_answer(train.seq_len), labels=[1.0] * train.seq_len)
+        return StepRows([answer], train.seq_len, seed=0).row(0)
     if kind.rows not in SEGMENTS:
         return packed_row([_answer(train.seq_len)], train.seq_len)
     assert kind.rows != "prompts", "batches of rollouts: `rl/lowering.py`"
