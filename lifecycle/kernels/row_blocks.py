@@ -50,7 +50,7 @@ def unblocked(blocks: Array, length: int) -> Array:
 
 def row_blocks(x: Array, size: int, asked: Asked | None = None) -> Array:
     """`[B, T, ...]` to `[blocks, rows, ...]` with at most `size` positions in each, padded with zeros at the end."""
-    rows = x.reshape(-1, *x.shape[2:])
+    rows = jnp.asarray(x).reshape(-1, *x.shape[2:])  # of a host's batch, they cannot be taken in a traced order
     return blocked((rows if asked is None else rows[asked.order])[None], size)[:, 0]
 
 

@@ -126,6 +126,6 @@ def test_its_means_are_those_of_one_device_without_parts() -> None:
     objective, params = objective_of("simpo"), random_params(MODEL)
     host = next(one_epoch(rows, global_batch_size=rows.num_rows))
     alone = jax.jit(objective)(params, host)
-    means = {"loss": alone.loss / alone.count, **alone.metric_means(alone.count)}
+    means = {"loss": alone.loss / alone.count, "count": alone.count, **alone.metric_means(alone.count)}
     measured = heldout_means(MODEL, objective, rows, 4, mesh)(params)
     assert measured == pytest.approx({f"heldout_{name}": float(mean) for name, mean in means.items()}, rel=1e-5)
