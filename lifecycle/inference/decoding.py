@@ -87,10 +87,10 @@ def decode_steps(
         return step + 1, _is_any_active(rows), rows, decoded, state
 
     num_rows, none = rows.token.size, jnp.zeros_like(rows.token)
-    nothing = Decoded(no_tokens((num_rows, MAX_STEPS, step_of.num_positions)), none, none)
+    nothing = Decoded(no_tokens((num_rows, MAX_STEPS, step_of.num_positions), rows.sampling), none, none)
     start = (jnp.zeros((), jnp.int32), _is_any_active(rows), rows, nothing, state)
     *_, decoded, state = jax.lax.while_loop(go_on, one_step, start)
-    in_order = jax.tree.map(lambda x: x.reshape(num_rows, -1, *x.shape[3:]), decoded.sampled)
+    in_order = jax.tree.map(lambda x: x.reshape(num_rows, x.shape[1] * x.shape[2], *x.shape[3:]), decoded.sampled)
     return replace(decoded, sampled=in_order), replace(state, cache=replace(state.cache, tables={}))
 
 
@@ -138,7 +138,7 @@ class _Step:
 
     def _plain(self, drafts: Array, rows: DecodeRows, state: SlotState) -> _Made:
         new, num_drafts, rows, state = self._verified(None, rows, state)
-        none = no_tokens((rows.token.size, drafts.shape[1]))
+        none = no_tokens((rows.token.size, drafts.shape[1]), rows.sampling)
         return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), new, none), num_drafts, rows, state
 
     def _verified(self, drafts: Int[Array, "B k"] | None, rows: DecodeRows, state: SlotState) -> _Made:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -45,13 +45,23 @@ class NotFiniteError(ArithmeticError):
         )
 
 
+class Draw(NamedTuple):
+    """What a token was drawn from (`sampling.Drawn`): its log-probability there, and the ids that it could have been,
+    if these are recorded."""
+
+    logprob: float
+    ids: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Token:
-    """A generated token; `top` has the likeliest (id, log-probability) pairs at its position, if requested."""
+    """A generated token; `top` has the likeliest (id, log-probability) pairs at its position, if requested; `draw` is
+    there if an engine records it."""
 
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    draw: Draw | None = None
 
 
 def is_finite(sampled: Sampled, row: int) -> bool:
@@ -64,7 +74,15 @@ def tokens_of(sampled: Sampled, row: int, num_top: int) -> Iterator[Token]:
     ids, logprobs = np.asarray(sampled.token[row]).tolist(), np.asarray(sampled.logprob[row]).tolist()
     for place, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
         if token >= 0:
-            yield Token(token, logprob, _top(sampled, row, place, num_top) if num_top else ())
+            top = _top(sampled, row, place, num_top) if num_top else ()
+            yield Token(token, logprob, top, _draw(sampled, row, place))
+
+
+def _draw(sampled: Sampled, row: int, place: int) -> Draw | None:
+    if sampled.drawn is None:
+        return None
+    ids = np.asarray(sampled.drawn.ids[row, place])
+    return Draw(float(sampled.drawn.logprob[row, place]), tuple(ids[ids >= 0].tolist()))
 
 
 def _top(sampled: Sampled, row: int, place: int, num: int) -> tuple[tuple[int, float], ...]:

@@ -65,8 +65,10 @@ class Runner:
         witness: Witness = ALONE,
         kv_cache: CacheFormat | None = None,
         adapters: BankSizes | None = None,
+        num_kept: int | None = None,
     ) -> None:
-        """Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few `cache_tokens`."""
+        """`num_kept` as in `generate`. Raises `ConfigError` for a mesh that does not fit the model or the slots, or too
+        few `cache_tokens`."""
         self.model = model.without_weights
         self.max_seq_len = min(max_seq_len or model.config.max_seq_len, model.config.max_seq_len)
         self.changed = threading.Condition()
@@ -91,7 +93,7 @@ class Runner:
         self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
         self.takes_predictions = drafter is not None and drafter.reads_context
         needs = {"has_context": self.takes_predictions, "has_bank": adapters is not None}
-        self._table = SlotTable(num_slots, plan, length, vocab_size, groups, **needs)
+        self._table = SlotTable(num_slots, plan, length, vocab_size, groups, **needs, num_kept=num_kept)
         self._drafts = None if drafter is None else DraftPolicy()
         self._tokens_per_step = 1 if drafter is None else 1 + drafter.num_tokens  # at most
         self._intake = Intake(model, length)

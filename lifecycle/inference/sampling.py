@@ -6,6 +6,7 @@ Neural Text Degeneration") are exact and need no sort: the threshold is built bi
 mapped to an integer of the same order. Tokens that tie with the threshold are kept.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
@@ -86,6 +87,7 @@ class SamplingRows:
     forbidden_until: Int[Array, "B 64"]  # the first position that the last token of each may have
     seed: Int[Array, "B 2"]  # uint32, the high and the low half
     allowed: Int[Array, "B words"]  # a bit for each token, the lowest first; `ALL` in each word: no grammar
+    kept: Int[Array, "B kept"] | None = None  # as wide as what is recorded of each draw (`Drawn`); None: nothing is
 
     @property
     def take_the_likeliest(self) -> Bool[Array, ""]:
@@ -121,6 +123,17 @@ class History:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Drawn:
+    """The distributions that tokens were drawn from: each token's log-probability there, and the ids that it could have
+    been, the likeliest first; -1: no more. Without ids the log-probability is that at the temperature among all rows of
+    the vocabulary, as a trainer computes it: also among those that are padding."""
+
+    logprob: Float[Array, "*rows"]
+    ids: Int[Array, "*rows kept"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Sampled:
     """Tokens, their log-probabilities under the unmodified distribution, and the likeliest tokens; -1: no token."""
 
@@ -128,12 +141,16 @@ class Sampled:
     logprob: Float[Array, "*rows"]
     top_ids: Int[Array, "*rows 20"]
     top_logprobs: Float[Array, "*rows 20"]
+    drawn: Drawn | None = None  # if it is recorded
 
 
-def no_tokens(shape: tuple[int, ...]) -> Sampled:
-    """Places for tokens."""
+def no_tokens(shape: tuple[int, ...], rows: SamplingRows | None = None) -> Sampled:
+    """Places for tokens that are sampled by the settings `rows`."""
     top = (*shape, MAX_TOP_LOGPROBS)
-    return Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape), jnp.zeros(top, jnp.int32), jnp.zeros(top))
+    drawn = None
+    if rows is not None and rows.kept is not None:
+        drawn = Drawn(jnp.zeros(shape), jnp.full((*shape, rows.kept.shape[1]), -1, jnp.int32))
+    return Sampled(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape), jnp.zeros(top, jnp.int32), jnp.zeros(top), drawn)
 
 
 def sample(
@@ -148,9 +165,11 @@ def sample(
 
     Biases come first, then penalties, then what a grammar allows and nothing forbids, then the filters. `top_ids` and
     `top_logprobs` are zeros unless `want_top`. Ids from `num_ids` on (a vocabulary padded beyond its tokenizer) are
-    never sampled. A row with a logit of NaN or +inf gets `NOT_FINITE`.
+    never sampled. A row with a logit of NaN or +inf gets `NOT_FINITE`. Where draws are recorded with `kept` ids, a
+    token is one of so many: of ids that tie for the last place those that come first.
     """
     is_greedy = rows.temperature < GREEDY_BELOW
+    given = logits
     logits, logprobs = only_ids(logits, num_ids), only_ids(jax.nn.log_softmax(logits), num_ids)
     logits = _penalised(_biased(logits, rows), rows, history)
     is_constrained = (rows.allowed != ALL).any()
@@ -159,14 +178,36 @@ def sample(
     forbidding = partial(without_forbidden, rows.forbidden, rows.forbidden_until, history.recent, positions)
     logits = seldom(is_forbidding.astype(jnp.int32), forbidding, logits)
     likeliest = argmax(logits)
-    drawn = jax.lax.cond(
-        is_greedy.all(), lambda: likeliest, lambda: _draw(filter_logits(logits, rows), rows.seed, positions)
-    )
-    token = jnp.where(is_greedy, likeliest, drawn)
+    num_kept = 0 if rows.kept is None else rows.kept.shape[1]
+
+    def drawn_from(filtered: Callable[[], Array]) -> Array:
+        drawn = jax.lax.cond(is_greedy.all(), lambda: likeliest, lambda: _draw(filtered(), rows.seed, positions))
+        return jnp.where(is_greedy, likeliest, drawn)
+
+    if num_kept:
+        among, ids = _kept(filter_logits(logits, rows), num_kept)
+        token = drawn_from(lambda: among)
+    else:
+        among, ids = _at_temperature(given, rows), jnp.zeros((len(given), 0), jnp.int32)
+        token = drawn_from(lambda: filter_logits(logits, rows))
+    drawn = None if rows.kept is None else Drawn(_of_token(jax.nn.log_softmax(among), token), ids)
     values, top_ids = jax.lax.cond(want_top, top_logprobs, _no_top, logprobs)
-    logprob = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+    logprob = _of_token(logprobs, token)
     token = jnp.where(jnp.isnan(logprob), NOT_FINITE, token)  # one such logit makes all log-probabilities NaN
-    return Sampled(token, logprob, top_ids, values)
+    return Sampled(token, logprob, top_ids, values, drawn)
+
+
+def _of_token(values: Float[Array, "B V"], token: Int[Array, " B"]) -> Float[Array, " B"]:
+    return jnp.take_along_axis(values, token[:, None], axis=-1)[:, 0]
+
+
+def _kept(filtered: Float[Array, "B V"], num: int) -> tuple[Float[Array, "B V"], Int[Array, "B num"]]:
+    """Filtered logits of at most `num` ids, and these ids, -1 behind the last."""
+    values, ids = jax.lax.top_k(filtered, min(num, filtered.shape[1]))
+    index = jnp.arange(filtered.shape[0])[:, None]
+    filtered = jnp.full_like(filtered, -jnp.inf).at[index, ids].set(values)
+    ids = jnp.where(values > -jnp.inf, ids, -1)
+    return filtered, jnp.pad(ids, ((0, 0), (0, num - ids.shape[1])), constant_values=-1)
 
 
 def only_ids(values: Float[Array, "B V"], num_ids: int | None) -> Float[Array, "B V"]:
@@ -211,10 +252,13 @@ def _penalised(logits: Array, rows: SamplingRows, history: History) -> Array:
 def filter_logits(logits: Float[Array, "B V"], rows: SamplingRows) -> Float[Array, "B V"]:
     """Logits divided by the temperature, with `-inf` for removed tokens: top-k first, then top-p of the rest, then
     min-p, then typical-p of what is left. The largest is 0 before that."""
-    scaled = logits - logits.max(-1, keepdims=True)
-    scaled /= jnp.maximum(rows.temperature, GREEDY_BELOW)[:, None]
+    scaled = _at_temperature(logits, rows)
     is_filtered = (rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0) | (rows.typical_p < 1)
     return jax.lax.cond(is_filtered.any(), _filter, lambda scaled, _: scaled, scaled, rows)
+
+
+def _at_temperature(logits: Array, rows: SamplingRows) -> Array:
+    return (logits - logits.max(-1, keepdims=True)) / jnp.maximum(rows.temperature, GREEDY_BELOW)[:, None]
 
 
 def _filter(scaled: Array, rows: SamplingRows) -> Array:

@@ -36,9 +36,11 @@ class SlotTable:
         num_groups: int = 1,
         has_context: bool = False,
         has_bank: bool = False,
+        num_kept: int | None = None,
     ) -> None:
         """`length`: of a context, in the pages of `plan`; `vocab_size`: rows of the embedding. `has_context`: decode
-        dispatches get all tokens of each slot, and those foreseen; `has_bank`: dispatches get each slot's adapter."""
+        dispatches get all tokens of each slot, and those foreseen; `has_bank`: dispatches get each slot's adapter;
+        `num_kept`: how many ids are recorded of each draw, None for no record."""
         self.num_groups, self.group_size = num_groups, num_slots // num_groups
         self.plan, self._vocab_size = plan, vocab_size
         self.pages = {kind: np.zeros((num_slots, -(-length // plan.size)), np.int32) for kind in plan.num_pages}
@@ -62,6 +64,7 @@ class SlotTable:
         self.forbidden, self.forbidden_until = np.tile(words, (num_slots, 1, 1)), np.tile(until, (num_slots, 1))
         self.seed = np.zeros((num_slots, 2), np.uint32)
         self.allowed = no_masks(num_slots, vocab_size)
+        self.kept = None if num_kept is None else np.zeros((num_slots, num_kept), np.int32)
         self.wants_top, self.wants_prompt = np.zeros((2, num_slots), bool)
         self.adapter, self._has_bank = np.full(num_slots, NO_ADAPTER, np.int32), has_bank
 
@@ -175,8 +178,9 @@ class SlotTable:
         return _argument(self.adapter[slots]) if self._has_bank else None
 
     def _sampling(self, slots: np.ndarray | slice) -> SamplingRows:
-        columns = [known.name for known in fields(SamplingRows)]
-        return SamplingRows(**{name: _argument(getattr(self, name)[slots]) for name in columns})
+        columns: dict[str, Any] = {known.name: getattr(self, known.name) for known in fields(SamplingRows)}
+        given: dict[str, Any] = {name: _argument(own[slots]) for name, own in columns.items() if own is not None}
+        return SamplingRows(**given)
 
 
 def _argument(values: Any) -> Any:

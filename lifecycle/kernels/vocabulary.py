@@ -60,7 +60,7 @@ class Coefficients(NamedTuple):
     by_logit: Array | None = None
 
 
-def _chunks_of(table: Any, chunks: int) -> tuple[Array, Array]:
+def chunks_of(table: Any, chunks: int) -> tuple[Array, Array]:
     """This device's part of the head in chunks, and each chunk's first id."""
     parts = table.reshape(chunks, -1, table.shape[1])
     return parts, axis_index("vocab") * table.shape[0] + jnp.arange(chunks) * parts.shape[1]
@@ -146,7 +146,7 @@ def first_pass(
         sums, whole = one_chunk(begun, (table, jnp.asarray(axis_index("vocab") * table.shape[0])))
         heads = None if whole is None else whole[None]
     else:
-        sums, heads = jax.lax.scan(one_chunk, begun, _chunks_of(table, chunks))
+        sums, heads = jax.lax.scan(one_chunk, begun, chunks_of(table, chunks))
     return sums.over_devices(table.shape[0] * axis_size("vocab")), heads
 
 
@@ -163,7 +163,7 @@ def second_pass(
 ) -> tuple[Float[Array, "blocks rows D"], Float[Array, "V columns"]]:
     """The gradients in `rows` (float32) and `table` (its dtype), whose coefficients are zero where nobody `asked`;
     `heads` as the first pass gathered them, or they are gathered again."""
-    parts, firsts = _chunks_of(table, chunks)
+    parts, firsts = chunks_of(table, chunks)
 
     def one_chunk(grad_rows: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         head = gathered_table(chunk[0], rows.dtype) if heads is None else chunk[0].T

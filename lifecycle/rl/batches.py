@@ -19,11 +19,11 @@ from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.group_rows import Group, packed_groups
-from lifecycle.training.objectives.policy import ADVANTAGES, OLD, REFERENCE, SAMPLER
+from lifecycle.training.objectives.policy import ADVANTAGES, KEPT, OLD, REFERENCE, SAMPLER
 from lifecycle.training.objectives.ppo import VALUES
 from lifecycle.training.packing import DataStateError, permutation
 
-KEPT = 2  # steps whose rollouts are at hand: the newest, and the one before, which may be trained on now
+AT_HAND = 2  # steps whose rollouts are at hand: the newest, and the one before, which may be trained on now
 
 type Columns = Callable[[Params, HostBatch], dict[str, np.ndarray]]  # what the trainer knows of a batch's tokens
 
@@ -59,7 +59,7 @@ class PolicyBatches:
             batch |= self._measured(params, batch)
             value = self._settings.value if isinstance(self._settings, PpoConfig) else None
             self._made[first] = _Made(scored, batch if value is None else with_returns(batch, value))
-            while len(self._made) > KEPT:
+            while len(self._made) > AT_HAND:
                 self._made.popitem(last=False)
         return self._made[first]
 
@@ -143,8 +143,16 @@ def packed(scored: Scored, settings: RolloutConfig) -> HostBatch:
         for rollout, value in zip(scored.rollouts, _values(scored.rewards, settings), strict=True)
     ]
     batch = packed_groups(groups, settings.seq_len, settings.global_batch_size)
-    batch[SAMPLER] = _per_token([rollout.logprobs for rollout in scored.rollouts], scored.rollouts, batch)
+    rollouts = scored.rollouts
+    batch[SAMPLER] = _per_token([rollout.logprobs for rollout in rollouts], rollouts, batch, np.float32(0))
+    if settings.top_k:
+        kept = [[_padded(ids, settings.top_k) for ids in rollout.kept] for rollout in rollouts]
+        batch[KEPT] = _per_token(kept, rollouts, batch, _padded((), settings.top_k))
     return batch
+
+
+def _padded(ids: Sequence[int], size: int) -> np.ndarray:
+    return np.array([*ids, *[-1] * (size - len(ids))], np.int32)
 
 
 def _values(rewards: np.ndarray, settings: RolloutConfig) -> np.ndarray:
@@ -161,9 +169,9 @@ def _segment(rollout: Rollout, mask_truncated: bool) -> EncodedRow:
     return EncodedRow([*rollout.prompt.ids, *rollout.ids], mask)
 
 
-def _per_token(values: Sequence[Sequence[float]], rollouts: Sequence[Rollout], batch: HostBatch) -> np.ndarray:
-    """Values of completions' tokens at the positions that predict them, `[B, T]`."""
-    column = np.zeros(batch["tokens"].shape, np.float32)
+def _per_token(values: Sequence[Any], rollouts: Sequence[Rollout], batch: HostBatch, blank: Any) -> np.ndarray:
+    """Values of completions' tokens at the positions that predict them, `[B, T, ...]`; elsewhere `blank`."""
+    column = np.broadcast_to(blank, (*batch["tokens"].shape, *blank.shape)).copy()
     for row, place in np.argwhere(batch["group_mask"] > 0):
         number = int(batch["group_ids"][row, place])
         begin = int(np.argmax(batch["segment_ids"][row] == place + 1)) + len(rollouts[number].prompt.ids) - 1

@@ -16,6 +16,8 @@ from lifecycle.rl.rewards import Rewards
 from lifecycle.training.objectives.registry import PACKAGE, ObjectiveKind, register
 from lifecycle.training.policy import PolicyConfig, PolicyLoss, ValueConfig
 
+MAX_KEPT = 1024  # ids of a token's distribution; 16,384 positions with so many take 67 MB
+
 type Advantage = Literal["grpo", "grpo_batch", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
 
 
@@ -32,6 +34,12 @@ class RolloutConfig(PolicyConfig):
     prompts_per_step: Size = 16
     group_size: Size = 8  # samples of each prompt; TRL's num_generations
     max_prompt_tokens: Size = 256  # longer prompts are dropped, and counted
+    # Tokens are sampled from the `top_k` likeliest (0: all), of these from the likeliest that make up `top_p`, and of
+    # these from those that have at least the share `min_p` of the likeliest one's probability. A step learns among the
+    # ids that each token was sampled from, so these are kept: that needs a bound.
+    top_k: int = Field(default=0, ge=0, le=MAX_KEPT)
+    top_p: Float32 = Field(default=1.0, gt=0, le=1)
+    min_p: Float32 = Field(default=0.0, ge=0, le=1)
     num_iterations: Size = 1  # steps on the same completions
     # Completions that are cut off at `max_completion_tokens` teach nothing (DAPO's overlong filtering).
     mask_truncated: bool = False
@@ -71,6 +79,11 @@ class RolloutConfig(PolicyConfig):
             raise ValueError("reward_weight is a setting of reward: NAME; leave it out")
         if self.max_kl != 1 and not self.beta:
             raise ValueError("max_kl is of the divergence, measured with beta above 0; set beta, or leave it out")
+        if not self.top_k and (self.top_p < 1 or self.min_p > 0):
+            raise ValueError(
+                "top_p and min_p need top_k, the most ids that a token is sampled from: a step keeps them and learns "
+                f"among them; set top_k, such as 64 (at most {MAX_KEPT})"
+            )
         num = self.prompts_per_step * self.group_size
         if self.fits < num:
             longest = self.max_prompt_tokens + self.max_completion_tokens

@@ -209,14 +209,17 @@ class _Episode:
 
     @property
     def rollout(self) -> Rollout:
-        """The whole episode as one completion. What an environment wrote has no log-probabilities: 0 in their place."""
+        """The whole episode as one completion. What an environment wrote has no log-probabilities: 0 in their place.
+        It was drawn from no ids."""
         ids: list[int] = []
         logprobs: list[float] = []
+        kept: list[Sequence[int]] = []
         is_own: list[bool] = []
         between: list[Sequence[int]] = [*self._between, ()][: len(self._turns)]
         for turn, more in zip(self._turns, between, strict=True):
             ids += [*turn.ids, *more]
             logprobs += [*turn.logprobs, *[0.0] * len(more)]
+            kept += [*turn.kept, *[()] * len(more)] if self._stage.top_k else []
             is_own += [True] * len(turn.ids) + [False] * len(more)
         counts = self.environment.counts if isinstance(self.environment, ToolEnvironment) else Counter[str]()
         messages = self._messages[self._num_first :]
@@ -224,7 +227,7 @@ class _Episode:
             is_own, messages, len(self._turns), self._reward, self.environment, counts["calls"], counts["failed"],
             self._fault,
         )  # fmt: skip
-        return Rollout(self._asked, ids, logprobs, shown(messages), self._is_cut, played)
+        return Rollout(self._asked, ids, logprobs, shown(messages), self._is_cut, played, kept)
 
 
 def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

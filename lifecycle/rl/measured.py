@@ -18,7 +18,7 @@ from lifecycle.rl.batches import Columns, needed_columns
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.objectives.objective import token_likelihoods
-from lifecycle.training.objectives.policy import OLD, REFERENCE
+from lifecycle.training.objectives.policy import KEPT, OLD, REFERENCE, policy_logprobs
 from lifecycle.training.objectives.ppo import VALUES
 from lifecycle.training.served import served_by
 from lifecycle.training.state import param_specs
@@ -47,7 +47,7 @@ def _measured(model: ModelConfig, settings: RolloutConfig, mesh: Mesh) -> Callab
     programs = {of: measuring(model, settings, mesh, of) for of in (False, True)}
 
     def measured(is_value: bool, params: Any, batch: HostBatch) -> np.ndarray:
-        rows = shard_batch({name: batch[name] for name in TOKENS}, mesh)
+        rows = shard_batch({name: batch[name] for name in (*TOKENS, KEPT) if name in batch}, mesh)
         values = in_plain_order(jax.device_get(programs[is_value](params, rows)), mesh.shape["context"])
         return values * batch["loss_mask"]
 
@@ -59,7 +59,7 @@ def measuring(model: ModelConfig, settings: RolloutConfig, mesh: Mesh, is_value:
 
     def local(params: Params, batch: Batch) -> Array:
         tokens, _ = token_likelihoods(model, params, batch, settings)
-        return tokens.scores() if is_value else tokens.statistics(settings.temperature).logprobs
+        return tokens.scores() if is_value else policy_logprobs(settings, tokens)
 
     options = compiler_options(mesh.devices.flat[0].device_kind)  # the step's kernels, of as many rows or more
     return jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows", "seq")), compiler_options=options)

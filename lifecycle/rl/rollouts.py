@@ -42,7 +42,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A completion: ids with their log-probabilities as the sampler computed them, in nats."""
+    """A completion: ids with their log-probabilities as the sampler computed them, in nats, in the distributions that
+    it drew from: at the settings' temperature, after top-k and the like. `kept`: of each token the ids that it could
+    have been, where the settings leave some out."""
 
     prompt: Prompt
     ids: Sequence[int]
@@ -50,6 +52,7 @@ class Rollout:
     text: str
     is_cut: bool  # it reached the length limit
     played: Played | None = None  # of several turns
+    kept: Sequence[Sequence[int]] = ()
 
     @property
     def is_own(self) -> Sequence[bool]:
@@ -133,8 +136,11 @@ class Sampler:
 
     def _params(self, seed: int, is_greedy: bool = False) -> SamplingParams:
         settings = self._settings
-        temperature = 0.0 if is_greedy else settings.temperature
-        return SamplingParams(temperature=temperature, seed=seed, max_tokens=settings.max_completion_tokens)
+        length = settings.max_completion_tokens
+        if is_greedy:
+            return SamplingParams(temperature=0.0, seed=seed, max_tokens=length)
+        filters = {"top_k": settings.top_k, "top_p": settings.top_p, "min_p": settings.min_p}
+        return SamplingParams(temperature=settings.temperature, seed=seed, max_tokens=length, **filters)
 
     def _scored(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Scored:
         began = time.perf_counter()
@@ -150,7 +156,7 @@ class Sampler:
         """A completion of each prompt, all in one batch."""
         ids, settings = [prompt.ids for prompt in prompts], self._settings
         longest = settings.max_prompt_tokens + settings.max_completion_tokens
-        completions = generate(model, ids, each, settings.num_slots, self._mesh, longest)
+        completions = generate(model, ids, each, settings.num_slots, self._mesh, longest, settings.top_k)
         return [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
 
     def _scores(self, rollouts: Sequence[Rollout], state: TrainerState) -> Scores:
@@ -188,10 +194,12 @@ def _with_weights(model: Model, params: Any) -> Model:
 
 
 def _rollout(prompt: Prompt, found: Completion) -> Rollout:
-    logprobs = [token.logprob for token in found.tokens]
+    draws = [token.draw for token in found.tokens if token.draw is not None]
+    logprobs = [draw.logprob for draw in draws]
     if not all(map(math.isfinite, logprobs)):
         raise FloatingPointError(f"the sampler's log-probabilities of prompt {prompt.number} are not finite")
-    return Rollout(prompt, found.token_ids, logprobs, found.text, found.finish_reason == "length")
+    kept = [draw.ids for draw in draws] if any(draw.ids for draw in draws) else []
+    return Rollout(prompt, found.token_ids, logprobs, found.text, found.finish_reason == "length", kept=kept)
 
 
 def _reward_batch(rollouts: Sequence[Rollout], state: TrainerState) -> RewardBatch:

@@ -99,8 +99,6 @@ class PolicyConfig(TrainConfig):
             )
         if self.form.surrogate == "vespo" and self.level not in (None, "token"):
             raise ValueError(f"loss=vespo weighs completions itself, and has no level={self.level}; leave it out")
-        if self.sampler_cap is not None and self.temperature != 1:
-            raise ValueError("sampler_cap needs temperature=1: a sampler tells the log-probabilities of that")
         return self
 
 

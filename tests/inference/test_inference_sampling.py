@@ -32,6 +32,33 @@ def rows(params: list[SamplingParams]) -> SamplingRows:
     return table.decode_rows(1).sampling
 
 
+def test_a_recorded_draw_is_what_its_token_came_from() -> None:
+    """The ids that the filters keep, the token's log-probability among them, and the token that is drawn without a
+    record; of ids that tie for the last place the first."""
+    logits = np.random.default_rng(1).normal(size=(4, VOCAB)).astype(np.float32)
+    logits[3] = np.where(np.arange(VOCAB) == 7, 1.0, 0.0)
+    each = [
+        SamplingParams(temperature=0.6, top_k=9, top_p=0.7, seed=1),
+        SamplingParams(top_k=4, seed=2),
+        SamplingParams(temperature=0.0, seed=3),
+        SamplingParams(top_k=3, seed=4),
+    ]
+    plain, position = rows(each), jnp.full(4, 5)
+    recorded = replace(plain, kept=jnp.zeros((4, 9), jnp.int32))
+    found = SAMPLE(jnp.array(logits), recorded, position, jnp.array(False))
+    assert found.drawn is not None
+    for row, own in enumerate(each[:2]):
+        kept, _ = reference_kept(logits[row], own)
+        ids = np.asarray(found.drawn.ids[row])
+        assert sorted(ids[ids >= 0].tolist()) == np.flatnonzero(kept).tolist()
+        scaled = np.where(kept, logits[row] / own.temperature, -np.inf)
+        exact = scaled[int(found.token[row])] - np.log(np.exp(scaled).sum())
+        assert float(found.drawn.logprob[row]) == pytest.approx(exact, abs=1e-5)
+    assert found.token[2] == logits[2].argmax() and found.drawn.logprob[2] == 0
+    assert found.drawn.ids[3, :9].tolist() == [7, 0, 1, 2, 3, 4, 5, 6, 8]  # three and their ties, cut to nine
+    assert found.token[:3].tolist() == SAMPLE(jnp.array(logits), plain, position, jnp.array(False)).token[:3].tolist()
+
+
 def reference_kept(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, float]:
     """Which tokens are kept, by sorting in float64, and the distance of the top-p sum from a decision."""
     scaled = (logits.astype(np.float64) - logits.max()) / max(params.temperature, GREEDY_BELOW)

@@ -39,6 +39,7 @@ from lifecycle.text.chat import ChatTemplate
 from tests.multidevice.meshes import MODELS
 
 CLOSE = 1e-5
+NUM_KEPT = 264  # the whole vocabulary: what is recorded of a draw changes none
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=(), top_logprobs=5)
 WORDS = tuple((token, other) for token in range(0, 256, 16) for other in (token + 3, (token + 40) % 256))
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=12, stop_ids=(), bad_words_ids=WORDS)
@@ -77,7 +78,7 @@ def model_of(name: str) -> Model:
 
 @cache
 def one_device(name: str) -> list[Completion]:
-    return generate(model_of(name), *requests())
+    return generate(model_of(name), *requests(), num_kept=NUM_KEPT)
 
 
 def requests() -> tuple[list[list[int]], list[SamplingParams]]:
@@ -91,6 +92,9 @@ def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) ->
         for token, wanted in zip(one.tokens, other.tokens, strict=True):
             logprobs = [[each.logprob, *(logprob for _, logprob in each.top)] for each in (token, wanted)]
             np.testing.assert_allclose(*logprobs, atol=CLOSE, rtol=0)
+            if token.draw is not None and wanted.draw is not None:
+                assert sorted(token.draw.ids) == sorted(wanted.draw.ids) and token.id in token.draw.ids
+                assert token.draw.logprob == pytest.approx(wanted.draw.logprob, abs=CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,9 @@ def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) ->
 )  # fmt: skip
 def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) -> None:
     mesh = build_mesh(MeshConfig(**axes))
-    assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))
+    found = generate(model_of(name), *requests(), mesh=mesh, num_kept=NUM_KEPT)
+    assert all(token.draw is not None for completion in found for token in completion.tokens)
+    assert_alike(found, one_device(name))
 
 
 def ngrams(_: Model) -> Drafter:

@@ -30,7 +30,7 @@ from lifecycle.training.batches import HostBatch
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
-from lifecycle.training.objectives.policy import OLD, REFERENCE, SAMPLER
+from lifecycle.training.objectives.policy import KEPT, OLD, REFERENCE, SAMPLER
 from tests.rl.toy_policy import MESH, MODEL, batches_of, prompts, sampler_of, settings
 
 
@@ -203,15 +203,28 @@ def test_single_samples_are_compared_with_each_other(totals: list[float], flat: 
     assert (found["frac_reward_zero_std"], found["reward_std"]) == pytest.approx((flat, spread))
 
 
-def test_the_samplers_log_probabilities_are_compared_where_both_are_of_one_distribution(params: Any) -> None:
-    """At another temperature the trainer's are of that, and the difference was no fault of the sampler's."""
-    for temperature in (1.0, 0.7):
-        config = settings(temperature=temperature)
-        batch = {name: jnp.asarray(column) for name, column in batches_of(config, params).batch(0, params).items()}
-        sums = jax.jit(build_objective(MODEL, config))(params, batch)
-        assert ("sampling/logp_difference" in sums.metrics) == (temperature == 1)
-        if temperature == 1:
-            assert sums.metrics["sampling/logp_difference"] / sums.counts["sampling/logp_difference"] < 1e-4
+FILTERS = [{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 50, "top_p": 0.6}, {"top_k": 20, "min_p": 0.3}]
+
+
+@pytest.mark.parametrize("own", FILTERS, ids=str)
+def test_trainer_and_sampler_have_one_distribution(params: Any, own: dict[str, Any]) -> None:
+    """With a temperature, and with filters that leave out most ids; also as the older policy of several steps."""
+    config = settings(num_iterations=2, **own)
+    host = batches_of(config, params).batch(0, params)
+    learned = host["loss_mask"] > 0
+    np.testing.assert_allclose(host[OLD][learned], host[SAMPLER][learned], atol=2e-5)
+    sums = jax.jit(build_objective(MODEL, config))(params, {name: jnp.asarray(own) for name, own in host.items()})
+    assert sums.metrics["sampling/logp_difference"] / sums.counts["sampling/logp_difference"] < 1e-5
+    assert (KEPT in host) == ("top_k" in own)
+    if KEPT in host:
+        num = (host[KEPT][learned] >= 0).sum(-1)
+        assert (host[KEPT][learned] == host["targets"][learned][:, None]).any(-1).all()
+        assert num.min() < num.max() <= own["top_k"] and (host[KEPT][~learned] == -1).all()
+
+
+def test_what_is_sampled_from_fewer_ids_needs_a_bound() -> None:
+    with pytest.raises(ConfigError, match="top_p and min_p need top_k"):
+        settings(top_p=0.9)
 
 
 def test_rollouts_that_cannot_fit_are_refused() -> None:

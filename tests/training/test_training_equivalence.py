@@ -17,7 +17,7 @@ from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, TinyRun, held_by, objective_of, rows_of
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.freeze import split
-from lifecycle.training.objectives.policy import TOKEN_ADVANTAGES
+from lifecycle.training.objectives.policy import KEPT, TOKEN_ADVANTAGES
 from lifecycle.training.objectives.ppo import RETURNS, VALUES
 from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind, register
 from lifecycle.training.policy import PolicyConfig, ValueConfig
@@ -56,6 +56,7 @@ BY_DEFAULT = {
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
     "copy": ("dpo", {"reference": "copy", "loss": {"sigmoid": 1.0, "aot": 0.5}, "length_alpha": 0.4}),
     "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2}),
+    "kept": ("policy", {"loss": "grpo", "beta": 0.2, "temperature": 0.8, "loss_chunks": 2}),
 }
 SLOW = {
     "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),
@@ -92,6 +93,11 @@ def packed(name: str) -> dict[str, np.ndarray]:
         draw = np.random.default_rng(0)
         host |= {column: draw.normal(size=host["tokens"].shape).astype(np.float32) for column in OF_TOKENS}
     mask = "group_mask" if is_of_groups(name) else "step_labels" if name == "steps" else "loss_mask"
+    if name == "kept":
+        shape = host["tokens"].shape
+        others = np.random.default_rng(0).permuted(np.tile(np.arange(MODEL.vocab_size), (*shape, 1)), axis=2)
+        others = np.where(others[..., :4] == host["targets"][..., None], -1, others[..., :4])
+        host[KEPT] = np.concatenate([others, host["targets"][..., None]], axis=2).astype(np.int32)
     host[mask] = host[mask] * ((np.arange(host[mask].shape[1]) < 1) | (np.arange(ROWS) % 2 == 1)[:, None])
     return host
 

@@ -10,9 +10,10 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 
-from lifecycle.core.typing import Array, Batch, Float, Shaped
+from lifecycle.core.typing import Array, Batch, Float, Int, Shaped
 from lifecycle.kernels.cross_entropy import cross_entropy, cross_entropy_and_metrics
 from lifecycle.kernels.divergence import Divergence, Predictions, divergence
+from lifecycle.kernels.kept_logits import kept_logprobs
 from lifecycle.kernels.token_statistics import TokenStatistics, token_statistics
 from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum, psum_identity_grad
@@ -81,6 +82,11 @@ class TokenLikelihoods(RowColumns):
         zero for all others, which cost nothing."""
         targets, is_wanted = self.column("targets"), (self.mask if wanted is None else wanted) > 0
         return token_statistics(self.hidden, self.table, targets, self.soft_cap, self.chunks, temperature, is_wanted)
+
+    def logprobs_among(self, kept: Int[Array, "B T kept"], temperature: float) -> Float[Array, "B T"]:
+        """The log-probability of each target among the ids `kept` of its position, at a temperature."""
+        settings = self.soft_cap, self.chunks, temperature
+        return kept_logprobs(self.hidden, self.table, self.column("targets"), kept, *settings)
 
 
 @dataclass(frozen=True)

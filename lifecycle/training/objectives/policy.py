@@ -2,8 +2,12 @@
 
 A row's segments are completions with their prompts. Per segment: `advantages`, or per token `token_advantages`. Per
 token, where they are needed: `old_logprobs` of the policy that the completions are from (without them they are from
-this one), `sampler_logprobs` as the sampler computed them, `reference_logprobs` of the initial model. Names are TRL's
-and verl's.
+this one), `sampler_logprobs` as the sampler computed them, `reference_logprobs` of the initial model, `kept_ids`
+`[B, T, kept]` that the sampler drew from. Names are TRL's and verl's.
+
+What must hold: all log-probabilities are of the distribution that tokens were sampled from. Where top-k or top-p had
+cut it, they are among the ids that were kept then, whatever the weights are now: policies of different supports have no
+ratio (DeepSeek-AI 2025, "DeepSeek-V3.2", section 3.1, "Keep Sampling Mask").
 """
 
 import math
@@ -16,15 +20,23 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Bool, Float
 from lifecycle.parallel.collectives import axis_index, axis_size, psum
 from lifecycle.parallel.columns import declare
-from lifecycle.training.objectives.likelihoods import GroupLikelihoods
+from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.policy import Aggregation, PolicyConfig
 
 ADVANTAGES, OLD, SAMPLER, REFERENCE = "advantages", "old_logprobs", "sampler_logprobs", "reference_logprobs"
-TOKEN_ADVANTAGES = "token_advantages"
+TOKEN_ADVANTAGES, KEPT = "token_advantages", "kept_ids"
 MOST_LOG_RATIO, LEAST_LOG_WEIGHT = 20.0, math.log(1e-8)  # TRL's, of VESPO
 declare("segment", ADVANTAGES)
-declare("token", OLD, SAMPLER, REFERENCE, TOKEN_ADVANTAGES)
+declare("token", OLD, SAMPLER, REFERENCE, TOKEN_ADVANTAGES, KEPT)
+
+
+def policy_logprobs(settings: PolicyConfig, tokens: TokenLikelihoods) -> Float[Array, "B T"]:
+    """Each target's log-probability in the distribution that a token was sampled from: at the temperature, and among
+    the ids that the sampler kept, if the batch has these."""
+    if KEPT in tokens.batch:
+        return tokens.logprobs_among(tokens.column(KEPT), settings.temperature)
+    return tokens.statistics(settings.temperature).logprobs
 
 
 def policy_gradient(settings: PolicyConfig, completions: GroupLikelihoods, context: Mapping[str, Array]) -> Sums:
@@ -65,7 +77,9 @@ class Tokens:
     def __init__(self, settings: PolicyConfig, completions: GroupLikelihoods) -> None:
         self.settings, self.completions = settings, completions
         found = completions.statistics_at(settings.temperature)
-        self.logprobs, self.entropies = found.logprobs, found.entropies
+        self.entropies = found.entropies  # of all ids: how sure the model is, whatever its sampler does
+        is_kept = KEPT in completions.batch
+        self.logprobs = policy_logprobs(settings, completions.tokens) if is_kept else found.logprobs
         is_older = OLD in completions.batch
         self.old = completions.column(OLD) if is_older else jax.lax.stop_gradient(self.logprobs)
         self.advantages = (
@@ -97,8 +111,7 @@ class Tokens:
         found = self.of_high_entropy(context)[0]
         if self.settings.off_policy_mask_threshold is None:
             return found
-        is_told = SAMPLER in self.completions.batch and self.settings.temperature == 1  # by the sampler itself
-        before = self.completions.column(SAMPLER) if is_told else self.old
+        before = self.completions.column(SAMPLER) if SAMPLER in self.completions.batch else self.old
         gap = jax.lax.stop_gradient((before - self.logprobs) * self.completions.learned)
         lengths = self.completions.per_token(self.completions.lengths)
         mean = self.completions.segment_sum_at_tokens(gap) / jnp.maximum(lengths, 1)
@@ -134,7 +147,7 @@ class Tokens:
     def metrics(self) -> dict[str, Float[Array, "B T"]]:
         """What is logged of learned tokens, under TRL's names."""
         found = {"entropy": self.entropies}
-        if SAMPLER in self.completions.batch and self.settings.temperature == 1:  # which is the sampler's
+        if SAMPLER in self.completions.batch:
             found["sampling/logp_difference"] = jnp.abs(self.old - self.completions.column(SAMPLER))
         return found
 
