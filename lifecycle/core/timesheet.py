@@ -21,7 +21,7 @@ FINISHED, STOPPED, WENT_BACK = "finished", "stopped", "went back"
 # The others, in the order in which they are listed.
 CAUSES = (
     "start", "imports", "data", "restore", "compile", "loader", "evaluation", "checkpoint", "local checkpoint",
-    "replay", "log", "profile", "end", "generation", "reward",
+    "replay", "log", "profile", "end", "generation", "logprobs", "reward", "waiting",
 )  # fmt: skip
 
 

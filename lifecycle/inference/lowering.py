@@ -35,6 +35,7 @@ class AbstractEngine:
     mesh: AnyMesh
     weights: WeightFormat | None = None
     kv_cache: CacheFormat | None = None
+    num_kept: int | None = None  # ids that are recorded of each draw, as in `generate`
 
     def prefill(self) -> jax.stages.Traced:
         """Prefill of the longest chunk into a slot of each group; call `.lower()` on the result."""
@@ -69,7 +70,8 @@ class AbstractEngine:
     def _table(self) -> SlotTable:
         with computing_on(self.mesh):
             plan = self._plan()
-        return SlotTable(self.num_slots, plan, self.length, self.config.vocab_size, num_groups(self.mesh))
+        sizes = self.num_slots, plan, self.length, self.config.vocab_size, num_groups(self.mesh)
+        return SlotTable(*sizes, num_kept=self.num_kept)
 
     def _traced(self, program: Any, rows: PromptRows | DecodeRows) -> jax.stages.Traced:
         """`program` is a jitted function; `jax.stages.Wrapped` does not say what `trace` takes."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lifecycle.core.config import said
-from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS
+from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS, Account
 from lifecycle.report.blocks import Block, Charts, Heading, Paragraph, ReportSection, Table
 from lifecycle.report.curves import line_charts
 from lifecycle.report.format import count, counts, duration, flops, share, significant, size
@@ -29,7 +29,9 @@ CAUSES_SAID = (
     "Goodput is the share of it in steps whose result was kept. Lost steps ran again after a restart, or were "
     "given up when the run went back from a faulty step; down is the time in which no process worked on the stage, and "
     "what a killed one did after its last record. Data is reading "
-    "and packing rows; loader is the time for which the devices had nothing to do because a batch was late. Step "
+    "and packing rows; loader is the time for which no step ran because a batch was late. Of a stage that learns from "
+    "rewards that is told apart: generation of completions, logprobs of them by older and initial weights, reward, and "
+    "waiting for rewards that are found beside sampling and steps; what goes on beside a step is in the steps. Step "
     "times are of the newest 100 steps, without a process's first. Memory is what the fullest device used at most, "
     "or, where the devices report none of their own, what the process had at its last record."
 )
@@ -119,13 +121,19 @@ def _wall_time(trainings: tuple[Training, ...]) -> Table:
     rows = (
         ("wall time", *(duration(sheet.wall_s) for sheet in sheets)),
         ("goodput", *(share(sheet.goodput) for sheet in sheets)),
-        *((cause, *(duration(sheet.seconds.get(cause, 0.0)) for sheet in sheets)) for cause in causes),
+        *((cause, *(_part(sheet, cause) for sheet in sheets)) for cause in causes),
         *((f"step time, {p}", *(f"{t[p]:.3g} s" if t else "" for t in times)) for p in ("p50", "p90", "p99")),
         ("memory", *(size(stage.memory_bytes) if stage.memory else "" for stage in stages)),
         ("failures", *(", ".join(sheet.failures) or "none" for sheet in sheets)),
     )
     names = tuple(stage.name for stage in stages)
     return Table("Where the wall time went", ("what", *names), rows, names)
+
+
+def _part(sheet: Account, cause: str) -> str:
+    """The time that a cause took, and its share of the wall time."""
+    seconds = sheet.seconds.get(cause, 0.0)
+    return f"{duration(seconds)} ({share(seconds / sheet.wall_s)})" if seconds and sheet.wall_s else duration(seconds)
 
 
 def _schedule(schedule: Mapping[str, Any]) -> str:

@@ -64,6 +64,11 @@ def advantages(name: str, rewards: Rewards) -> np.ndarray:
     return np.nan_to_num(ADVANTAGES[name](rewards), nan=0.0)
 
 
+def has_spread(rewards: Rewards) -> np.ndarray:
+    """`[prompts]`: whether a prompt's rewards differ, so that something is learned of it."""
+    return ~np.isclose(_deviation(rewards, axis=1)[:, 0], 0)
+
+
 def _mean(values: np.ndarray, axis: int | None) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a group without any reward: NaN

@@ -1,29 +1,32 @@
 """Batches of rollouts: each step's completions are sampled from the weights before it, scored, and packed into rows.
 
-What must hold: the batch of a step follows from the weights, the seed and the step's number, whatever was done before.
-With `num_iterations` above 1 the steps in between use the same completions, so a checkpoint's state carries these.
+With `max_staleness` above 0 they are sampled so many steps before. Sampling and updates share their devices, one after
+the other; the search for rewards, on the host, goes on beside both. It is fixed which weights sample for which step,
+whoever is faster.
+
+What must hold: the batch of a step follows from the weights, the seed and the state, whatever was done before. What
+later steps train on, and was sampled from earlier weights than the present ones, is in a checkpoint's state: with
+`num_iterations` above 1 the completions of the steps in between, with `max_staleness` those of the steps ahead.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lifecycle.core.config import digest
 from lifecycle.model.params import Params
-from lifecycle.rl.advantages import advantages
-from lifecycle.rl.config import GrpoConfig, PpoConfig, RolloutConfig
-from lifecycle.rl.returns import with_returns
+from lifecycle.rl.config import GrpoConfig, RolloutConfig
+from lifecycle.rl.packed import Made, packed
 from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
-from lifecycle.text.row_encoder import EncodedRow
+from lifecycle.rl.rounds import PromptOrder, sampled_in_rounds
 from lifecycle.training.batches import HostBatch
-from lifecycle.training.group_rows import Group, packed_groups
-from lifecycle.training.objectives.policy import ADVANTAGES, KEPT, OLD, REFERENCE, SAMPLER
-from lifecycle.training.objectives.ppo import VALUES
-from lifecycle.training.packing import DataStateError, permutation
-
-AT_HAND = 2  # steps whose rollouts are at hand: the newest, and the one before, which may be trained on now
+from lifecycle.training.packing import DataStateError
 
 type Columns = Callable[[Params, HostBatch], dict[str, np.ndarray]]  # what the trainer knows of a batch's tokens
 
@@ -34,11 +37,15 @@ class PolicyBatches:
     def __init__(
         self, prompts: Sequence[Prompt], settings: RolloutConfig, sampler: Sampler, seed: int, measured: Columns
     ) -> None:
-        """`measured` gives the columns of log-probabilities that the settings need, from the weights before the first
-        of a batch's steps."""
-        self._prompts, self._settings, self._sampler, self._seed = prompts, settings, sampler, seed
-        self._measured = measured
-        self._made: OrderedDict[int, _Made] = OrderedDict()
+        """`measured` gives the columns of log-probabilities that the settings need, from the weights that a batch is
+        sampled from."""
+        self._settings, self._sampler, self._measured = settings, sampler, measured
+        self._order = PromptOrder(prompts, seed)
+        self._made: dict[int, Made] = {}  # by the first step on them
+        self._asked: deque[int] = deque([0], maxlen=2)  # the newest steps that were asked for
+        self._next, self._place = 0, 0  # the first step that is not sampled, and where it begins in the order
+        self._spent: tuple[int, dict[str, float]] = 0, {}
+        self._thread = ThreadPoolExecutor(1, "rewards") if settings.max_staleness else None
         self.fingerprint = digest(["prompts", seed, [[list(p.ids), dict(p.columns)] for p in prompts]])
 
     @property
@@ -50,52 +57,94 @@ class PolicyBatches:
         """The rows of `step`, sampled if its completions are new."""
         return self.of_step(step, params).batch
 
-    def of_step(self, step: int, params: Params) -> "_Made":
-        """The rollouts that `step` trains on, with their batch."""
-        first = step - step % self._settings.num_iterations
-        if first not in self._made:
-            scored = self._sampler.sample(first, params, self.prompts_of(first))
-            batch = packed(scored, self._settings)
+    def of_step(self, step: int, params: Params) -> "Made":
+        """What `step` trains on. Samples up to `max_staleness` steps ahead, whose rewards are then found while this
+        step's update and the next sampling run."""
+        first, ahead = self._first(step), self._settings.max_staleness
+        self._spent = step, {}
+        self._asked.append(first)
+        self._made = {at: made for at, made in self._made.items() if at >= min(self._asked)}
+        for at in range(first, min(first + ahead, max(self._settings.steps - 1, first)) + 1):
+            if at not in self._made:
+                self._made[at] = self._sampled(at, step, params)
+        made = self._made[first]
+        if made.pending is not None:
+            with self._timed("reward" if self._thread is None else "waiting"):
+                made.finish(self._settings)
+        return made
+
+    def _sampled(self, first: int, version: int, params: Params) -> "Made":
+        """The rollouts of the step `first`, by the weights before the step `version`."""
+        place = self._place_of(first)
+        rollouts, pending, end = self._rollouts(first, place, params)
+        batch = packed(rollouts, self._settings)
+        with self._timed("logprobs"):
             batch |= self._measured(params, batch)
-            value = self._settings.value if isinstance(self._settings, PpoConfig) else None
-            self._made[first] = _Made(scored, batch if value is None else with_returns(batch, value))
-            while len(self._made) > AT_HAND:
-                self._made.popitem(last=False)
-        return self._made[first]
+        self._next, self._place = first + self._settings.num_iterations, end
+        numbers = [rollout.prompt.number for rollout in rollouts[:: self.group_size]]
+        return Made(first, version, place, numbers, batch, pending)
 
-    def newest(self, step: int) -> Scored | None:
+    def _rollouts(self, first: int, place: int, params: Params) -> tuple[Sequence[Rollout], Callable[[], Scored], int]:
+        """Rollouts, what finds their rewards, and the place in the order behind their prompts."""
+        settings, num = self._settings, self._settings.prompts_per_step
+        rounds = settings.max_num_gen_batches if isinstance(settings, GrpoConfig) else 1
+        if rounds > 1:
+            sample = partial(self._sampler.sample, first, params)
+            scored, end = sampled_in_rounds(sample, self._order, place, num, self.group_size, rounds)
+            self._add("generation", scored.generation_s)
+            self._add("reward", scored.reward_s)
+            return scored.rollouts, lambda: scored, end
+        drawn = self._sampler.drawn(first, params, self._order.take(place, num))
+        self._add("generation", drawn.generation_s)
+        self._add("reward", drawn.by_model_s)
+        score = partial(self._sampler.scored, drawn)
+        return drawn.rollouts, score if self._thread is None else self._thread.submit(score).result, place + num
+
+    def _first(self, step: int) -> int:
+        """The first of the steps on the same completions."""
+        return step - step % self._settings.num_iterations
+
+    def _place_of(self, first: int) -> int:
+        """Where a step that is not sampled begins in the order; batches that were passed over have their prompts."""
+        return self._place + (first - self._next) // self._settings.num_iterations * self._settings.prompts_per_step
+
+    @contextmanager
+    def _timed(self, cause: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._add(cause, time.perf_counter() - began)
+
+    def _add(self, cause: str, seconds: float) -> None:
+        spent = self._spent[1]
+        spent[cause] = spent.get(cause, 0.0) + seconds
+
+    def newest(self, step: int) -> "Made | None":
         """What `step` trained on, if it is still at hand."""
-        made = self._made.get(step - step % self._settings.num_iterations)
-        return None if made is None else made.scored
-
-    def prompts_of(self, step: int) -> list[Prompt]:
-        """A step's prompts: epochs of a seeded permutation."""
-        number = step // self._settings.num_iterations * self._settings.prompts_per_step
-        chosen = []
-        for place in range(number, number + self._settings.prompts_per_step):
-            epoch, within = divmod(place, len(self._prompts))
-            order = permutation(self._seed, epoch, "prompts", len(self._prompts))
-            chosen.append(self._prompts[int(order[within])])
-        return chosen
+        return self._made.get(self._first(step))
 
     def spent(self, step: int) -> Mapping[str, float]:
-        """The seconds of sampling and scoring, if it was done for this step."""
-        scored = self.newest(step)
-        if scored is None or step % self._settings.num_iterations:
-            return {}
-        return {"generation": scored.generation_s, "reward": scored.reward_s}
+        """The seconds of sampling and scoring, and of waiting for rewards, in the call for this step."""
+        return self._spent[1] if self._spent[0] == step else {}
 
     def contents(self, step: int) -> list[dict[str, Any]]:
         """The prompts of a step."""
-        return [{"prompts": [prompt.number for prompt in self.prompts_of(step)]}]
+        first = self._first(step)
+        if (made := self._made.get(first)) is not None:
+            return [{"prompts": made.prompts}]
+        prompts = self._order.take(self._place_of(first), self._settings.prompts_per_step)
+        return [{"prompts": [prompt.number for prompt in prompts]}]
 
     def state(self, step: int) -> dict[str, Any]:
-        """The step; in the midst of several steps on the same completions, these too."""
-        state: dict[str, Any] = {"step": step, "source": self.fingerprint}
-        first = step - step % self._settings.num_iterations
-        if first != step:
-            state["rollouts"] = self._made[first].plain()
-        return state
+        """The step, the place in the order of prompts behind it, and what was sampled from the weights of earlier steps
+        and is trained on from it on. What the step's own weights sample comes again from these."""
+        first = self._first(step)
+        carried = [at for at in sorted(self._made) if at >= first and self._made[at].version < step]
+        behind = carried[-1] + self._settings.num_iterations if carried else first
+        place = self._made[behind].place if behind in self._made else self._place_of(behind)
+        state: dict[str, Any] = {"step": step, "source": self.fingerprint, "place": place}
+        for at in carried:
+            self._made[at].finish(self._settings)
+        return state | ({"rollouts": [self._made[at].plain() for at in carried]} if carried else {})
 
     def restore(self, state: dict[str, Any]) -> int:
         """The state's step; raises `DataStateError` for other prompts."""
@@ -104,82 +153,24 @@ class PolicyBatches:
             raise DataStateError(
                 f"the checkpoint at step {step} was made from other prompts; restore them or start a new run"
             )
-        self._made.clear()
-        if "rollouts" in state:
-            first = step - step % self._settings.num_iterations
-            self._made[first] = _Made.from_plain(state["rollouts"])
+        carried = [Made.from_plain(plain) for plain in state.get("rollouts", [])]
+        self._made = {made.first: made for made in carried}
+        self._asked = deque([self._first(step)], maxlen=2)
+        self._next = carried[-1].first + self._settings.num_iterations if carried else self._first(step)
+        self._place = state["place"]
         return step
 
     def continue_from(self, state: dict[str, Any]) -> int:
-        """As `restore`: the prompts go on."""
-        return self.restore({**state, "source": self.fingerprint})
+        """As `restore`: the prompts go on, from the first rollouts that do not fit this run's batches."""
+        step = self.restore({**state, "source": self.fingerprint})
+        misfit = next((made for made in self._made.values() if not made.fits(self._settings)), None)
+        if misfit is not None:
+            self._made = {at: made for at, made in self._made.items() if at < misfit.first}
+            self._next, self._place = misfit.first, misfit.place
+        return step
 
     def close(self) -> None:
-        """Nothing works ahead; ends environments."""
+        """Waits for rewards that are being found, and finds no more; ends environments."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
         self._sampler.close()
-
-
-class _Made:
-    """A batch, and the rollouts that it was made from; after a restart only the batch."""
-
-    def __init__(self, scored: Scored | None, batch: HostBatch) -> None:
-        self.scored, self.batch = scored, batch
-
-    def plain(self) -> dict[str, Any]:
-        """The batch, JSON-ready: numbers of float32 survive."""
-        return {name: [column.dtype.name, column.tolist()] for name, column in self.batch.items()}
-
-    @classmethod
-    def from_plain(cls, columns: Mapping[str, Any]) -> "_Made":
-        """The reverse."""
-        return cls(None, {name: np.array(values, dtype) for name, (dtype, values) in columns.items()})
-
-
-def packed(scored: Scored, settings: RolloutConfig) -> HostBatch:
-    """The rollouts in `global_batch_size` rows, each a segment with its advantage, or its reward if a value function
-    makes advantages of that."""
-    groups = [
-        Group([_segment(rollout, settings.mask_truncated)], {ADVANTAGES: [float(value)]})
-        for rollout, value in zip(scored.rollouts, _values(scored.rewards, settings), strict=True)
-    ]
-    batch = packed_groups(groups, settings.seq_len, settings.global_batch_size)
-    rollouts = scored.rollouts
-    batch[SAMPLER] = _per_token([rollout.logprobs for rollout in rollouts], rollouts, batch, np.float32(0))
-    if settings.top_k:
-        kept = [[_padded(ids, settings.top_k) for ids in rollout.kept] for rollout in rollouts]
-        batch[KEPT] = _per_token(kept, rollouts, batch, _padded((), settings.top_k))
-    return batch
-
-
-def _padded(ids: Sequence[int], size: int) -> np.ndarray:
-    return np.array([*ids, *[-1] * (size - len(ids))], np.int32)
-
-
-def _values(rewards: np.ndarray, settings: RolloutConfig) -> np.ndarray:
-    if isinstance(settings, GrpoConfig):
-        return advantages(settings.advantage, rewards.reshape(-1, settings.group_size)).reshape(-1)
-    return np.nan_to_num(rewards)
-
-
-def _segment(rollout: Rollout, mask_truncated: bool) -> EncodedRow:
-    """A prompt with its completion, which is learned unless it was cut off and such ones teach nothing, or its
-    environment failed."""
-    is_learned = not (mask_truncated and rollout.is_cut) and not rollout.fault
-    mask = [False] * len(rollout.prompt.ids) + [is_learned and is_own for is_own in rollout.is_own]
-    return EncodedRow([*rollout.prompt.ids, *rollout.ids], mask)
-
-
-def _per_token(values: Sequence[Any], rollouts: Sequence[Rollout], batch: HostBatch, blank: Any) -> np.ndarray:
-    """Values of completions' tokens at the positions that predict them, `[B, T, ...]`; elsewhere `blank`."""
-    column = np.broadcast_to(blank, (*batch["tokens"].shape, *blank.shape)).copy()
-    for row, place in np.argwhere(batch["group_mask"] > 0):
-        number = int(batch["group_ids"][row, place])
-        begin = int(np.argmax(batch["segment_ids"][row] == place + 1)) + len(rollouts[number].prompt.ids) - 1
-        column[row, begin : begin + len(values[number])] = values[number]
-    return column
-
-
-def needed_columns(settings: RolloutConfig) -> tuple[str, ...]:
-    """Log-probabilities that must be computed before a batch's first step."""
-    needed = {OLD: settings.num_iterations > 1, REFERENCE: settings.beta > 0, VALUES: isinstance(settings, PpoConfig)}
-    return tuple(name for name, is_needed in needed.items() if is_needed)

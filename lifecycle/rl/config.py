@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from lifecycle.core.numbers import Float32, Size
+from lifecycle.core.numbers import LARGEST_INT32, Float32, Size
 from lifecycle.model.config import ModelConfig
 from lifecycle.rl.episode_config import EpisodesConfig
 from lifecycle.rl.reward import RewardConfig
@@ -41,6 +41,9 @@ class RolloutConfig(PolicyConfig):
     top_p: Float32 = Field(default=1.0, gt=0, le=1)
     min_p: Float32 = Field(default=0.0, ge=0, le=1)
     num_iterations: Size = 1  # steps on the same completions
+    # Steps that the weights may take between the sampling of completions and the step that learns from them. Above 0,
+    # rewards are found while devices sample and learn; ratios are then of the policy and the one that sampled.
+    max_staleness: int = Field(default=0, ge=0, le=LARGEST_INT32)
     # Completions that are cut off at `max_completion_tokens` teach nothing (DAPO's overlong filtering).
     mask_truncated: bool = False
     num_slots: Size = 32  # completions that are sampled at a time
@@ -84,6 +87,15 @@ class RolloutConfig(PolicyConfig):
                 "top_p and min_p need top_k, the most ids that a token is sampled from: a step keeps them and learns "
                 f"among them; set top_k, such as 64 (at most {MAX_KEPT})"
             )
+        if self.max_staleness and self.num_iterations > 1:
+            raise ValueError(
+                f"max_staleness={self.max_staleness} is for one step on each completion; set num_iterations to 1"
+            )
+        if self.max_staleness and self.episodes is not None:
+            raise ValueError(
+                "max_staleness above 0 finds rewards while the next episodes are played, in the same environments; set "
+                "it to 0"
+            )
         num = self.prompts_per_step * self.group_size
         if self.fits < num:
             longest = self.max_prompt_tokens + self.max_completion_tokens
@@ -100,9 +112,19 @@ class GrpoConfig(RolloutConfig):
 
     objective: str = "grpo"
     advantage: Advantage = "grpo"
+    # Rounds of prompts that a step may sample until it has `prompts_per_step` groups whose rewards differ (DAPO's
+    # dynamic sampling, verl's name); 1: a step takes the first round as it is.
+    max_num_gen_batches: Size = 1
 
     @model_validator(mode="after")
     def _check_advantage(self) -> Self:
+        if self.max_num_gen_batches > 1 and self.advantage == "reinforce_plus_plus":
+            raise ValueError("max_num_gen_batches above 1 leaves out groups, and reinforce_plus_plus knows none")
+        if self.max_num_gen_batches > 1 and self.max_staleness:
+            raise ValueError(
+                "max_num_gen_batches above 1 needs a round's rewards before the next round, so nothing would overlap; "
+                "set max_staleness to 0"
+            )
         if self.advantage != "reinforce_plus_plus" and self.group_size < 2:
             raise ValueError(f"advantage={self.advantage} compares samples of a prompt; set group_size to 2 or more")
         return self

@@ -1,5 +1,5 @@
-"""What is told of rollouts: metrics of each step under TRL's names, samples with their rewards, faults of rewards; and
-how held-out prompts are answered."""
+"""What is told of rollouts: metrics of each step, samples with their rewards, faults of rewards; and how held-out
+prompts are answered."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from lifecycle.core.progress import Progress
 from lifecycle.model.params import Params
 from lifecycle.rl.batches import PolicyBatches
-from lifecycle.rl.episodes import episode_metrics
+from lifecycle.rl.metrics import means
 from lifecycle.rl.rollouts import Prompt, Sampler, Scored
 from lifecycle.rl.samples import HELDOUT, NUM_SAMPLES, TRAIN, Samples
 from lifecycle.training.config import HELD_OUT
@@ -31,12 +31,14 @@ class LogRollouts(Hook):
 
     def after_step(self, run: TrainingRun) -> None:
         """Of the step that has just been taken."""
-        scored = self._batches.newest(run.step - 1)
-        if scored is None:
+        made = self._batches.newest(run.step - 1)
+        if made is None:
             return
-        size = self._batches.group_size
         if run.step % run.job.train.log_every == 0 or run.is_last:
-            run.write(**metrics_of(scored, size))
+            run.write(**made.metrics)
+        scored, size = made.scored, self._batches.group_size
+        if scored is None:  # sampled before a restart
+            return
         for name, reasons in scored.scores.faults.items():
             self._warn_of_faults(name, reasons, len(scored.rollouts), run.step)
         if run.step % run.job.train.eval_every == 0 or run.is_last:
@@ -77,35 +79,3 @@ def answered_metrics(scored: Scored) -> dict[str, float]:
         values |= {f"rewards/{name}/mean": np.array(each) for name, each in scored.scores.values.items()}
     values["completions/mean_length"] = np.array([float(sum(rollout.is_own)) for rollout in scored.rollouts])
     return {f"{HELD_OUT}{name}": mean for name, mean in means(values).items()}
-
-
-def metrics_of(scored: Scored, group_size: int) -> dict[str, float]:
-    """A step's metrics: rewards, how many groups have no spread, and lengths; what reward functions logged, as
-    `logged/NAME`. Single samples are compared with each other: then the batch is one group. What no completion has a
-    value for is left out."""
-    rewards = scored.rewards.reshape((-1, group_size) if group_size > 1 else (1, -1))
-    lengths = np.array([sum(rollout.is_own) for rollout in scored.rollouts])
-    is_scored = ~np.isnan(rewards)
-    groups = [row[there] for row, there in zip(rewards, is_scored, strict=True) if there.any()]
-    spread = [np.std(group, ddof=min(1, len(group) - 1)) for group in groups]
-    found = {
-        **means({"reward": rewards, "reward_std": np.array(spread)}),
-        "frac_reward_zero_std": 1 - float(np.sum(~np.isclose(spread, 0))) / len(rewards),
-        "frac_unscored": 1 - float(is_scored.mean()),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float(np.mean([rollout.is_cut for rollout in scored.rollouts])),
-        "generation_s": scored.generation_s,
-        "reward_s": scored.reward_s,
-    }
-    found |= means({f"rewards/{name}/mean": np.array(values) for name, values in scored.scores.values.items()})
-    found |= episode_metrics(scored.rollouts)
-    for name, reasons in scored.scores.faults.items():
-        found[f"rewards/{name}/faults"] = float(sum(reasons.values()))
-    return found | {f"logged/{name}": float(value) for name, value in scored.scores.metrics.items()}
-
-
-def means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The means of the values that are there, of columns that have some."""
-    there = {name: values[~np.isnan(values)] for name, values in columns.items()}
-    return {name: float(values.mean()) for name, values in there.items() if len(values)}

@@ -16,12 +16,10 @@ from lifecycle.inference.state import num_groups
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, abstract_params, logical_axes, without_adapter
 from lifecycle.parallel.mesh import AnyMesh, tree_shardings
-from lifecycle.rl.batch import Scores
-from lifecycle.rl.batches import needed_columns, packed
-from lifecycle.rl.config import PpoConfig, RolloutConfig
-from lifecycle.rl.measured import TOKENS, measuring
-from lifecycle.rl.returns import with_returns
-from lifecycle.rl.rollouts import Prompt, Rollout, Scored
+from lifecycle.rl.config import RolloutConfig
+from lifecycle.rl.measured import measuring, seen
+from lifecycle.rl.packed import needed_columns, packed, with_rewards
+from lifecycle.rl.rollouts import Prompt, Rollout
 from lifecycle.training.lowering import abstract_batch
 from lifecycle.training.objectives.policy import REFERENCE
 from lifecycle.training.objectives.ppo import VALUES
@@ -31,12 +29,9 @@ from lifecycle.training.packing import Row
 def example_row(settings: RolloutConfig) -> Row:
     """A row of the stage's batches, made as they are made, of completions of one token."""
     num = settings.prompts_per_step * settings.group_size
-    rollouts = [Rollout(Prompt(0, [0], ""), [0], [0.0], "", is_cut=False)] * num
-    batch = packed(Scored(rollouts, Scores({}, [0.0] * num, {}), 0.0, 0.0), settings)
+    batch = packed([Rollout(Prompt(0, [0], ""), [0], [0.0], "", is_cut=False, kept=[[0]])] * num, settings)
     batch |= {name: np.zeros(batch["tokens"].shape, np.float32) for name in needed_columns(settings)}
-    if isinstance(settings, PpoConfig):
-        batch = with_returns(batch, settings.value)
-    return {name: column[0] for name, column in batch.items()}
+    return {name: column[0] for name, column in with_rewards(batch, np.zeros(num), settings).items()}
 
 
 def trace_measuring(
@@ -44,7 +39,7 @@ def trace_measuring(
 ) -> jax.stages.Traced:
     """The program that measures a step's rollouts by abstract `params`, traced; call `.lower()` on the result."""
     batch = abstract_batch(settings, mesh, example_row(settings))
-    return measuring(model, settings, mesh, is_value).trace(params, {name: batch[name] for name in TOKENS})
+    return measuring(model, settings, mesh, is_value).trace(params, seen(batch))
 
 
 def measured_of(settings: RolloutConfig) -> tuple[bool, ...]:
@@ -57,7 +52,7 @@ def abstract_sampler(model: ModelConfig, settings: RolloutConfig, mesh: AnyMesh)
     groups, longest = num_groups(mesh), settings.max_prompt_tokens + settings.max_completion_tokens
     slots = -(-settings.num_slots // groups) * groups
     beneath = model.trunk.model_copy(update={"adapter": None})
-    return AbstractEngine(beneath, slots, min(longest, model.max_seq_len), mesh)
+    return AbstractEngine(beneath, slots, min(longest, model.max_seq_len), mesh, num_kept=settings.top_k)
 
 
 def runs_per_step(settings: RolloutConfig, num_slots: int, mesh: AnyMesh) -> dict[str, float]:

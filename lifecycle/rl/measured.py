@@ -1,6 +1,6 @@
 """What the trainer knows of a batch's tokens: log-probabilities by older and by the initial weights, and values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,8 +14,9 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import in_plain_order, on_mesh, shard_batch
-from lifecycle.rl.batches import Columns, needed_columns
+from lifecycle.rl.batches import Columns
 from lifecycle.rl.config import RolloutConfig
+from lifecycle.rl.packed import needed_columns
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.objectives.objective import token_likelihoods
 from lifecycle.training.objectives.policy import KEPT, OLD, REFERENCE, policy_logprobs
@@ -47,15 +48,20 @@ def _measured(model: ModelConfig, settings: RolloutConfig, mesh: Mesh) -> Callab
     programs = {of: measuring(model, settings, mesh, of) for of in (False, True)}
 
     def measured(is_value: bool, params: Any, batch: HostBatch) -> np.ndarray:
-        rows = shard_batch({name: batch[name] for name in (*TOKENS, KEPT) if name in batch}, mesh)
+        rows = shard_batch(seen(batch), mesh)
         values = in_plain_order(jax.device_get(programs[is_value](params, rows)), mesh.shape["context"])
         return values * batch["loss_mask"]
 
     return measured
 
 
+def seen[A](batch: Mapping[str, A]) -> dict[str, A]:
+    """The columns of a batch that measuring reads."""
+    return {name: batch[name] for name in (*TOKENS, KEPT) if name in batch}
+
+
 def measuring(model: ModelConfig, settings: RolloutConfig, mesh: Mesh, is_value: bool) -> jax.stages.Wrapped:
-    """The program from parameters and a batch's columns `TOKENS` to `[B, T]`: log-probabilities, or values."""
+    """The program from parameters and a batch's columns `seen` to `[B, T]`: log-probabilities, or values."""
 
     def local(params: Params, batch: Batch) -> Array:
         tokens, _ = token_likelihoods(model, params, batch, settings)

@@ -6,6 +6,7 @@ the prompt and the numbers of its step, prompt and sample only, so a killed run 
 
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,13 +67,28 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Unscored:
+    """A step's rollouts, samples of a prompt side by side, before its reward functions are called; with the scores of
+    a reward model for those without a fault, and the seconds that both took."""
+
+    step: int
+    rollouts: Sequence[Rollout]
+    by_model: Sequence[float] | None
+    generation_s: float
+    by_model_s: float
+
+
+@dataclass(frozen=True)
 class Scored:
-    """A step's rollouts, samples of a prompt side by side, with their rewards, and the seconds that both took."""
+    """A step's rollouts, samples of a prompt side by side, with their rewards, and the seconds that both took.
+    `metrics`: what else is logged of how they were sampled; `version`: the steps that the weights had taken."""
 
     rollouts: Sequence[Rollout]
     scores: Scores
     generation_s: float
     reward_s: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    version: int | None = None
 
     @property
     def rewards(self) -> np.ndarray:
@@ -116,18 +132,33 @@ class Sampler:
         completions are such."""
         self._model, self._settings, self._seed, self._mesh = model, settings, seed, mesh
         self._rewards, self._by_model, self._player = settings.reward_functions, by_model, player
+        self._scoring = threading.Lock()
         self._served, self._whole = served_by(model.config, settings, mesh), _whole(model.config, mesh)
 
-    def sample(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
-        """The rollouts of a step: `group_size` samples of each prompt."""
-        samples = range(self._settings.group_size)
-        seeds = [_seed(self._seed, step, place, sample) for place in range(len(prompts)) for sample in samples]
+    def sample(self, step: int, params: Any, prompts: Sequence[Prompt], first: int = 0) -> Scored:
+        """The rollouts of a step: `group_size` samples of each prompt. `first`: how many prompts of the step were
+        sampled before."""
+        return self.scored(self.drawn(step, params, prompts, first))
+
+    def drawn(self, step: int, params: Any, prompts: Sequence[Prompt], first: int = 0) -> Unscored:
+        """The same without the rewards of functions: all that devices do. Waits for the weights first."""
+        samples, places = range(self._settings.group_size), range(first, first + len(prompts))
+        seeds = [_seed(self._seed, step, place, sample) for place in places for sample in samples]
         asked = [prompt for prompt in prompts for _ in samples]
-        return self._scored(step, self._served(params), asked, [self._params(seed) for seed in seeds])
+        return self._drawn(step, self._served(params), asked, [self._params(seed) for seed in seeds])
+
+    def scored(self, drawn: Unscored) -> Scored:
+        """Rollouts with their rewards, from any thread; reward functions are called by one at a time."""
+        with self._scoring:
+            began = time.perf_counter()
+            score, rollouts = partial(self._scores, drawn=drawn), drawn.rollouts
+            scores = score(rollouts) if self._player is None else self._player.scored(rollouts, score)
+            reward_s = drawn.by_model_s + time.perf_counter() - began
+        return Scored(drawn.rollouts, scores, drawn.generation_s, reward_s)
 
     def answer(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The likeliest completion of each prompt."""
-        return self._scored(step, params, prompts, [self._params(0, is_greedy=True)] * len(prompts))
+        return self.scored(self._drawn(step, params, prompts, [self._params(0, is_greedy=True)] * len(prompts)))
 
     def close(self) -> None:
         """Ends what it has started."""
@@ -142,15 +173,17 @@ class Sampler:
         filters = {"top_k": settings.top_k, "top_p": settings.top_p, "min_p": settings.min_p}
         return SamplingParams(temperature=settings.temperature, seed=seed, max_tokens=length, **filters)
 
-    def _scored(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Scored:
+    def _drawn(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Unscored:
+        jax.block_until_ready(params)  # the step that makes them is no part of the sampling's time
         began = time.perf_counter()
         model = _with_weights(self._model, self._whole(params))
         answer = partial(self._answered, model)
         rollouts = answer(prompts, each) if self._player is None else self._player.played(prompts, each, answer)
         generated = time.perf_counter()
-        score = partial(self._scores, state=TrainerState(step, self._settings.steps))
-        scores = score(rollouts) if self._player is None else self._player.scored(rollouts, score)
-        return Scored(rollouts, scores, generated - began, time.perf_counter() - generated)
+        sound, own = [(rollout.prompt.ids, rollout.ids) for rollout in rollouts if not rollout.fault], None
+        if self._by_model is not None and sound:
+            own = self._by_model(sound)
+        return Unscored(step, rollouts, own, generated - began, time.perf_counter() - generated)
 
     def _answered(self, model: Model, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> list[Rollout]:
         """A completion of each prompt, all in one batch."""
@@ -159,14 +192,14 @@ class Sampler:
         completions = generate(model, ids, each, settings.num_slots, self._mesh, longest, settings.top_k)
         return [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
 
-    def _scores(self, rollouts: Sequence[Rollout], state: TrainerState) -> Scores:
+    def _scores(self, rollouts: Sequence[Rollout], drawn: Unscored) -> Scores:
+        """Of the sound ones of what was drawn."""
         found = Scores({}, [math.nan] * len(rollouts), {})
         if self._rewards is not None:
-            found = self._rewards.score(_reward_batch(rollouts, state))
-        if self._by_model is None:
+            found = self._rewards.score(_reward_batch(rollouts, TrainerState(drawn.step, self._settings.steps)))
+        if drawn.by_model is None:
             return found
-        own = self._by_model([(rollout.prompt.ids, rollout.ids) for rollout in rollouts])
-        weight = self._settings.reward_weight
+        own, weight = list(drawn.by_model), self._settings.reward_weight
         totals = [weight * value + (0 if math.isnan(t) else t) for value, t in zip(own, found.totals, strict=True)]
         return replace(found, values={**found.values, NAME: own}, totals=totals)
 

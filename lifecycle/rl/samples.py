@@ -1,7 +1,8 @@
 """Samples of rollouts, beside the run log: some completions with their rewards at each measurement.
 
-A line is `{step, split, prompt, completion, reward, rewards}`: `split` is `train` or `heldout`, `reward` the total,
-`rewards` the values by name; what no reward says is null. A restart drops the samples of steps that run again.
+A line is `{step, split, version, prompt, completion, reward, rewards}`: `split` is `train` or `heldout`, `version` of
+`train` the steps that the weights had taken, `reward` the total, `rewards` the values by name; what no reward says is
+null. A restart drops the samples of steps that run again.
 """
 
 import json
@@ -53,7 +54,15 @@ def _sample(scored: Scored, number: int, step: int, split: str) -> dict[str, Any
     rollout = scored.rollouts[number]
     values = {name: _plain(each[number]) for name, each in scored.scores.values.items()}
     said = {"prompt": shown(rollout.prompt.text), "completion": rollout.text}
-    return {"step": step, "split": split, **said, "reward": _plain(scored.rewards[number]), "rewards": values}
+    version = {} if scored.version is None else {"version": scored.version}
+    return {
+        "step": step,
+        "split": split,
+        **version,
+        **said,
+        "reward": _plain(scored.rewards[number]),
+        "rewards": values,
+    }
 
 
 def _plain(value: float) -> float | None:

@@ -55,10 +55,11 @@ class StepTimes:
             ended = self._ended.get()
             steps.append(ended - max(step.dispatched, self._previous))
             waited = max(0.0, step.fetched - max(step.began, ended))
-            shares = {cause: seconds / (step.fetched - step.began) for cause, seconds in step.spent.items() if waited}
-            for cause, share in shares.items():
-                late[cause] = late.get(cause, 0.0) + waited * share
-            late["loader"] += waited * (1 - sum(shares.values()))
+            spent = sum(step.spent.values())
+            part = min(1.0, waited / spent) if spent else 0.0  # what was done beside the step cost nothing
+            for cause, seconds in step.spent.items():
+                late[cause] = late.get(cause, 0.0) + part * seconds
+            late["loader"] += waited - part * spent
             self._previous = ended
         self._steps.clear()
         return steps, late

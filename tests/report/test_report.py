@@ -269,6 +269,7 @@ def test_the_wall_time_of_each_stage_is_shown_by_cause(report: Report) -> None:
     (table,) = (b for b in section.blocks if isinstance(b, Table) and b.caption == "Where the wall time went")
     rows = {row[0]: row[1] for row in table.rows}
     assert rows == {
-        "wall time": "20.0 s", "goodput": "75.0 %", "steps": "15.0 s", "start": "5.0 s", "step time, p50": "1 s",
-        "step time, p90": "1 s", "step time, p99": "1 s", "memory": "1.00 GB", "failures": "none",
+        "wall time": "20.0 s", "goodput": "75.0 %", "steps": "15.0 s (75.0 %)", "start": "5.0 s (25.0 %)",
+        "step time, p50": "1 s", "step time, p90": "1 s", "step time, p99": "1 s", "memory": "1.00 GB",
+        "failures": "none",
     }  # fmt: skip

@@ -19,7 +19,8 @@ from lifecycle.rl.batch import Scores
 from lifecycle.rl.config import GrpoConfig
 from lifecycle.rl.environment import Environment, Message, Step
 from lifecycle.rl.episodes import Episodes
-from lifecycle.rl.hook import LogRollouts, metrics_of
+from lifecycle.rl.hook import LogRollouts
+from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.openings import Conversations
 from lifecycle.rl.rollouts import Prompt, Rollout, Scored
 from lifecycle.testing.jobs import StopAt

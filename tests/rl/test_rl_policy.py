@@ -20,7 +20,8 @@ from lifecycle.core.runlog import read_log
 from lifecycle.model.params import with_fresh_adapter
 from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
 from lifecycle.rl.batch import Scores
-from lifecycle.rl.hook import AnswerHeldout, LogRollouts, answered_metrics, metrics_of
+from lifecycle.rl.hook import AnswerHeldout, LogRollouts, answered_metrics
+from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.rollouts import Rollout, Scored
 from lifecycle.rl.samples import Samples
 from lifecycle.testing.families import random_params

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from lifecycle.training.hooks.save import Save
 from lifecycle.training.hooks.times import RecordTimes
 from lifecycle.training.run import Clock, TrainingRun
 from lifecycle.training.state import TrainState
+from lifecycle.training.step_times import StepTimes
 from lifecycle.training.watchdog import Watchdog
 
 STEP_S, EPOCH = 2.0, 1e9
@@ -157,3 +159,23 @@ def test_a_run_that_goes_back_from_a_faulty_step_has_not_failed(device: Device, 
     sessions = read_sessions(tmp_path / "times.jsonl")
     assert [session.ended for session in sessions] == ["went back", "stopped", "FloatingPointError"]
     assert account(sessions).failures == ("FloatingPointError after step 2",)
+
+
+@pytest.mark.parametrize(
+    ("spent", "late"),
+    [
+        ({}, {"loader": 10.0}),
+        ({"generation": 3.0, "reward": 5.0}, {"generation": 3.0, "reward": 5.0, "loader": 2.0}),
+        ({"generation": 30.0, "reward": 10.0}, {"generation": 7.5, "reward": 2.5, "loader": 0.0}),
+    ],
+    ids=["rows", "all late", "most beside the step"],
+)
+def test_a_late_batch_is_charged_to_what_made_it(spent: dict[str, float], late: dict[str, float]) -> None:
+    """A batch that came 10 seconds after its step's end; what took longer than that went on beside the step."""
+    times = StepTimes(lambda _: None)
+    times.dispatched(perf_counter(), "a loss")
+    at = perf_counter() + 1000
+    times.fetched(at, at + 10, spent)
+    steps, found = times.take()
+    assert len(steps) == 1 and found == pytest.approx(late)
+    times.close()

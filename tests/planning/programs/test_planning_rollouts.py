@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -19,11 +20,10 @@ from lifecycle.planning.compilers import TPU_COMPILER
 from lifecycle.planning.programs.lowering import PlannedProgram
 from lifecycle.planning.programs.rollouts import rollout_programs
 from lifecycle.planning.topology import parse_topology, prepare
-from lifecycle.rl.batch import Scores
-from lifecycle.rl.batches import packed
 from lifecycle.rl.config import GrpoConfig, PpoConfig, RolloutConfig
 from lifecycle.rl.lowering import example_row as row_of_rollouts
-from lifecycle.rl.rollouts import Prompt, Rollout, Scored
+from lifecycle.rl.packed import packed, with_rewards
+from lifecycle.rl.rollouts import Prompt, Rollout
 from lifecycle.testing.jobs import labelled_rows, pair_rows
 from lifecycle.training.lowering import example_row
 from lifecycle.training.packing import Row
@@ -57,7 +57,7 @@ def test_example_rows_are_like_those_that_stages_read() -> None:
 def test_an_example_row_of_rollouts_is_like_a_row_of_some() -> None:
     settings = grpo(beta=0.1)
     rollouts = [Rollout(Prompt(i, [1, 2], ""), [3, 4], [-1.0, -1.0], "", is_cut=False) for i in range(6)]
-    made = packed(Scored(rollouts, Scores({}, [1.0, 0.0] * 3, {}), 0.0, 0.0), settings)
+    made = with_rewards(packed(rollouts, settings), np.array([1.0, 0.0] * 3), settings)
     example = row_of_rollouts(settings)
     added = {name: kind for name, kind in kinds_of(example).items() if name not in made}
     assert added == {"reference_logprobs": ("float32", 1)}
