@@ -223,6 +223,15 @@ def test_trainer_and_sampler_have_one_distribution(params: Any, own: dict[str, A
         assert num.min() < num.max() <= own["top_k"] and (host[KEPT][~learned] == -1).all()
 
 
+def test_a_step_without_a_spread_has_no_gradient(params: Any) -> None:
+    config = settings()
+    host = batches_of(config, params).batch(0, params)
+    batch = {name: jnp.asarray(column) for name, column in host.items()} | {"advantages": jnp.zeros((8, 12, 1))}
+    objective = build_objective(MODEL, config)
+    grads = jax.jit(jax.grad(lambda params: objective(params, batch).loss))(params)
+    assert not any(np.asarray(grad).any() for grad in jax.tree.leaves(grads))
+
+
 def test_what_is_sampled_from_fewer_ids_needs_a_bound() -> None:
     with pytest.raises(ConfigError, match="top_p and min_p need top_k"):
         settings(top_p=0.9)
