@@ -63,8 +63,9 @@ def test_tokens_are_those_of_the_rendered_conversation() -> None:
     assert scored.scores.values["Beat"] == pytest.approx([r.played.reward if r.played else 0 for r in scored.rollouts])
 
 
-def test_the_trainer_learns_the_models_own_tokens_and_agrees_on_their_likelihood() -> None:
-    config = settings()
+@pytest.mark.parametrize("own", [{}, {"temperature": 0.8, "top_k": 12, "top_p": 0.9}], ids=["whole", "cut"])
+def test_the_trainer_learns_the_models_own_tokens_and_agrees_on_their_likelihood(own: dict[str, Any]) -> None:
+    config = settings(**own)
     made = batches_of(config, None).of_step(0, talker())
     batch, scored = made.batch, made.scored
     assert scored is not None
@@ -74,8 +75,8 @@ def test_the_trainer_learns_the_models_own_tokens_and_agrees_on_their_likelihood
         where = batch["segment_ids"][row] == place + 1
         assert batch["tokens"][row, where].tolist() == [*rollout.prompt.ids, *rollout.ids]
         learned = where & (batch["loss_mask"][row] > 0)
-        own = [token for token, is_own in zip(rollout.ids, rollout.is_own, strict=True) if is_own]
-        assert batch["targets"][row, learned].tolist() == own
+        written = [token for token, is_own in zip(rollout.ids, rollout.is_own, strict=True) if is_own]
+        assert batch["targets"][row, learned].tolist() == written
         np.testing.assert_allclose(
             batch[SAMPLER][row, learned],
             [value for value, is_own in zip(rollout.logprobs, rollout.is_own, strict=True) if is_own],
