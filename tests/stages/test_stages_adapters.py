@@ -184,7 +184,7 @@ def test_a_reward_model_is_exported_with_its_score(
     export_weights(model, made["judge"], tmp_path, is_scorer=True)
     write_config(bundled_part(model, is_scorer=True), tmp_path)
     held = load_config(tmp_path, may_score=True)
-    plain, params = named_model(config, "judge", made, build_mesh(MeshConfig()))
+    plain, params = named_model(config, "judge", made, ByteTokenizer(), build_mesh(MeshConfig()))
     found = load_weights(held, tmp_path)
     np.testing.assert_array_equal(found[SCORE], params[SCORE])
     queries, expected = (tree["blocks"]["0+1"]["attention"]["q"] for tree in (found, params))

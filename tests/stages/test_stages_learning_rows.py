@@ -211,7 +211,7 @@ def reading(tmp_path: Path, kind: str, rows: list[dict[str, Any]], train: Any) -
     model = CONFIG.model_copy(update={"vocab_size": 264})
     return SimpleNamespace(
         train=train, measured=train, tokenizer=ByteTokenizer(), own=RowsConfig(), seeds={kind: 0},
-        model=train.trained(model), mesh=build_mesh(MeshConfig()),
+        model=train.trained(model), mesh=build_mesh(MeshConfig()), held={},
     ), inputs  # fmt: skip
 
 
