@@ -32,8 +32,9 @@ from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.planning.run_file import StepConfig, read_step
-from lifecycle.training.config import SftConfig, TrainConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.group_rows import Group, GroupRows
+from lifecycle.training.likelihood import SftConfig
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.packing import ExampleRows, RowSource, packed_row

@@ -16,9 +16,10 @@ from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divid
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.stages.origins import Start, named_models
 from lifecycle.training.adapter import PREVIOUS
-from lifecycle.training.config import TASK_METRIC, CheckpointConfig, NextTokenConfig, TrainConfig, is_of_task
+from lifecycle.training.config import TASK_METRIC, CheckpointConfig, TrainConfig, is_of_task
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.drafting import EagleConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.preference import RewardModelConfig
 

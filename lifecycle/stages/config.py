@@ -64,8 +64,9 @@ from lifecycle.stages.origins import (
 from lifecycle.text.config import DOCSTRING_KINDS, RowsConfig
 from lifecycle.text.row_columns import KINDS
 from lifecycle.text.tokenizer import TokenizerConfig
-from lifecycle.training.config import SftConfig, TrainConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.dial import fill
+from lifecycle.training.likelihood import SftConfig
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.weights.families.lookup import family_of
 

@@ -18,8 +18,8 @@ from lifecycle.parallel.axes import RULES
 from lifecycle.stages.checks import rows_stage
 from lifecycle.stages.config import ExportConfig, RunConfig
 from lifecycle.text.config import RowsConfig
-from lifecycle.training.config import NextTokenConfig
 from lifecycle.training.dial import batch_tokens, counted_params, learning_rate, training_flops
+from lifecycle.training.likelihood import NextTokenConfig
 
 FEWEST_DEPTHS = 4  # the law is fitted without the deepest, too
 SHARES = (0.25, 0.5, 1.0)  # of the target's tokens per parameter

@@ -30,10 +30,11 @@ from lifecycle.stages.stage import Inputs
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.text.rows import RowsReport
-from lifecycle.training.config import NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.hooks.evaluate import Evaluate
+from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import ExampleRows, RowSource

@@ -17,7 +17,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.testing.waiting import wait_until
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.checkpoints.continued import load_data_state
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.token_rows import TokenRows
 
 pytestmark = pytest.mark.long

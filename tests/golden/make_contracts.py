@@ -10,7 +10,7 @@ from lifecycle.core.config import load_config
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.planning.programs.contract import contract
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "contracts"

@@ -17,7 +17,7 @@ from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import SEQ_LEN, document_rows
 from lifecycle.training.batches import RowBatches
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.state import state_from_params, state_shardings
 from lifecycle.training.step import make_train_step

@@ -15,7 +15,7 @@ from lifecycle.model.pipeline import run_pipeline, values
 from lifecycle.parallel.axes import AXES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.programs.contract import V5P, contract
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.lowering import trace_train_step
 
 # A stage's smallest matrices are larger than what a row has of anything else.

@@ -22,7 +22,7 @@ from lifecycle.stages.learning_rows import heldout_bits
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.optimizer_config import OptimizerConfig
 from tests.held_out import one_source
 from tests.multidevice.meshes import MODELS, PAIRWISE, case_of

@@ -18,7 +18,7 @@ from lifecycle.model.counts import num_params
 from lifecycle.model.params import Params, abstract_params, logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.optimizer import build_optimizer
 from lifecycle.training.optimizer_config import OptimizerConfig

@@ -11,7 +11,7 @@ from lifecycle.planning.estimate.network import Network
 from lifecycle.planning.search.candidates import Candidate
 from lifecycle.planning.topology import Topology, parse_topology
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from tests.planning.fakes import coordinates
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.programs.contract import contract
 from lifecycle.stages.config import RunConfig
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.lowering import trace_train_step
 from tests.golden.make_contracts import FOLDER, MESHES, REPOSITORY, lines_of, lines_on, shipped
 from tests.planning.shipped import pretraining

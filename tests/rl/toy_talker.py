@@ -20,7 +20,7 @@ from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.row_encoder import EncodedPrompt, EncodedRow
 from lifecycle.training.batches import RowBatches
-from lifecycle.training.config import SftConfig
+from lifecycle.training.likelihood import SftConfig
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.packing import ExampleRows

@@ -34,8 +34,8 @@ from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_encoder import EncodedGroup
 from lifecycle.text.row_files import RowError, write_rows
 from lifecycle.text.rows import RowsReport
-from lifecycle.training.config import NextTokenConfig, SftConfig
 from lifecycle.training.hooks.evaluate import Evaluate
+from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.mixture import PERIOD
 from lifecycle.training.optimizer_config import OptimizerConfig
 from lifecycle.training.preference import DpoConfig, ProcessRewardModelConfig

@@ -21,7 +21,8 @@ from lifecycle.testing.notes import Notes
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.row_columns import KINDS
 from lifecycle.text.row_files import RowError, read_rows
-from lifecycle.training.config import SETTINGS, SftConfig, TrainConfig
+from lifecycle.training.config import SETTINGS, TrainConfig
+from lifecycle.training.likelihood import SftConfig
 from lifecycle.training.objectives import registry
 from tests.website import Website
 

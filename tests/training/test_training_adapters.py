@@ -23,8 +23,9 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import MODELS, random_params
 from lifecycle.testing.jobs import StopAt, TinyRun, tiny_job
-from lifecycle.training.config import NextTokenConfig, TrainConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.job import TrainJob
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.loop import run_job
 from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.objectives.objective import build_objective

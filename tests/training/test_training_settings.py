@@ -23,16 +23,10 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL, TinyRun, tiny_job
 from lifecycle.training.adapter import AdapterTrainingConfig
-from lifecycle.training.config import (
-    CheckpointConfig,
-    FaultsConfig,
-    LocalCheckpointConfig,
-    MeasuredTasksConfig,
-    NextTokenConfig,
-    SftConfig,
-)
+from lifecycle.training.config import CheckpointConfig, FaultsConfig, LocalCheckpointConfig, MeasuredTasksConfig
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.drafting import EagleConfig
+from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.loop import run_job
 from lifecycle.training.optimizer import build_optimizer, build_schedule
 from lifecycle.training.optimizer_config import MOST_STEPS, OptimizerConfig, ScheduleConfig

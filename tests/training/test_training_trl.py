@@ -24,9 +24,10 @@ from lifecycle.model.params import Params
 from lifecycle.testing.jobs import Example
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.batches import one_epoch
-from lifecycle.training.config import SftConfig, TrainConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.group_rows import Group, GroupRows
+from lifecycle.training.likelihood import SftConfig
 from lifecycle.training.objectives.distillation import distillation
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
 from lifecycle.training.objectives.objective import build_objective

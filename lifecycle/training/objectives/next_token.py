@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from lifecycle.core.typing import Array
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.objectives.likelihoods import TokenLikelihoods
 from lifecycle.training.objectives.sums import Sums
 

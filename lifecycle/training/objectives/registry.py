@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import Any
 
 from lifecycle.core.config import ConfigError, nearest
-from lifecycle.training.config import SETTINGS, NextTokenConfig, SftConfig, TrainConfig
+from lifecycle.training.config import SETTINGS, TrainConfig
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.drafting import EagleConfig
+from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.preference import (
     CpoConfig,
     DpoConfig,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array
-from lifecycle.training.config import SftConfig
+from lifecycle.training.likelihood import SftConfig
 from lifecycle.training.objectives.likelihoods import TokenLikelihoods
 from lifecycle.training.objectives.sums import Sums
 

@@ -5,7 +5,7 @@ import pytest
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.counts import num_params
 from lifecycle.planning.estimate.work import attention_share, decode_work, prefill_work, train_work
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.optimizer_config import OptimizerConfig
 
 LLAMA_8B = ModelConfig(

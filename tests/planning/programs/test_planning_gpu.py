@@ -32,7 +32,7 @@ from lifecycle.planning.topology import (
     parse_topology,
     prepare,
 )
-from lifecycle.training.config import NextTokenConfig
+from lifecycle.training.likelihood import NextTokenConfig
 from tests.planning.fakes import coordinates
 from tests.planning.small_programs import HIDDEN, LAYERS, WIDTH, layers_flops, lower_layers
 
