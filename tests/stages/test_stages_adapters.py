@@ -23,13 +23,12 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import Params, layers_apart
 from lifecycle.model.stacks import SCORE
-from lifecycle.parallel.axes import MeshConfig
-from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages import keys
+from lifecycle.stages.adapters import merged_params
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.export import bundled_part, export_weights
-from lifecycle.stages.weights import named_model, trained_params, trained_params_in_use
+from lifecycle.stages.weights import trained_params, trained_params_in_use
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
@@ -184,12 +183,13 @@ def test_a_reward_model_is_exported_with_its_score(
     export_weights(model, made["judge"], tmp_path, is_scorer=True)
     write_config(bundled_part(model, is_scorer=True), tmp_path)
     held = load_config(tmp_path, may_score=True)
-    plain, params = named_model(config, "judge", made, ByteTokenizer(), build_mesh(MeshConfig()))
+    params = trained_params(made["judge"], model)
+    whole = merged_params(model, params, None)
     found = load_weights(held, tmp_path)
     np.testing.assert_array_equal(found[SCORE], params[SCORE])
-    queries, expected = (tree["blocks"]["0+1"]["attention"]["q"] for tree in (found, params))
+    queries, expected = (tree["blocks"]["0+1"]["attention"]["q"] for tree in (found, whole))
     np.testing.assert_allclose(queries, expected, atol=1e-6)
-    assert plain.has_score and held.has_score and "head" not in found
+    assert held.has_score and "head" not in found
 
 
 def test_an_adapter_is_written_apart(config: RunConfig, made: dict[str, Artifact], tmp_path: Path) -> None:

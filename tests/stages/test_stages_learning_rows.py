@@ -21,7 +21,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.stages.learner import encoded_rows
+from lifecycle.stages.learner import Learner, encoded_rows
 from lifecycle.stages.learning_rows import chat_rows, heldout_bits, require_sources, step_rows
 from lifecycle.stages.preference_rows import pair_rows, rows_seen
 from lifecycle.stages.row_origins import write_origins
@@ -199,7 +199,7 @@ def test_rows_are_repeated_to_their_files_shares_and_known_by_the_users_lines(tm
     assert encoded_rows(learner, inputs, "chat", "train", notes)[1].truncated == 1
 
 
-def reading(tmp_path: Path, kind: str, rows: list[dict[str, Any]], train: Any) -> tuple[Any, Any]:
+def reading(tmp_path: Path, kind: str, rows: list[dict[str, Any]], train: Any) -> tuple[Learner, Any]:
     """A learner with rows of a kind on both sides, and its inputs."""
     ByteTokenizer().save(tmp_path)
     for side in ("train", "heldout"):
@@ -209,10 +209,8 @@ def reading(tmp_path: Path, kind: str, rows: list[dict[str, Any]], train: Any) -
     stats = {"own": {kind: {"files": ["own.jsonl"], "weights": []}}}
     inputs: Any = {"rows": SimpleNamespace(path=tmp_path, stats=stats), "tokenizer": SimpleNamespace(path=tmp_path)}
     model = CONFIG.model_copy(update={"vocab_size": 264})
-    return SimpleNamespace(
-        train=train, measured=train, tokenizer=ByteTokenizer(), own=RowsConfig(), seeds={kind: 0},
-        model=train.trained(model), mesh=build_mesh(MeshConfig()), held={},
-    ), inputs  # fmt: skip
+    words, mesh = ByteTokenizer(), build_mesh(MeshConfig())
+    return Learner(train, train.trained(model), mesh, train, words, {}, "", {kind: 0}, RowsConfig()), inputs
 
 
 def test_wrapped_rows_are_full_and_none_is_too_long(tmp_path: Path) -> None:
