@@ -100,7 +100,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> No
     assert run(tmp_path / "stopped", Silent(), config)["params_hash"] == whole["params_hash"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_environment_is_learned(tmp_path: Path) -> None:
     learning = {"steps": 25, "checkpoint": {"every": 25}, "eval_every": 25}
     run(tmp_path, Silent(), settings(**learning))

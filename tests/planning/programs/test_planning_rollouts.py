@@ -109,6 +109,7 @@ def test_every_program_of_rollouts_is_lowered() -> None:
 
 
 @pytest.mark.aot
+@pytest.mark.long
 @pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="libtpu is not installed")
 def test_a_stage_of_rollouts_is_planned_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare()
