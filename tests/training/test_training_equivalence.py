@@ -75,7 +75,11 @@ FURTHER = {
     "dapo": ("policy", {"delta": 3.0, "sampler_cap": None}),
     "forward_kl": ("distillation", {"beta": 0.0}),
     "reverse_kl": ("distillation", {"beta": 1.0, "loss_chunks": 3}),
-    "vespo": ("policy", {"loss": "vespo", "top_entropy_quantile": 0.5, "off_policy_mask_threshold": 0.1}),
+    "vespo": (
+        "policy",
+        {"loss": "vespo", "top_entropy_quantile": 0.5, "off_policy_mask_threshold": 0.1}
+        | {"vespo_k_pos": 0.1, "vespo_k_neg": 0.1, "vespo_lambda_pos": 0.01, "vespo_lambda_neg": 0.01},
+    ),  # by default weights of such random policies are below 1e-4
     "gspo": ("policy", {"loss": "gspo", "beta": 0.1, "kl": "k2"}),
 }
 CASES = BY_DEFAULT | SLOW | FURTHER
