@@ -60,9 +60,9 @@ def token_statistics(
     """The statistics of each target; differentiable in `hidden` and a plain `table`. `chunks` of the vocabulary save
     memory: no array is larger than one. `temperature`: logits are divided by it, as a sampler does. `wanted`: the
     others are zero, and cost nothing. What is not used is not computed."""
-    if temperature != 1:
-        assert soft_cap is None, "a capped logit divided by a temperature is not that of a divided state"
+    if temperature != 1:  # cap * tanh(l / cap) / t is the logit l / t with the cap / t
         hidden = (hidden.astype(jnp.float32) / temperature).astype(hidden.dtype)
+        soft_cap = None if soft_cap is None else soft_cap / temperature
     logprobs, further = _of_any_table(hidden, table, targets, wanted, _Form(soft_cap, chunks, True))
     assert further is not None
     entropies, *constant = further

@@ -9,6 +9,7 @@ from lifecycle.report.format import count, difference, duration, share, signific
 from lifecycle.report.numbers import Numbers
 from lifecycle.report.trained import Training
 from lifecycle.training.objectives.registry import objective_kind
+from lifecycle.training.preference import ReferencedConfig
 
 
 def summary_section(numbers: Numbers) -> ReportSection:
@@ -75,7 +76,7 @@ def _preference_tiles(trainings: tuple[Training, ...]) -> Iterator[Tile]:
     for training in trainings:
         if points := training.curves.get("heldout_rewards/accuracies"):
             # an objective with a reference compares with its initial model: before training, all pairs tie
-            is_relative = objective_kind(training.objective).needs_reference
+            is_relative = issubclass(objective_kind(training.objective).settings, ReferencedConfig)
             remark = "50 % before, by definition" if is_relative else ""
             yield Tile(f"held-out preference accuracy, {training.name}", share(points[-1][1]), remark)
 

@@ -118,8 +118,8 @@ class PolicyBatches:
         spent = self._spent[1]
         spent[cause] = spent.get(cause, 0.0) + seconds
 
-    def newest(self, step: int) -> "Made | None":
-        """What `step` trained on, if it is still at hand."""
+    def at_hand(self, step: int) -> "Made | None":
+        """What `step`, as this source counts, trained on, if it is still at hand."""
         return self._made.get(self._first(step))
 
     def spent(self, step: int) -> Mapping[str, float]:

@@ -6,7 +6,6 @@ from the weights, its row and the numbers of run, step, prompt, sample and turn,
 environment that fails costs its own episode: it is counted by reason, no reward is asked of it, and it teaches nothing.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from lifecycle.rl.batch import Scores, shown
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.environment import Environment, Message, Played, Step, Tool
 from lifecycle.rl.openings import Conversations, first_fault, shown_tools
-from lifecycle.rl.rollouts import Answer, Prompt, Rollout, Score
+from lifecycle.rl.rollouts import Answer, Prompt, Rollout, Score, seed_of
 from lifecycle.rl.tools import ToolEnvironment
 from lifecycle.text.chat import ChatError, Rendered
 from lifecycle.text.next_turn import said
@@ -129,8 +128,9 @@ class _Episode:
 
     def params(self, turn: int) -> SamplingParams:
         """How the model's next turn is sampled."""
+        sample = self._params.seed or 0
         changes = {
-            "seed": _seed(self._params.seed or 0, turn),
+            "seed": seed_of(sample, turn) if turn else sample,
             "max_tokens": self._stage.max_completion_tokens - self._length,
             "shown_ids": self._conversations.abilities.shown_ids(self._conversations.tokenizer),
         }
@@ -261,14 +261,6 @@ def _by_kind(reasons: Iterable[str]) -> Counter[str]:
     """How many there are of each kind, which a reason's first words name, up to a colon; with the first of each."""
     first: dict[str, str] = {}
     return Counter(first.setdefault(reason.partition(":")[0], reason) for reason in reasons)
-
-
-def _seed(sample: int, turn: int) -> int:
-    """The seed of a turn, from that of the sample; of the first turn the same."""
-    if not turn:
-        return sample
-    numbers = sample.to_bytes(8, "little") + turn.to_bytes(8, "little")
-    return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "little")
 
 
 def _spread(values: Sequence[float], places: Sequence[int], size: int) -> list[float]:

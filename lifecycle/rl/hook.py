@@ -2,7 +2,6 @@
 prompts are answered."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +20,8 @@ from lifecycle.training.run import TrainingRun
 class LogRollouts(Hook):
     """Logs what a step's completions were."""
 
-    def __init__(self, batches: PolicyBatches, out: Path, progress: Progress) -> None:
-        self._batches, self._progress, self._samples = batches, progress, Samples(out, progress)
+    def __init__(self, batches: PolicyBatches, samples: Samples, progress: Progress) -> None:
+        self._batches, self._progress, self._samples = batches, progress, samples
         self._warned: set[str] = set()
 
     def start(self, run: TrainingRun) -> None:
@@ -31,7 +30,7 @@ class LogRollouts(Hook):
 
     def after_step(self, run: TrainingRun) -> None:
         """Of the step that has just been taken."""
-        made = self._batches.newest(run.step - 1)
+        made = self._batches.at_hand(run.last_batch)
         if made is None:
             return
         if run.step % run.job.train.log_every == 0 or run.is_last:

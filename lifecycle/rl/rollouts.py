@@ -143,7 +143,7 @@ class Sampler:
     def drawn(self, step: int, params: Any, prompts: Sequence[Prompt], first: int = 0) -> Unscored:
         """The same without the rewards of functions: all that devices do. Waits for the weights first."""
         samples, places = range(self._settings.group_size), range(first, first + len(prompts))
-        seeds = [_seed(self._seed, step, place, sample) for place in places for sample in samples]
+        seeds = [seed_of(self._seed, step, place, sample) for place in places for sample in samples]
         asked = [prompt for prompt in prompts for _ in samples]
         return self._drawn(step, self._served(params), asked, [self._params(seed) for seed in seeds])
 
@@ -204,10 +204,10 @@ class Sampler:
         return replace(found, values={**found.values, NAME: own}, totals=totals)
 
 
-def _seed(run: int, step: int, place: int, sample: int) -> int:
-    """A seed of 64 bits from a run's seed and the numbers of step, prompt and sample."""
-    numbers = b"".join(number.to_bytes(8, "little") for number in (run, step, place, sample))
-    return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "little")
+def seed_of(*numbers: int) -> int:
+    """A seed of 64 bits from numbers of as many."""
+    content = b"".join(number.to_bytes(8, "little") for number in numbers)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def _whole(config: ModelConfig, mesh: Mesh) -> Callable[[Any], Any]:

@@ -65,7 +65,7 @@ def _inherited(name: str, stages: Mapping[str, Any], path: tuple[str, ...]) -> A
 def check_branch(name: str, parent: str, step: int, train: Mapping[str, TrainConfig]) -> None:
     """Raises `ValueError` unless stage `name` can go on from the first `step` steps of stage `parent`'s run."""
     ours, theirs, at = train[name], train[parent], f"train.{name}.from={parent}@{step}"
-    if objective_kind(ours.objective).needs_reference:
+    if ours.needs_reference:
         raise ValueError(f"{at}: the reference of {ours.objective} is a stage's initial weights; start from {parent}")
     for stage, train_of in ((name, ours), (parent, theirs)):
         if train_of.epochs is not None:

@@ -368,7 +368,7 @@ class RunConfig(Section):
             check_reward(name, self.train)
             check_teacher(name, self.train, self.starts[name])
             check_adapter(name, self.train, self.starts[name])
-            if objective_kind(self.train[name].objective).needs_reference and self.starts[name].is_fresh:
+            if self.train[name].needs_reference and self.starts[name].is_fresh:
                 raise ValueError(
                     f"train.{name}: {self.train[name].objective} takes its initial weights as the reference, and fresh "
                     f"weights cannot be one; set train.{name}.from to a stage or to a bundle's folder"

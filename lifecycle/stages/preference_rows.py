@@ -14,7 +14,6 @@ from lifecycle.text.row_encoder import EncodedGroup, EncodedRow
 from lifecycle.text.rows import RowsReport
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.group_rows import Group, GroupRows
-from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import RowSource
 from lifecycle.training.preference import DpoConfig
 from lifecycle.training.reference import ReferenceRows, ReferenceSettings, Table, reference_logprobs
@@ -66,7 +65,7 @@ def _group_rows(
     progress: Progress,
 ) -> LearningRows:
     train = learner.train
-    needs_reference = objective_kind(train.objective).needs_reference and not train.has_own_reference
+    needs_reference = train.needs_reference and not train.has_own_reference
     rows: dict[str, RowSource] = {}
     reports: dict[str, RowsReport] = {}
     for split in ("train", "heldout"):

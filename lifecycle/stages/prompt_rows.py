@@ -44,8 +44,11 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
     columns = measured_columns(learner.model, settings, learner.mesh, learner.start)
     batches = PolicyBatches(prompts["train"], settings, sampler, learner.seeds["prompts"], columns)
     answered = prompts["heldout"][: settings.eval_prompts]
-    answers = AnswerHeldout(settings.eval_every, sampler, answered, Samples(out, progress))
-    hooks = (LogRollouts(batches, out, progress), answers)
+    samples = Samples(out, progress)
+    hooks = (
+        LogRollouts(batches, samples, progress),
+        AnswerHeldout(settings.eval_every, sampler, answered, samples),
+    )
     return LearningRows(None, settings.epoch_rows(len(prompts["train"])), hooks, kept("prompts", reports), batches)
 
 

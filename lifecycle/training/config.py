@@ -183,6 +183,11 @@ class TrainConfig(VariantSection):
         return True
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the objective compares with the stage's initial weights, which cannot be fresh ones."""
+        return False
+
+    @property
     def reference_copy(self) -> ReferenceCopy | None:
         """The copy of the weights that the stage's state holds for the objective's reference."""
         return None

@@ -110,7 +110,7 @@ def example_row(train: TrainConfig) -> Row:
     size = SEGMENTS[kind.rows]
     segments = [_answer(min(ANSWER, train.seq_len // size))] * size
     values = {"label": [1.0]} if kind.rows == "labelled" else {}
-    if kind.needs_reference and not train.has_own_reference:
+    if train.needs_reference and not train.has_own_reference:
         values |= dict.fromkeys((REFERENCE, OF_OTHERS) if train.has_others else (REFERENCE,), [0.0] * size)
     group = Group(segments, values, segments if train.has_others else ())
     return GroupRows([group] * (train.seq_len // group.length), train.seq_len, seed=0).row(0)

@@ -80,6 +80,11 @@ class PolicyConfig(TrainConfig):
     }  # fmt: skip
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the divergence from the initial weights counts."""
+        return self.beta > 0
+
+    @property
     def form(self) -> LossForm:
         """The loss, with what the settings change of it."""
         own = FORMS[self.loss]

@@ -31,6 +31,11 @@ class ReferencedConfig(TrainConfig):
     reference: Literal["precomputed", "copy", "base"] = "precomputed"
 
     @property
+    def needs_reference(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def has_own_reference(self) -> bool:
         """Whether the steps compute the reference's likelihoods."""
         return self.reference != "precomputed"

@@ -15,6 +15,7 @@ from lifecycle.core.timesheet import CAUSES, STEPS
 from lifecycle.model.params import Params
 from lifecycle.training.faults import to_plain
 from lifecycle.training.job import TrainJob
+from lifecycle.training.passing import PassingBatches
 from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState
 from lifecycle.training.step_times import StepTimes
@@ -87,6 +88,12 @@ class TrainingRun:
     def is_last(self) -> bool:
         """Whether no step is left."""
         return self.step == self.job.train.steps
+
+    @property
+    def last_batch(self) -> int:
+        """The number of the batch that the last step trained on, as the job's source counts."""
+        batches, last = self.job.batches, self.step - 1
+        return batches.number(last) if isinstance(batches, PassingBatches) else last
 
     @property
     def measured_weights(self) -> Params:

@@ -52,7 +52,7 @@ def everything(function: Callable[[Array, Array], TokenStatistics], hidden: Arra
 
 @pytest.mark.parametrize(
     ("soft_cap", "temperature", "chunks", "block"),
-    [(None, 1.0, 1, 12), (2.0, 1.0, 5, 512), (None, 0.7, 1, 512), (None, 1.3, 5, 4)],
+    [(None, 1.0, 1, 12), (2.0, 1.0, 5, 512), (None, 0.7, 1, 512), (2.0, 0.7, 1, 12), (2.0, 1.3, 5, 4)],
 )
 def test_statistics_and_gradients_are_the_plain_ones(
     soft_cap: float | None, temperature: float, chunks: int, block: int, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,7 @@ from lifecycle.rl.hook import LogRollouts
 from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.openings import Conversations
 from lifecycle.rl.rollouts import Prompt, Rollout, Scored
+from lifecycle.rl.samples import Samples
 from lifecycle.testing.jobs import StopAt
 from lifecycle.testing.notes import Notes
 from lifecycle.text.chat import ChatTemplate
@@ -89,7 +90,7 @@ def test_the_trainer_learns_the_models_own_tokens_and_agrees_on_their_likelihood
 def run(out: Path, progress: Silent, config: GrpoConfig) -> dict[str, Any]:
     batches = batches_of(config, talker())
     job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), batches, talker(), out)
-    return run_job(job, progress, [LogRollouts(batches, out, progress)])
+    return run_job(job, progress, [LogRollouts(batches, Samples(out, progress), progress)])
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -351,7 +352,7 @@ def test_what_is_run_is_in_the_fingerprint(tmp_path: Path) -> None:
 
 def test_faults_of_one_kind_are_told_once() -> None:
     notes = Notes()
-    hook = LogRollouts(None, Path(), notes)  # type: ignore[arg-type]
+    hook = LogRollouts(None, Samples(Path(), notes), notes)  # type: ignore[arg-type]
     for step, word in enumerate(("a", "b")):
         hook._warn_of_faults("Beat", {f"ValueError: {word}": 2, "no answer in 1 s": 1}, 8, step)
     assert len(notes.notes) == 2 and "ValueError: a: 2 of 8" in notes.notes[0]

@@ -102,8 +102,9 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(params: Any, tmp_path
         config = settings(num_iterations=2, beta=0.1)
         batches = batches_of(config, params)
         job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), batches, params, out)
-        answers = AnswerHeldout(2, sampler_of(config, MODEL), prompts()[:2], Samples(out, progress))
-        return run_job(job, progress, [LogRollouts(batches, out, progress), answers])
+        samples = Samples(out, progress)
+        answers = AnswerHeldout(2, sampler_of(config, MODEL), prompts()[:2], samples)
+        return run_job(job, progress, [LogRollouts(batches, samples, progress), answers])
 
     whole = run(tmp_path / "whole", Silent())
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import GrpoConfig, PpoConfig, ReinforceConfig, RolloutConfig
 from lifecycle.rl.hook import LogRollouts
 from lifecycle.rl.rollouts import Sampler, Scored, Unscored
+from lifecycle.rl.samples import Samples
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import StopAt
 from lifecycle.training.batches import HostBatch
@@ -25,6 +27,9 @@ from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.policy import OLD, SAMPLER
+from lifecycle.training.passing import PassingBatches
+from lifecycle.training.run import TrainingRun
+from lifecycle.training.state import TrainState
 from tests.rl.toy_policy import MESH, MODEL, SEED, batches_of, prompts, sampler_of, settings
 
 ROUNDS: dict[str, Any] = {
@@ -158,7 +163,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(
         config = settings(**own)
         batches = batches_of(config, params)
         job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), batches, params, out)
-        return run_job(job, progress, [LogRollouts(batches, out, progress)])
+        return run_job(job, progress, [LogRollouts(batches, Samples(out, progress), progress)])
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = run(whole, Silent())["params_hash"]
@@ -262,3 +267,18 @@ def test_what_cannot_go_together_is_refused(kind: Any, own: dict[str, Any], said
 def test_rounds_and_steps_ahead_do_not_go_together() -> None:
     with pytest.raises(ConfigError, match="nothing would overlap"):
         settings(max_num_gen_batches=2, **AHEAD)
+
+
+def test_behind_batches_that_were_passed_over_the_log_has_those_that_were_learned(params: Any, tmp_path: Path) -> None:
+    config = settings()
+    source = batches_of(config, params)
+    passing = PassingBatches(source)
+    passing.pass_over(0, 1)
+    job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), passing, params, tmp_path)
+    state = TrainState(params, {}, (), jnp.ones((), jnp.int32))
+    run = TrainingRun(job, Silent(), None, state, step=1)
+    for step in (0, 1):  # the next step's batch is there before the hooks of a step
+        passing.batch(step, params)
+    LogRollouts(source, Samples(tmp_path, Silent()), Silent()).after_step(run)
+    learned = source.at_hand(2)
+    assert learned is not None and run.logged == {"step": 1, **learned.metrics} and "reward" in run.logged

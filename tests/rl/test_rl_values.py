@@ -17,6 +17,7 @@ from lifecycle.rl.config import PpoConfig
 from lifecycle.rl.hook import LogRollouts
 from lifecycle.rl.returns import with_returns
 from lifecycle.rl.reward_stage import NAME, model_reward
+from lifecycle.rl.samples import Samples
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import StopAt
 from lifecycle.text.row_encoder import EncodedRow
@@ -105,7 +106,7 @@ def test_a_stage_with_a_value_function_goes_on_to_the_same_weights(params: Any, 
     def run(out: Path, progress: Silent) -> dict[str, Any]:
         batches = batches_of(config, params, SCORED)
         job = TrainJob(SCORED, config, MESH, build_objective(SCORED, config), batches, params, out)
-        return run_job(job, progress, [LogRollouts(batches, out, progress)])
+        return run_job(job, progress, [LogRollouts(batches, Samples(out, progress), progress)])
 
     whole = run(tmp_path / "whole", Silent())
     with pytest.raises(KeyboardInterrupt):

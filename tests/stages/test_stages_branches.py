@@ -20,7 +20,7 @@ from lifecycle.stages.graph import build_graph
 from lifecycle.stages.keys import row_order
 from lifecycle.stages.origins import Start
 from lifecycle.training.optimizer import build_schedule
-from tests.stages.trees import DATA, MODEL, SIZES, next_token, run_of, sft
+from tests.stages.trees import DATA, MODEL, SIZES, grpo, next_token, run_of, sft
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -143,6 +143,10 @@ BRANCHES = {
     "a checkpoint in the decay": (
         {"b": stable(100, 0.01, **{"from": "a@90"})},
         r"a@90: the learning rate of a is stable for its first 82 steps only",
+    ),
+    "a divergence": (
+        {"b": grpo(), "c": grpo(beta=0.1, steps=9, **{"from": "b@1"})},
+        r"train\.c\.from=b@1: the reference of grpo is a stage's initial weights; start from b",
     ),
     "no step left": ({"b": stable(80, 0, **{"from": "a@80"})}, r"train\.b\.steps=80 counts from the start of a;"),
     "beyond the end": ({"b": stable(200, 0, **{"from": "a@91"})}, r"a@91: a has 90 steps; choose one of its"),

@@ -10,7 +10,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.keys import row_order
 from lifecycle.stages.origins import Start
-from tests.stages.trees import DATA, MODEL, dpo, next_token, run_of, sft
+from tests.stages.trees import DATA, MODEL, dpo, grpo, next_token, run_of, sft
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEXT = {"name": "text", "kind": "bits_per_byte", "rows": "@documents/heldout-*.parquet"}
@@ -163,6 +163,7 @@ WRONG = {
     "a mistyped setting": ({"a": next_token(stepz=1)}, r"train\.a\.stepz: no such setting; did you mean 'steps'\?"),
     "an unknown model": ({"a": next_token(model="big")}, r"train\.a\.model=big: no such model; known: model"),
     "a reference of fresh weights": ({"a": dpo()}, r"train\.a: dpo takes its initial weights as the reference"),
+    "a divergence from fresh weights": ({"a": grpo(beta=0.1)}, r"train\.a: grpo takes its initial weights as the ref"),
     "no stages": ({}, r"train: Dictionary should have at least 1 item"),
 }  # fmt: skip
 

@@ -27,3 +27,9 @@ def sft(**settings: Any) -> dict[str, Any]:
 
 def dpo(**settings: Any) -> dict[str, Any]:
     return {"objective": "dpo", **settings}
+
+
+def grpo(**settings: Any) -> dict[str, Any]:
+    """Of completions so short that they fit the tiny rows."""
+    sizes = {"prompts_per_step": 1, "group_size": 2, "max_prompt_tokens": 4, "max_completion_tokens": 2}
+    return {"objective": "grpo", "rewards": [{"name": "exact"}], **sizes, **settings}

@@ -34,10 +34,9 @@ class ObjectiveKind:
     `settings` is the stage's section, with the objective's own fields. `rows` is one of `ROWS`. `formula` is
     `package.module:function`, a function of the settings, of likelihoods (`objectives/likelihoods.py`, over tokens or
     over segments according to `rows`) and of the context. `context` is named in the same way: a function of the
-    settings and of likelihoods to totals over the batch, for settings that say `needs_context`. With `needs_reference`,
-    rows carry the log-probabilities of the stage's initial model. `models` lists the settings that name a model which
-    the objective needs beside its own: another stage, or a bundle. One that `runs_model` is a function of model and
-    settings to an `Objective`.
+    settings and of likelihoods to totals over the batch, for settings that say `needs_context`. `models` lists the
+    settings that name a model which the objective needs beside its own: another stage, or a bundle. One that
+    `runs_model` is a function of model and settings to an `Objective`.
     """
 
     name: str
@@ -45,7 +44,6 @@ class ObjectiveKind:
     rows: str
     formula: str
     context: str | None = None
-    needs_reference: bool = False
     models: tuple[str, ...] = ()
     runs_model: bool = False
 
@@ -91,14 +89,10 @@ def objective_names() -> tuple[str, ...]:
 PACKAGE = "lifecycle.training.objectives"
 register(ObjectiveKind("next_token", NextTokenConfig, "tokens", f"{PACKAGE}.next_token:next_token"))
 register(ObjectiveKind("sft", SftConfig, "chat", f"{PACKAGE}.sft:sft"))
-register(
-    ObjectiveKind("dpo", DpoConfig, "pairs", f"{PACKAGE}.dpo:dpo", f"{PACKAGE}.dpo:of_batch", needs_reference=True)
-)
+register(ObjectiveKind("dpo", DpoConfig, "pairs", f"{PACKAGE}.dpo:dpo", f"{PACKAGE}.dpo:of_batch"))
 register(ObjectiveKind("orpo", OrpoConfig, "pairs", f"{PACKAGE}.orpo:orpo", f"{PACKAGE}.preference:counts"))
 register(ObjectiveKind("cpo", CpoConfig, "pairs", f"{PACKAGE}.cpo:cpo", f"{PACKAGE}.preference:counts"))
-register(
-    ObjectiveKind("kto", KtoConfig, "labelled", f"{PACKAGE}.kto:kto", f"{PACKAGE}.kto:of_batch", needs_reference=True)
-)
+register(ObjectiveKind("kto", KtoConfig, "labelled", f"{PACKAGE}.kto:kto", f"{PACKAGE}.kto:of_batch"))
 register(ObjectiveKind("reward_model", RewardModelConfig, "pairs", f"{PACKAGE}.reward_model:reward_model"))
 register(
     ObjectiveKind(
