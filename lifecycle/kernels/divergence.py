@@ -24,12 +24,10 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.logits import project
 from lifecycle.kernels.row_blocks import of_rows, row_blocks
-from lifecycle.kernels.vocabulary import BLOCK, gathered_table
+from lifecycle.kernels.vocabulary import BLOCK, chunks_of, gathered_table
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax, psum, reduce_scatter
 
 MOST_LOGITS = 2**24  # of a block, of each model: 67 MB in float32, and there are four to six such arrays
-
-
 LEFT_OUT = -1e9  # a logit of an id that does not count; its square is finite
 
 
@@ -187,11 +185,8 @@ class _Chunk(NamedTuple):
 
 def _in_three_passes(blocks: _Rows, table: Array, teacher_table: Array, form: _Form, has_gradient: bool) -> _Found:
     is_cut = axis_size("embed") > 1
-    heads = _Chunk(
-        _heads(table, blocks.student.dtype, form.chunks),
-        _heads(teacher_table, blocks.teacher.dtype, form.chunks),
-        axis_index("vocab") * table.shape[0] + jnp.arange(form.chunks) * (table.shape[0] // form.chunks),
-    )
+    (parts, firsts), (theirs, _) = chunks_of(table, form.chunks), chunks_of(teacher_table, form.chunks)
+    heads = _Chunk(_heads(parts, blocks.student.dtype), _heads(theirs, blocks.teacher.dtype), firsts)
 
     def both(rows: _Rows, chunk: _Chunk) -> tuple[Array, Array]:
         head, teacher_head = (part.T if is_cut else part for part in (chunk.student, chunk.teacher))
@@ -249,10 +244,9 @@ def _in_three_passes(blocks: _Rows, table: Array, teacher_table: Array, form: _F
     return sums, (grad_rows, grad_parts.reshape(table.shape))
 
 
-def _heads(table: Array, dtype: Any, chunks: int) -> Array:
-    """A head in chunks, `[chunks, ids, D]`; gathered, if its columns are on several devices, as `[chunks, D, ids]`: of
+def _heads(parts: Array, dtype: Any) -> Array:
+    """A head's chunks, `[chunks, ids, D]`; gathered, if its columns are on several devices, as `[chunks, D, ids]`: of
     that layout there is no transposed copy."""
-    parts = table.reshape(chunks, -1, table.shape[1])
     if axis_size("embed") == 1:
         return parts.astype(dtype)
     return jax.lax.map(lambda part: gathered_table(part, dtype).T, parts)

@@ -1,8 +1,9 @@
-"""Every family live against transformers, in the environment that LIFECYCLE_PARITY_PYTHON names: our export opened by
-`AutoModelForCausalLM`, and the golden values made again."""
+"""Every family live against transformers, in the environment that LIFECYCLE_PARITY_PYTHON names: our exports opened by
+`AutoModelForCausalLM` and `AutoModelForSequenceClassification`, and the golden values made again."""
 
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lifecycle.core.typing import Array
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.params import init_params
@@ -60,51 +62,51 @@ def noisy_params(config: ModelConfig, seed: int) -> dict[str, Any]:
     return jax.tree.unflatten(tree, noisy)
 
 
-@pytest.fixture(scope="module")
-def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
-    """All families with a score instead of a head."""
+def opened_there(
+    kind: str, configs: Mapping[str, ModelConfig], folders: pytest.TempPathFactory, first_id: int = 0
+) -> dict[str, Exported]:
+    """Models of all families, saved by us and opened there in one process, which leaves their `kind` of outputs."""
     models: dict[str, Exported] = {}
-    for seed, family in enumerate(FAMILIES):
-        folder, config = tmp_path_factory.mktemp(f"{family}-score"), config_of(family)
-        config = family_of(config).exported(config.model_copy(update={"has_score": True}))
-        tokens = np.random.default_rng(seed).integers(3, config.vocab_size, (2, LENGTH)).astype(np.int32)
+    for seed, (family, config) in enumerate(configs.items()):
+        folder = folders.mktemp(f"{family}-{kind}")
+        tokens = np.random.default_rng(seed).integers(first_id, config.vocab_size, (2, LENGTH)).astype(np.int32)
         models[family] = Exported(config, noisy_params(config, seed), tokens, folder)
         save_weights(config, models[family].params, folder, bos_token_id=1, eos_token_id=2, pad_token_id=0)
         np.save(folder / "tokens.npy", tokens)
-    run_there(Path(__file__).with_name("open_scorers.py"), *(model.folder for model in models.values()))
+    run_there(Path(__file__).with_name("open_models.py"), kind, *(model.folder for model in models.values()))
     return models
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    """With a score instead of a head; without padding, of which transformers looks for the last token before."""
+    whole = {family: config_of(family).model_copy(update={"has_score": True}) for family in FAMILIES}
+    parts = {family: family_of(config).exported(config) for family, config in whole.items()}
+    return opened_there("scores", parts, tmp_path_factory, first_id=3)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
+    return opened_there("logits", {family: config_of(family) for family in FAMILIES}, tmp_path_factory)
+
+
+def hidden_of(model: Exported, params: dict[str, Any]) -> Array:
+    tokens = jnp.asarray(model.tokens)
+    return forward(model.config, params, tokens, jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_scores_texts_as_we_do(scorers: dict[str, Exported], family: str) -> None:
     model = scorers[family]
-    tokens = jnp.asarray(model.tokens)
-    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
-    hidden = jax.jit(forward, static_argnums=0)(model.config, model.params, tokens, positions)
-    found = np.asarray(hidden[:, -1] @ model.params["score"])
-    np.testing.assert_allclose(found, np.load(model.folder / "scores.npy")[:, 0], rtol=WHOLE_MODEL, atol=WHOLE_MODEL)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
-    """All families, saved by us and opened there in one process."""
-    models: dict[str, Exported] = {}
-    for seed, family in enumerate(FAMILIES):
-        folder, config = tmp_path_factory.mktemp(family), config_of(family)
-        tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)
-        models[family] = Exported(config, noisy_params(config, seed), tokens, folder)
-        save_weights(config, models[family].params, folder, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-        np.save(folder / "tokens.npy", tokens)
-    run_there(Path(__file__).with_name("open_models.py"), *(model.folder for model in models.values()))
-    return models
+    run = jax.jit(lambda p: hidden_of(model, p)[:, -1] @ p["score"])
+    expected = np.load(model.folder / "scores.npy")[:, 0]
+    np.testing.assert_allclose(run(model.params), expected, rtol=WHOLE_MODEL, atol=WHOLE_MODEL)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_opens_what_is_exported(exported: dict[str, Exported], family: str) -> None:
     model = exported[family]
-    tokens = jnp.asarray(model.tokens)
-    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
-    run = jax.jit(lambda p: logits(model.config, p, forward(model.config, p, tokens, positions)))
+    run = jax.jit(lambda p: logits(model.config, p, hidden_of(model, p)))
     expected = np.load(model.folder / "logits.npy")
     np.testing.assert_allclose(run(model.params), expected, atol=WHOLE_MODEL, rtol=0)
     assert expected.std() > 0.5  # logits of a size at which the tolerance says something

@@ -1,7 +1,6 @@
 """A run whose stages train adapters: two on one base, one that goes on, weights with what it learned, and its files."""
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 from lifecycle.cli.export_adapter import export_adapter
-from lifecycle.core import machine
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Silent
@@ -51,16 +49,6 @@ TOKENS = np.random.default_rng(0).integers(0, 256, (2, 12))
 def all_logits(config: ModelConfig, params: Params) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
     return logits(config, params, forward(config, params, jnp.asarray(TOKENS), positions))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_peak() -> Iterator[None]:
-    """A smaller product than the one that a stage measures its machine by."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "PEAK_SIZE", 64)
-        machine.matmul_peak.cache_clear()
-        yield
-    machine.matmul_peak.cache_clear()
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -1,7 +1,6 @@
 """Stages that learn from a teacher: which models can be one, what decides their key, and whole runs."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from lifecycle.cli.plan_search import search_and_show
-from lifecycle.core import machine
 from lifecycle.core.artifact import Draft
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
@@ -38,16 +36,6 @@ from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import save_weights
 from tests.stages.trees import MODEL, run_of, sft
-
-
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A smaller product than the one that a stage measures its machine by."""
-    monkeypatch.setattr(machine, "PEAK_SIZE", 64)
-    machine.matmul_peak.cache_clear()
-    yield
-    machine.matmul_peak.cache_clear()
-
 
 NARROW = MODEL | {"d_model": 16, "head_dim": 8}
 ROWS = {"chat": ["own.jsonl"]}

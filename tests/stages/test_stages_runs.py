@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from lifecycle.core import machine
 from lifecycle.core.config import ConfigError, load_config, validate
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
@@ -30,15 +28,6 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = {"vocab_size": 264, "d_model": 32, "d_ff": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
          "head_dim": 16, "max_seq_len": 128}  # fmt: skip
 SIZES = {"steps": 2, "seq_len": 128, "global_batch_size": 4, "eval_every": 2, "log_every": 1}
-
-
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A smaller product than the one that a stage measures its machine by."""
-    monkeypatch.setattr(machine, "PEAK_SIZE", 64)
-    machine.matmul_peak.cache_clear()
-    yield
-    machine.matmul_peak.cache_clear()
 
 
 def chat_rows(path: Path, count: int = 24) -> Path:
