@@ -19,7 +19,7 @@ from rich.console import Console
 
 from lifecycle.core.distributed import has_joined, is_shown_by_first, process_index, show_error, speaker
 from lifecycle.core.rendezvous import JobError
-from lifecycle.core.stopping import RESTART_STATUS, Stopped, failure_status
+from lifecycle.core.stopping import RESTART_STATUS, Stopped, failure_status, sent_again
 from lifecycle.core.version import VERSION
 
 # XLA's CPU client logs through these; errors stay visible
@@ -66,7 +66,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, _stop)
     sys.excepthook = _traceback_and_leave
-    sys.unraisablehook = _unless_of_a_failed_save
+    sys.unraisablehook = _tell_unraisable
     try:
         app()
     except JobError as error:
@@ -139,8 +139,9 @@ def _traceback_and_leave(kind: type[BaseException], error: BaseException, trace:
     _leave(failure_status(error))
 
 
-def _unless_of_a_failed_save(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Silences the aftermath of a failed save, which `CheckpointError` reports once: for each array still on its way to
-    disk, the storage library's threads would print a traceback about Orbax's closed event loop."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Prints what nobody could raise, but for a signal, which is sent again, and the aftermath of a failed save, which
+    `CheckpointError` reports once: for each array still on its way to disk, the storage library's threads would print a
+    traceback about Orbax's closed event loop."""
+    if not sent_again(unraisable) and str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

@@ -8,6 +8,7 @@ several processes JAX's coordination service passes the notice on and chooses th
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ RESTART_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from 
 LOST_STATUS = 69  # EX_UNAVAILABLE: another process of the job, or the run's lease, is lost, or this process hangs
 # A launcher's one request can arrive twice: Slurm signals all processes of a step, and `uv run` passes its own on.
 REPEAT_S = 2.0
+RESEND_S = 0.05
 # How a collective that breaks off begins its message, by absl's status codes; jaxlib raises some as `ValueError`. The
 # other codes, such as `RESOURCE_EXHAUSTED`, are faults that would come again.
 BROKEN_OFF = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS): ")
@@ -30,6 +32,21 @@ BROKEN_OFF = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLIN
 
 class Stopped(Exception):
     """The job was asked to stop, and has saved its work."""
+
+
+def sent_again(unraisable: "sys.UnraisableHookArgs") -> bool:
+    """Whether a signal's exception was lost, and the signal is on its way once more.
+
+    SIGINT and SIGTERM raise wherever Python happens to be. In a callback that cannot raise, such as JAX's behind a
+    garbage collection, that ends nothing: 2 of 25 interrupts of a run that was importing its libraries went by.
+    """
+    number = {KeyboardInterrupt: signal.SIGINT, Stopped: signal.SIGTERM}.get(unraisable.exc_type)
+    if number is None:
+        return False
+    again = threading.Timer(RESEND_S, os.kill, (os.getpid(), number))  # the handler must not run in this callback
+    again.daemon = True
+    again.start()
+    return True
 
 
 def failure_status(error: BaseException) -> int:
