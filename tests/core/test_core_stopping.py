@@ -29,6 +29,7 @@ main.main()
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 75)])
 def test_a_signal_in_a_callback_that_cannot_raise_is_not_lost(name: str, status: int) -> None:
     began = time.monotonic()
-    ended = subprocess.run([sys.executable, "-c", PROGRAM.format(name=name)], capture_output=True, text=True, timeout=50)
+    command = [sys.executable, "-c", PROGRAM.format(name=name)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert ended.returncode == status and time.monotonic() - began < 40
     assert "the same command continues from here" in ended.stderr and "Traceback" not in ended.stderr
