@@ -6,7 +6,8 @@ whoever is faster.
 
 What must hold: the batch of a step follows from the weights, the seed and the state, whatever was done before. What
 later steps train on, and was sampled from earlier weights than the present ones, is in a checkpoint's state: with
-`num_iterations` above 1 the completions of the steps in between, with `max_staleness` those of the steps ahead.
+`num_iterations` above 1 the completions of the steps in between, with `max_staleness` those of the steps ahead, with
+`partial` the groups in flight.
 """
 
 import time
@@ -23,6 +24,7 @@ from lifecycle.core.config import digest
 from lifecycle.model.params import Params
 from lifecycle.rl.config import GrpoConfig, RolloutConfig
 from lifecycle.rl.packed import Made, packed
+from lifecycle.rl.partial import Flight, Group, begun, drawn_in_pieces, num_to_begin
 from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
 from lifecycle.rl.rounds import PromptOrder, sampled_in_rounds
 from lifecycle.training.batches import HostBatch
@@ -44,6 +46,7 @@ class PolicyBatches:
         self._made: dict[int, Made] = {}  # by the first step on them
         self._asked: deque[int] = deque([0], maxlen=2)  # the newest steps that were asked for
         self._next, self._place = 0, 0  # the first step that is not sampled, and where it begins in the order
+        self._flight: Flight = ()  # what goes on at that step
         self._spent: tuple[int, dict[str, float]] = 0, {}
         self._thread = ThreadPoolExecutor(1, "rewards") if settings.max_staleness else None
         self.fingerprint = digest(["prompts", seed, [[list(p.ids), dict(p.columns)] for p in prompts]])
@@ -60,7 +63,7 @@ class PolicyBatches:
     def of_step(self, step: int, params: Params) -> "Made":
         """What `step` trains on. Samples up to `max_staleness` steps ahead, whose rewards are then found while this
         step's update and the next sampling run."""
-        first, ahead = self._first(step), self._settings.max_staleness
+        first, ahead = self._first(step), 0 if self._settings.partial else self._settings.max_staleness
         self._spent = step, {}
         self._asked.append(first)
         self._made = {at: made for at, made in self._made.items() if at >= min(self._asked)}
@@ -75,30 +78,37 @@ class PolicyBatches:
 
     def _sampled(self, first: int, version: int, params: Params) -> "Made":
         """The rollouts of the step `first`, by the weights before the step `version`."""
-        place = self._place_of(first)
-        rollouts, pending, end = self._rollouts(first, place, params)
+        place, flight = self._place_of(first), self._flight if first == self._next else ()
+        rollouts, pending, end = self._rollouts(first, place, flight, params)
         batch = packed(rollouts, self._settings)
         with self._timed("logprobs"):
             batch |= self._measured(params, batch)
         self._next, self._place = first + self._settings.num_iterations, end
         numbers = [rollout.prompt.number for rollout in rollouts[:: self.group_size]]
-        return Made(first, version, place, numbers, batch, pending)
+        return Made(first, version, place, numbers, batch, pending, flight=flight)
 
-    def _rollouts(self, first: int, place: int, params: Params) -> tuple[Sequence[Rollout], Callable[[], Scored], int]:
+    def _rollouts(
+        self, first: int, place: int, flight: Flight, params: Params
+    ) -> tuple[Sequence[Rollout], Callable[[], Scored], int]:
         """Rollouts, what finds their rewards, and the place in the order behind their prompts."""
-        settings, num = self._settings, self._settings.prompts_per_step
+        settings, num, sampler = self._settings, self._settings.prompts_per_step, self._sampler
         rounds = settings.max_num_gen_batches if isinstance(settings, GrpoConfig) else 1
         if rounds > 1:
-            sample = partial(self._sampler.sample, first, params)
+            sample = partial(sampler.sample, first, params)
             scored, end = sampled_in_rounds(sample, self._order, place, num, self.group_size, rounds)
             self._add("generation", scored.generation_s)
             self._add("reward", scored.reward_s)
             return scored.rollouts, lambda: scored, end
-        drawn = self._sampler.drawn(first, params, self._order.take(place, num))
+        if settings.partial is None:
+            drawn, end = sampler.drawn(first, params, self._order.take(place, num)), place + num
+        else:
+            end = place + num_to_begin(flight, settings, first)
+            flight = [*flight, *begun(sampler, first, self._order.take(place, end - place))]
+            drawn, self._flight = drawn_in_pieces(sampler, settings, first, params, flight)
         self._add("generation", drawn.generation_s)
         self._add("reward", drawn.by_model_s)
-        score = partial(self._sampler.scored, drawn)
-        return drawn.rollouts, score if self._thread is None else self._thread.submit(score).result, place + num
+        score = partial(sampler.scored, drawn)
+        return drawn.rollouts, score if self._thread is None else self._thread.submit(score).result, end
 
     def _first(self, step: int) -> int:
         """The first of the steps on the same completions."""
@@ -140,10 +150,13 @@ class PolicyBatches:
         first = self._first(step)
         carried = [at for at in sorted(self._made) if at >= first and self._made[at].version < step]
         behind = carried[-1] + self._settings.num_iterations if carried else first
-        place = self._made[behind].place if behind in self._made else self._place_of(behind)
+        made = self._made.get(behind)
+        place = self._place_of(behind) if made is None else made.place
         state: dict[str, Any] = {"step": step, "source": self.fingerprint, "place": place}
         for at in carried:
             self._made[at].finish(self._settings)
+        if flight := self._flight if made is None else made.flight:
+            state["flight"] = [group.plain() for group in flight]
         return state | ({"rollouts": [self._made[at].plain() for at in carried]} if carried else {})
 
     def restore(self, state: dict[str, Any]) -> int:
@@ -158,11 +171,13 @@ class PolicyBatches:
         self._asked = deque([self._first(step)], maxlen=2)
         self._next = carried[-1].first + self._settings.num_iterations if carried else self._first(step)
         self._place = state["place"]
+        self._flight = [Group.from_plain(plain, self._order.by_number) for plain in state.get("flight", [])]
         return step
 
     def continue_from(self, state: dict[str, Any]) -> int:
-        """As `restore`: the prompts go on, from the first rollouts that do not fit this run's batches."""
-        step = self.restore({**state, "source": self.fingerprint})
+        """As `restore`: the prompts go on, from the first rollouts that do not fit this run's batches. Completions in
+        flight are given up."""
+        step = self.restore({**state, "source": self.fingerprint, "flight": []})
         misfit = next((made for made in self._made.values() if not made.fits(self._settings)), None)
         if misfit is not None:
             self._made = {at: made for at, made in self._made.items() if at < misfit.first}

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from lifecycle.core.config import Section
 from lifecycle.core.numbers import LARGEST_INT32, Float32, Size
 from lifecycle.model.config import ModelConfig
 from lifecycle.rl.episode_config import EpisodesConfig
@@ -19,6 +20,13 @@ from lifecycle.training.policy import PolicyConfig, PolicyLoss, ValueConfig
 MAX_KEPT = 1024  # ids of a token's distribution; 16,384 positions with so many take 67 MB
 
 type Advantage = Literal["grpo", "grpo_batch", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
+
+
+class PartialConfig(Section):
+    """Completions in pieces: a step takes the groups that are whole first, and the others go on with later weights."""
+
+    prompts_in_flight: Size  # groups that are sampled at a time, more than a step takes
+    tokens: Size  # of each completion before it is looked at again which groups are whole
 
 
 class RolloutConfig(PolicyConfig):
@@ -44,6 +52,7 @@ class RolloutConfig(PolicyConfig):
     # Steps that the weights may take between the sampling of completions and the step that learns from them. Above 0,
     # rewards are found while devices sample and learn; ratios are then of the policy and the one that sampled.
     max_staleness: int = Field(default=0, ge=0, le=LARGEST_INT32)
+    partial: PartialConfig | None = None
     # Completions that are cut off at `max_completion_tokens` teach nothing (DAPO's overlong filtering).
     mask_truncated: bool = False
     num_slots: Size = 32  # completions that are sampled at a time
@@ -96,6 +105,8 @@ class RolloutConfig(PolicyConfig):
                 "max_staleness above 0 finds rewards while the next episodes are played, in the same environments; set "
                 "it to 0"
             )
+        if self.partial is not None:
+            self._check_partial(self.partial)
         num = self.prompts_per_step * self.group_size
         if self.fits < num:
             longest = self.max_prompt_tokens + self.max_completion_tokens
@@ -105,6 +116,24 @@ class RolloutConfig(PolicyConfig):
                 "multiple of that length) or global_batch_size, or lower prompts_per_step or group_size"
             )
         return self
+
+    def _check_partial(self, partial: PartialConfig) -> None:
+        if not self.max_staleness:
+            raise ValueError(
+                "partial: completions go on with later weights, so they need a bound: set max_staleness, such as 1"
+            )
+        most = self.prompts_per_step * (self.max_staleness + 1)
+        if not self.prompts_per_step < partial.prompts_in_flight <= most:
+            raise ValueError(
+                f"partial: prompts_in_flight={partial.prompts_in_flight} must be above prompts_per_step="
+                f"{self.prompts_per_step}, and at most {most}: no more can be trained on within max_staleness="
+                f"{self.max_staleness}"
+            )
+        if partial.tokens >= self.max_completion_tokens:
+            raise ValueError(
+                f"partial: tokens={partial.tokens} must be below max_completion_tokens={self.max_completion_tokens}, "
+                "or no completion is left to go on with"
+            )
 
 
 class GrpoConfig(RolloutConfig):

@@ -21,7 +21,7 @@ from lifecycle.rl.batch import Scores, shown
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.environment import Environment, Message, Played, Step, Tool
 from lifecycle.rl.openings import Conversations, first_fault, shown_tools
-from lifecycle.rl.rollouts import Answer, Prompt, Rollout, Score, seed_of
+from lifecycle.rl.rollouts import Complete, Prompt, Rollout, Score, seed_of
 from lifecycle.rl.tools import ToolEnvironment
 from lifecycle.text.chat import ChatError, Rendered
 from lifecycle.text.next_turn import said
@@ -40,7 +40,7 @@ class Episodes:
         self._make = settings.episodes.maker()
         self._environments: list[Environment] = []
 
-    def played(self, prompts: Sequence[Prompt], each: Sequence[SamplingParams], answer: Answer) -> list[Rollout]:
+    def played(self, prompts: Sequence[Prompt], each: Sequence[SamplingParams], complete: Complete) -> list[Rollout]:
         """An episode of each prompt's row. `each` has a sample's settings for the whole episode."""
         self._environments += [self._make() for _ in range(len(prompts) - len(self._environments))]
         episodes = [
@@ -52,7 +52,7 @@ class Episodes:
             live = [episode for episode in episodes if episode.is_live]
             if not live:
                 break
-            answers = answer([episode.prompt for episode in live], [episode.params(turn) for episode in live])
+            answers = complete([episode.prompt for episode in live], [episode.params(turn) for episode in live])
             for episode, said_ in zip(live, answers, strict=True):
                 episode.hear(said_)
             is_last = turn == self._settings.max_turns - 1

@@ -58,7 +58,9 @@ def abstract_sampler(model: ModelConfig, settings: RolloutConfig, mesh: AnyMesh)
 def runs_per_step(settings: RolloutConfig, num_slots: int, mesh: AnyMesh) -> dict[str, float]:
     """How often each kind of program runs for a train step, if every prompt and completion is as long as may be."""
     num = settings.prompts_per_step * settings.group_size
-    chunks = -(-num // num_groups(mesh)) * -(-settings.max_prompt_tokens // BUCKETS[-1])
+    piece = settings.max_completion_tokens if settings.partial is None else settings.partial.tokens
+    begins = range(0, settings.max_completion_tokens, piece)  # of each piece the tokens before it are prefilled
+    chunks = -(-num // num_groups(mesh)) * sum(-(-(settings.max_prompt_tokens + at) // BUCKETS[-1]) for at in begins)
     tokens = -(-num // num_slots) * settings.max_completion_tokens
     return {
         kind: runs / settings.num_iterations for kind, runs in (("scoring", 1), ("prefill", chunks), ("decode", tokens))

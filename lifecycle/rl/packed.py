@@ -15,6 +15,7 @@ import numpy as np
 from lifecycle.rl.advantages import advantages
 from lifecycle.rl.config import GrpoConfig, PpoConfig, RolloutConfig
 from lifecycle.rl.metrics import metrics_of
+from lifecycle.rl.partial import Flight
 from lifecycle.rl.returns import with_returns
 from lifecycle.rl.rollouts import Rollout, Scored
 from lifecycle.text.row_encoder import EncodedRow
@@ -27,7 +28,8 @@ from lifecycle.training.objectives.ppo import VALUES
 @dataclass
 class Made:
     """What a step trains on. `first`: the first step that does; `version`: the number of steps that the weights had
-    taken that it was sampled from; `place`: of its first prompt in their order; `prompts`: the prompts' numbers.
+    taken that it was sampled from; `place`: of its first prompt in their order; `prompts`: the prompts' numbers;
+    `flight`: what was in flight before.
 
     Until `finish`, `pending` gives the rewards, and the batch has no advantages. After a restart there are no rollouts.
     """
@@ -40,6 +42,7 @@ class Made:
     pending: Callable[[], Scored] | None = None
     scored: Scored | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    flight: Flight = ()
 
     def finish(self, settings: RolloutConfig) -> None:
         """Waits for the rewards, if they are not there; raises what finding them raises."""
@@ -48,7 +51,7 @@ class Made:
         self.scored, self.pending = replace(self.pending(), version=self.version), None
         self.batch = with_rewards(self.batch, self.scored.rewards, settings)
         staleness = {"sampling/staleness": float(self.first - self.version)} if settings.max_staleness else {}
-        self.metrics = metrics_of(self.scored, settings.group_size) | staleness
+        self.metrics = staleness | metrics_of(self.scored, settings.group_size)
 
     def fits(self, settings: RolloutConfig) -> bool:
         """Whether the batch is one of a stage with these settings."""

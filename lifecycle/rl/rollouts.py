@@ -28,6 +28,7 @@ from lifecycle.rl.batch import RewardBatch, Scores, Text, TrainerState
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.environment import Played
 from lifecycle.rl.reward_stage import NAME, ModelReward
+from lifecycle.text.tokenizer import StreamDecoder
 from lifecycle.training.served import served_by
 
 
@@ -69,13 +70,14 @@ class Rollout:
 @dataclass(frozen=True)
 class Unscored:
     """A step's rollouts, samples of a prompt side by side, before its reward functions are called; with the scores of
-    a reward model for those without a fault, and the seconds that both took."""
+    a reward model for those without a fault, and the seconds that both took. `metrics`: of `Scored`."""
 
     step: int
     rollouts: Sequence[Rollout]
     by_model: Sequence[float] | None
     generation_s: float
     by_model_s: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,15 @@ class Scored:
         return np.array(self.scores.totals, np.float64)
 
 
-type Answer = Callable[[Sequence[Prompt], Sequence[SamplingParams]], list[Rollout]]  # a batch of completions
+type Complete = Callable[[Sequence[Prompt], Sequence[SamplingParams]], list[Rollout]]  # a batch of prompts
+type Answer = Callable[[Sequence[Prompt], Sequence[int], Sequence[int]], list[Rollout]]  # by seeds and most tokens
 type Score = Callable[[Sequence[Rollout]], Scores]
 
 
 class Player(Protocol):
     """What plays episodes (`rl/episodes.py`)."""
 
-    def played(self, prompts: Sequence[Prompt], each: Sequence[SamplingParams], answer: Answer) -> list[Rollout]:
+    def played(self, prompts: Sequence[Prompt], each: Sequence[SamplingParams], complete: Complete) -> list[Rollout]:
         """An episode of each prompt's row."""
         ...
 
@@ -142,10 +145,25 @@ class Sampler:
 
     def drawn(self, step: int, params: Any, prompts: Sequence[Prompt], first: int = 0) -> Unscored:
         """The same without the rewards of functions: all that devices do. Waits for the weights first."""
-        samples, places = range(self._settings.group_size), range(first, first + len(prompts))
-        seeds = [seed_of(self._seed, step, place, sample) for place in places for sample in samples]
-        asked = [prompt for prompt in prompts for _ in samples]
+        seeds = [seed for place in range(first, first + len(prompts)) for seed in self.seeds(step, place)]
+        asked = [prompt for prompt in prompts for _ in range(self._settings.group_size)]
         return self._drawn(step, self._served(params), asked, [self._params(seed) for seed in seeds])
+
+    def seeds(self, step: int, place: int) -> list[int]:
+        """Of the samples of a prompt that is the one at `place` of a step."""
+        return [seed_of(self._seed, step, place, sample) for sample in range(self._settings.group_size)]
+
+    def answering(self, params: Any) -> Answer:
+        """What completes prompts by these weights, for which it waits."""
+        model = self._model_of(self._served(params))
+        return lambda prompts, seeds, lengths: self._answered(
+            model, prompts, [self._params(*one) for one in zip(seeds, lengths, strict=True)]
+        )
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Tokens as text, without special ones."""
+        decoder = StreamDecoder(self._model.tokenizer)
+        return "".join(map(decoder.feed, ids)) + decoder.finish()
 
     def scored(self, drawn: Unscored) -> Scored:
         """Rollouts with their rewards, from any thread; reward functions are called by one at a time."""
@@ -154,36 +172,44 @@ class Sampler:
             score, rollouts = partial(self._scores, drawn=drawn), drawn.rollouts
             scores = score(rollouts) if self._player is None else self._player.scored(rollouts, score)
             reward_s = drawn.by_model_s + time.perf_counter() - began
-        return Scored(drawn.rollouts, scores, drawn.generation_s, reward_s)
+        return Scored(drawn.rollouts, scores, drawn.generation_s, reward_s, drawn.metrics)
 
     def answer(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The likeliest completion of each prompt."""
-        return self.scored(self._drawn(step, params, prompts, [self._params(0, is_greedy=True)] * len(prompts)))
+        greedy = SamplingParams(temperature=0.0, max_tokens=self._settings.max_completion_tokens)
+        return self.scored(self._drawn(step, params, prompts, [greedy] * len(prompts)))
 
     def close(self) -> None:
         """Ends what it has started."""
         if self._player is not None:
             self._player.close()
 
-    def _params(self, seed: int, is_greedy: bool = False) -> SamplingParams:
-        settings = self._settings
-        length = settings.max_completion_tokens
-        if is_greedy:
-            return SamplingParams(temperature=0.0, seed=seed, max_tokens=length)
-        filters = {"top_k": settings.top_k, "top_p": settings.top_p, "min_p": settings.min_p}
-        return SamplingParams(temperature=settings.temperature, seed=seed, max_tokens=length, **filters)
-
-    def _drawn(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Unscored:
-        jax.block_until_ready(params)  # the step that makes them is no part of the sampling's time
+    def unscored(
+        self, step: int, rollouts: Sequence[Rollout], generation_s: float, metrics: Mapping[str, float] | None = None
+    ) -> Unscored:
+        """A step's rollouts, with what the reward model says of them."""
         began = time.perf_counter()
-        model = _with_weights(self._model, self._whole(params))
-        answer = partial(self._answered, model)
-        rollouts = answer(prompts, each) if self._player is None else self._player.played(prompts, each, answer)
-        generated = time.perf_counter()
         sound, own = [(rollout.prompt.ids, rollout.ids) for rollout in rollouts if not rollout.fault], None
         if self._by_model is not None and sound:
             own = self._by_model(sound)
-        return Unscored(step, rollouts, own, generated - began, time.perf_counter() - generated)
+        return Unscored(step, rollouts, own, generation_s, time.perf_counter() - began, metrics or {})
+
+    def _params(self, seed: int, length: int | None = None) -> SamplingParams:
+        settings = self._settings
+        filters = {"top_k": settings.top_k, "top_p": settings.top_p, "min_p": settings.min_p}
+        length = length or settings.max_completion_tokens
+        return SamplingParams(temperature=settings.temperature, seed=seed, max_tokens=length, **filters)
+
+    def _drawn(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Unscored:
+        model, began = self._model_of(params), time.perf_counter()
+        complete = partial(self._answered, model)
+        rollouts = complete(prompts, each) if self._player is None else self._player.played(prompts, each, complete)
+        return self.unscored(step, rollouts, time.perf_counter() - began)
+
+    def _model_of(self, params: Any) -> Model:
+        """The model with these weights; the step that makes them is no part of the sampling's time."""
+        jax.block_until_ready(params)
+        return _with_weights(self._model, self._whole(params))
 
     def _answered(self, model: Model, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> list[Rollout]:
         """A completion of each prompt, all in one batch."""

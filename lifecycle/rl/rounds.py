@@ -25,6 +25,7 @@ class PromptOrder:
 
     def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
         self._prompts, self._seed = prompts, seed
+        self.by_number = {prompt.number: prompt for prompt in prompts}
 
     def take(self, place: int, num: int) -> list[Prompt]:
         """`num` prompts from `place` on."""

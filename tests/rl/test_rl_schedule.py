@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,7 +29,18 @@ from lifecycle.training.objectives.policy import OLD, SAMPLER
 from lifecycle.training.passing import PassingBatches
 from lifecycle.training.run import TrainingRun
 from lifecycle.training.state import TrainState
-from tests.rl.toy_policy import MESH, MODEL, SEED, batches_of, prompts, sampler_of, settings
+from tests.rl.toy_policy import (
+    MESH,
+    MODEL,
+    SEED,
+    assert_same,
+    batches_of,
+    later,
+    order,
+    prompts,
+    sampler_of,
+    settings,
+)
 
 ROUNDS: dict[str, Any] = {
     "rewards": [{"function": f"{__file__}:two_letters"}],
@@ -38,6 +48,7 @@ ROUNDS: dict[str, Any] = {
     "max_num_gen_batches": 4,
 }
 AHEAD: dict[str, Any] = {"max_staleness": 1}
+PIECES: dict[str, Any] = AHEAD | {"partial": {"prompts_in_flight": 5, "tokens": 2}}
 
 
 def two_letters(prompts: Any, completions: list[str], letter: list[str], **_: Any) -> list[float]:
@@ -53,24 +64,6 @@ def nothing(prompts: Any, completions: list[str], **_: Any) -> list[float]:
 @pytest.fixture(scope="module")
 def params() -> Any:
     return random_params(MODEL)
-
-
-def later(params: Any, steps: int) -> Any:
-    """Weights after some steps."""
-    return jax.tree.map(lambda array: array * 1.05**steps, params)
-
-
-def assert_same(one: HostBatch, other: HostBatch) -> None:
-    assert one.keys() == other.keys()
-    for name, column in one.items():
-        np.testing.assert_array_equal(column, other[name])
-
-
-def order(num: int) -> list[str]:
-    """The letters of the first prompts in their order."""
-    config = settings(prompts_per_step=1)
-    listed = [batches_of(config, None).contents(step)[0]["prompts"][0] for step in range(num)]
-    return ["abcde"[number] for number in listed]
 
 
 def test_groups_without_a_spread_are_replaced_by_further_prompts(params: Any) -> None:
@@ -155,7 +148,7 @@ def batches_and(batches: PolicyBatches, state: dict[str, Any], params: Any) -> H
     return batches.batch(batches.restore(state), params)
 
 
-@pytest.mark.parametrize("own", [AHEAD, ROUNDS], ids=["ahead", "rounds"])
+@pytest.mark.parametrize("own", [AHEAD, ROUNDS, PIECES], ids=["ahead", "rounds", "pieces"])
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(
     own: dict[str, Any], params: Any, tmp_path: Path
 ) -> None:
@@ -175,7 +168,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(
     assert logged[0] == logged[1] and len(logged[0]) == 4
     sheet = account(read_sessions(whole / "times.jsonl"))
     assert sheet.seconds["generation"] > 0
-    assert ("waiting" in sheet.seconds) == (own is AHEAD)
+    assert ("waiting" in sheet.seconds) == ("max_staleness" in own)
 
 
 def merged(out: Path) -> Iterator[dict[str, Any]]:

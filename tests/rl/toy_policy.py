@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import numpy as np
+
 from lifecycle.core.config import validate
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
@@ -15,6 +18,7 @@ from lifecycle.rl.reward_stage import ModelReward
 from lifecycle.rl.rollouts import Prompt, Sampler
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
+from lifecycle.training.batches import HostBatch
 
 TOKENIZER = ByteTokenizer()
 MODEL = ModelConfig(
@@ -56,3 +60,22 @@ def batches_of(config: RolloutConfig, start: Any, model: ModelConfig = MODEL) ->
     """The batches of a stage whose first weights are `start`."""
     columns = measured_columns(model, config, MESH, start)
     return PolicyBatches(prompts(), config, sampler_of(config, model), SEED, columns)
+
+
+def later(params: Any, steps: int) -> Any:
+    """Weights after some steps."""
+    return jax.tree.map(lambda array: array * 1.05**steps, params)
+
+
+def assert_same(one: HostBatch, other: HostBatch) -> None:
+    """Equal to the bit."""
+    assert one.keys() == other.keys()
+    for name, column in one.items():
+        np.testing.assert_array_equal(column, other[name])
+
+
+def order(num: int) -> list[str]:
+    """The letters of the first prompts in their order."""
+    config = settings(prompts_per_step=1)
+    listed = [batches_of(config, None).contents(step)[0]["prompts"][0] for step in range(num)]
+    return ["abcde"[number] for number in listed]
