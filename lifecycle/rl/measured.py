@@ -18,6 +18,7 @@ from lifecycle.rl.batches import Columns
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.packed import needed_columns
 from lifecycle.training.batches import HostBatch
+from lifecycle.training.micro_batches import of_filled
 from lifecycle.training.objectives.objective import token_likelihoods
 from lifecycle.training.objectives.policy import KEPT, OLD, REFERENCE, policy_logprobs
 from lifecycle.training.objectives.ppo import VALUES
@@ -64,8 +65,11 @@ def measuring(model: ModelConfig, settings: RolloutConfig, mesh: Mesh, is_value:
     """The program from parameters and a batch's columns `seen` to `[B, T]`: log-probabilities, or values."""
 
     def local(params: Params, batch: Batch) -> Array:
-        tokens, _ = token_likelihoods(model, params, batch, settings)
-        return tokens.scores() if is_value else policy_logprobs(settings, tokens)
+        def of_part(part: Batch) -> Array:
+            tokens, _ = token_likelihoods(model, params, part, settings)
+            return tokens.scores() if is_value else policy_logprobs(settings, tokens)
+
+        return of_filled(of_part, batch, settings.grad_accum, mesh)
 
     options = compiler_options(mesh.devices.flat[0].device_kind)  # the step's kernels, of as many rows or more
     return jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows", "seq")), compiler_options=options)

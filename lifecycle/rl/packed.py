@@ -93,7 +93,7 @@ def packed_shapes(settings: RolloutConfig) -> dict[str, tuple[int, ...]]:
 def packed(rollouts: Sequence[Rollout], settings: RolloutConfig) -> HostBatch:
     """The rollouts in `global_batch_size` rows, each a segment, with what the sampler knows of their tokens."""
     groups = [Group([_segment(rollout, settings.mask_truncated)]) for rollout in rollouts]
-    batch = packed_groups(groups, settings.seq_len, settings.global_batch_size)
+    batch = packed_groups(groups, settings.seq_len, settings.global_batch_size, settings.grad_accum)
     batch[SAMPLER] = _per_token([rollout.logprobs for rollout in rollouts], rollouts, batch, np.float32(0))
     if settings.top_k:
         kept = [[_padded(ids, settings.top_k) for ids in rollout.kept] for rollout in rollouts]

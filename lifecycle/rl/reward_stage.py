@@ -15,6 +15,7 @@ from lifecycle.parallel.placement import on_mesh, shard_batch
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.group_rows import Group, packed_groups
+from lifecycle.training.micro_batches import of_filled
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods
 from lifecycle.training.objectives.objective import token_likelihoods
 from lifecycle.training.objectives.reward_model import rewards
@@ -31,14 +32,17 @@ def model_reward(model: ModelConfig, params: Params, settings: RolloutConfig, me
     plain = settings.model_copy(update={"remat": None, "precision": None})
 
     def local(params: Params, batch: Batch) -> Array:
-        return rewards(GroupLikelihoods(batch, 1, lambda rows: token_likelihoods(model, params, rows, plain)[0]))
+        def of_part(part: Batch) -> Array:
+            return rewards(GroupLikelihoods(part, 1, lambda rows: token_likelihoods(model, params, rows, plain)[0]))
+
+        return of_filled(of_part, batch, settings.grad_accum, mesh)
 
     options = compiler_options(mesh.devices.flat[0].device_kind)
     jitted = jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows")), compiler_options=options)
 
     def score(answers: Sequence[Ids]) -> list[float]:
         groups = [Group([_answer(*ids)]) for ids in answers]
-        batch = packed_groups(groups, settings.seq_len, settings.global_batch_size)
+        batch = packed_groups(groups, settings.seq_len, settings.global_batch_size, settings.grad_accum)
         found = np.asarray(jax.device_get(jitted(params, shard_batch(batch, mesh))))[..., 0]
         values = np.zeros(len(groups))
         is_there = batch["group_mask"] > 0

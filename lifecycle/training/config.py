@@ -183,6 +183,11 @@ class TrainConfig(VariantSection):
         return True
 
     @property
+    def has_empty_rows(self) -> bool:
+        """Whether batches have room for longer rows than most are, so that many of their rows are empty."""
+        return False
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the objective compares with the stage's initial weights, which cannot be fresh ones."""
         return False

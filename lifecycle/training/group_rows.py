@@ -100,9 +100,9 @@ class GroupRows(FixedRows):
         return {"rows": list(map(self._name, self._packed.units(index)))}
 
 
-def packed_groups(groups: Sequence[Group], seq_len: int, num_rows: int) -> dict[str, np.ndarray]:
-    """Groups in exactly `num_rows` rows, `[num_rows, ...]`, the last ones empty; `P` is the number of groups. Raises
-    `PackingError` if they do not fit."""
+def packed_groups(groups: Sequence[Group], seq_len: int, num_rows: int, grad_accum: int = 1) -> dict[str, np.ndarray]:
+    """Groups in exactly `num_rows` rows, `[num_rows, ...]`; `P` is the number of groups. Empty rows are those of a
+    step's last micro-batches (`training/step.py`). Raises `PackingError` if the groups do not fit."""
     order = sorted(range(len(groups)), key=lambda i: -groups[i].length)
     bins = best_fit_decreasing([groups[i].length for i in order], seq_len)
     if len(bins) > num_rows:
@@ -110,7 +110,8 @@ def packed_groups(groups: Sequence[Group], seq_len: int, num_rows: int) -> dict[
     listed = [[order[place] for place in places] for places in bins]
     rows = [_row([groups[unit] for unit in units], units, seq_len, len(groups)) for units in listed]
     rows += [empty_row(rows[0])] * (num_rows - len(rows))
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    places = np.argsort(np.arange(num_rows).reshape(-1, grad_accum).T.reshape(-1))
+    return {name: np.stack([rows[place][name] for place in places]) for name in rows[0]}
 
 
 def _row(groups: Sequence[Group], numbers: Sequence[int], seq_len: int, width: int) -> Row:

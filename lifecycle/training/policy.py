@@ -80,6 +80,11 @@ class PolicyConfig(TrainConfig):
     }  # fmt: skip
 
     @property
+    def has_empty_rows(self) -> bool:
+        """Batches have room for completions of the greatest length."""
+        return True
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the divergence from the initial weights counts."""
         return self.beta > 0

@@ -28,6 +28,7 @@ from lifecycle.parallel.placement import on_mesh, sum_gradients, sum_over_mesh
 from lifecycle.training.config import FaultsConfig
 from lifecycle.training.faults import guarded
 from lifecycle.training.freeze import merged, split
+from lifecycle.training.micro_batches import micro_batches, num_learned
 from lifecycle.training.objectives.neftune import STEP
 from lifecycle.training.objectives.objective import Context, Objective
 from lifecycle.training.objectives.router import load_metrics
@@ -71,7 +72,8 @@ def make_train_step(
     def local(parts: tuple[Params, Params], batch: Batch) -> tuple[Sums, Params]:
         batch = numbered(batch) if objective.has_context else batch
         context = sum_over_mesh(local_context(objective, parts, batch, grad_accum), mesh)
-        sums, grads = local_gradients(objective, parts, batch, grad_accum, context)
+        learned = num_learned(batch, grad_accum, mesh) if objective.has_empty_rows else None
+        sums, grads = local_gradients(objective, parts, batch, grad_accum, context, learned)
         return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs[0])
 
     gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
@@ -113,7 +115,7 @@ def local_context(objective: Objective, parts: tuple[Params, Params], batch: Bat
     params = jax.lax.stop_gradient(merged(*parts))
     if grad_accum == 1:
         return objective.context(params, batch)
-    micro = _micro_batches(batch, grad_accum)
+    micro = micro_batches(batch, grad_accum)
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, objective.context(params, part)), None
@@ -123,11 +125,17 @@ def local_context(objective: Objective, parts: tuple[Params, Params], batch: Bat
 
 
 def local_gradients(
-    objective: Objective, parts: tuple[Params, Params], batch: Batch, grad_accum: int, context: Context | None = None
+    objective: Objective,
+    parts: tuple[Params, Params],
+    batch: Batch,
+    grad_accum: int,
+    context: Context | None = None,
+    learned: Array | None = None,
 ) -> tuple[Sums, Params]:
-    """A device's own sums and float32 gradients of (trained, frozen) parameters, before any is summed over the mesh."""
+    """A device's own sums and float32 gradients of (trained, frozen) parameters, before any is summed over the mesh.
+    `learned`: as `num_learned` says, by which micro-batches without a target are passed over."""
     trained, frozen = parts
-    return _summed_gradients(partial(_of_parts, objective, frozen, context or {}), trained, batch, grad_accum)
+    return _summed_gradients(partial(_of_parts, objective, frozen, context or {}), trained, batch, grad_accum, learned)
 
 
 def of_own_rows(
@@ -143,13 +151,8 @@ def _of_parts(objective: Objective, frozen: Params, context: Context, trained: P
     return objective.loss(merged(trained, frozen), batch, context)
 
 
-def _micro_batches(batch: Batch, num: int) -> dict[str, Array]:
-    """`[num, B, ...]` arrays: micro-batch `i` has rows `i::num`."""
-    return {k: x.reshape(-1, num, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
-
-
 def _summed_gradients(
-    loss: Callable[[Params, Batch], Sums], params: Params, batch: Batch, grad_accum: int
+    loss: Callable[[Params, Batch], Sums], params: Params, batch: Batch, grad_accum: int, learned: Array | None
 ) -> tuple[Sums, Params]:
     def loss_sum(params: Params, part: Batch) -> tuple[Array, Sums]:
         sums = loss(params, part)
@@ -162,11 +165,17 @@ def _summed_gradients(
     if grad_accum == 1:
         grads, sums = gradients(params, batch)
         return sums, grads
-    parts = _micro_batches(batch, grad_accum)
+    parts = micro_batches(batch, grad_accum)
 
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradients(params, part)), None
+    def with_part(total: Any, part: Batch) -> Any:
+        return jax.tree.map(jnp.add, total, gradients(params, part))
+
+    def add(total: Any, micro: tuple[Batch, Array | None]) -> tuple[Any, None]:
+        part, own = micro
+        if own is None:
+            return with_part(total, part), None
+        return jax.lax.cond(own > 0, with_part, lambda total, _: total, total, part), None
 
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, params, {k: x[0] for k, x in parts.items()}))
-    (grads, sums), _ = jax.lax.scan(add, zero, parts)
+    (grads, sums), _ = jax.lax.scan(add, zero, (parts, learned))
     return sums, grads

@@ -45,12 +45,14 @@ class Objective:
     the whole global batch and without a gradient: denominators, estimates over the batch, order statistics.
 
     `held`: how the parameters of other models are sharded that both find beside the stage's own, by name. No step
-    changes them, and no checkpoint has them.
+    changes them, and no checkpoint has them. `has_empty_rows`: batches have room for the longest rows that may come, so
+    that whole micro-batches of theirs are often empty; a step passes over these.
     """
 
     loss: Callable[[Params, Batch, Context], Sums]
     context: Callable[[Params, Batch], Context] = nothing
     held: Params = field(default_factory=dict, hash=False)
+    has_empty_rows: bool = False
     needs_step: bool = False  # whether a training step's batch has the column `step`, by which noise is drawn
 
     @property
@@ -96,7 +98,7 @@ def _of_tokens(
         return with_routers(model, sums, routers)
 
     specs = {name: param_specs(other) for name, other in held.items()}
-    return Objective(loss, held=specs, needs_step=train.noise_alpha is not None)
+    return Objective(loss, nothing, specs, train.has_empty_rows, needs_step=train.noise_alpha is not None)
 
 
 def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) -> Objective:
@@ -122,7 +124,7 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
         return with_routers(model, sums, routers)
 
     if of_context is None:
-        return Objective(loss)
+        return Objective(loss, has_empty_rows=train.has_empty_rows)
 
     def context(params: Params, batch: Batch) -> Context:
         groups = GroupLikelihoods(
@@ -130,7 +132,7 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
         )
         return jax.tree.map(lambda value: replicated_share(value, "seq"), of_context(train, groups))
 
-    return Objective(loss, context)
+    return Objective(loss, context, has_empty_rows=train.has_empty_rows)
 
 
 def token_likelihoods(
