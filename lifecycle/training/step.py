@@ -41,6 +41,7 @@ from lifecycle.training.state import TrainState
 type Metrics = dict[str, Array]
 
 COUNTS = "counts/"  # before a metric's name: what it is a mean of in this step
+COMPUTED = "frac_computed"  # the share of micro-batches that a step did not pass over
 
 
 def make_train_step(
@@ -59,7 +60,8 @@ def make_train_step(
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is spread evenly
     over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm`, `update_norm` (of the optimizer's change, its
-    decay included), the objective's own means, the counts of those that have one (`COUNTS`), and the experts' load.
+    decay included), the objective's own means, the counts of those that have one (`COUNTS`), the experts' load, and
+    `COMPUTED` of an objective that has empty rows.
     `bias_rate`: how much a step moves a router's selection bias towards an even load (`MoeConfig`). `faults`: what a
     step leaves out (`training/faults.py`), with a state for it; then also `skipped` and `faults_in_row`. `served`: the
     parameters as the objective sees them (`training/served.py`). `follow`: how a reference moves behind them
@@ -69,20 +71,21 @@ def make_train_step(
     trained, frozen = jax.tree.map(lambda sharding: sharding.spec, (shardings.trained, shardings.frozen))
     specs = trained, frozen | objective.held
 
-    def local(parts: tuple[Params, Params], batch: Batch) -> tuple[Sums, Params]:
+    def local(parts: tuple[Params, Params], batch: Batch) -> tuple[Sums, Params, Metrics]:
         batch = numbered(batch) if objective.has_context else batch
         context = sum_over_mesh(local_context(objective, parts, batch, grad_accum), mesh)
         learned = num_learned(batch, grad_accum, mesh) if objective.has_empty_rows else None
         sums, grads = local_gradients(objective, parts, batch, grad_accum, context, learned)
-        return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs[0])
+        computed = {} if learned is None else {COMPUTED: (learned > 0).mean()}
+        return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs[0]), computed
 
-    gradients = on_mesh(local, mesh, specs, (P(), specs[0]))
+    gradients = on_mesh(local, mesh, specs, (P(), specs[0], P()))
 
     def step(state: TrainState, batch: Batch, held: Params | None = None) -> tuple[TrainState, Metrics]:
         if objective.needs_step:
             batch = {**batch, STEP: jnp.broadcast_to(state.step, next(iter(batch.values())).shape[:1])}
         trained, frozen = split(served(state.params), state.frozen)
-        sums, grads = gradients((trained, frozen | (held or {})), batch)
+        sums, grads, computed = gradients((trained, frozen | (held or {})), batch)
         divisor = jnp.maximum(sums.count, 1)
         grads = jax.tree.map(lambda g: g / divisor, grads)
         before = widened(state.trained)
@@ -92,7 +95,7 @@ def make_train_step(
         trained = rounded_like(state.trained, trained, state.step)
         metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
         metrics |= {"update_norm": optax.global_norm(updates)} | sums.metric_means(divisor) | load_metrics(sums.load)
-        metrics |= {COUNTS + name: count for name, count in sums.counts.items()}
+        metrics |= {COUNTS + name: count for name, count in sums.counts.items()} | computed
         after = TrainState(trained, state.frozen, opt_state, state.step + 1, state.faults)
         if faults is not None and faults.is_guarded:
             after, metrics = guarded(faults, state, after, metrics)
