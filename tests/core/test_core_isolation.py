@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.core.isolated_programs import ALLOWED, ATTEMPTS
 from tests.scratch_folders import left_behind, scratch_folders
 
 PROGRAM = "tests.core.isolated_programs:answer"
-LIMITS = Limits(cpu_s=1, wall_s=12.0, file_bytes=1 << 16)
+LIMITS = Limits(cpu_s=1, wall_s=120.0, file_bytes=1 << 16)
 closed = pytest.mark.skipif(bool(unavailable()), reason=f"processes cannot be closed off here: {unavailable()}")
 
 
@@ -33,13 +34,21 @@ def pool() -> Iterator[IsolatedPool]:
 @pytest.mark.slow
 def test_an_item_that_fails_fails_alone_and_says_why(pool: IsolatedPool) -> None:
     ways = {
-        "loop": "CPU time", "sleep": "wall time", "leave": "it ended before it had a result",
+        "loop": "CPU time", "leave": "it ended before it had a result",
         "kill": "killed by SIGKILL", "memory": "memory", "raise": "ValueError: no", "flood": "output size",
     }  # fmt: skip
     items = [part for number, word in enumerate(ways) for part in (number, word)]
     results = pool.map(items)
     assert [result.value for result in results[::2]] == [2 * number for number in range(len(ways))]
     assert dict(zip(ways, (result.failure for result in results[1::2]), strict=True)) == ways
+
+
+@pytest.mark.slow
+def test_an_item_that_waits_ends_with_its_time() -> None:
+    pool = IsolatedPool(PROGRAM, replace(LIMITS, wall_s=3.0), is_fresh=False, workers=1)
+    assert pool.map(["sleep"])[0].failure == "wall time"
+    assert pool.map([4])[0].value == 8
+    pool.close()
 
 
 def test_results_have_the_order_of_items_and_none_is_no_call(pool: IsolatedPool) -> None:

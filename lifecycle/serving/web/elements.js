@@ -59,3 +59,14 @@ export function download(name, type, text) {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);  // Safari still reads it after the click
 }
+
+const shownAs = new WeakMap();
+
+/** Gives an element the children that `made` returns, unless it has those of the same state, a list: a button that is
+ * replaced while the mouse is down on it gets no click. */
+export function update(element, state, made) {
+  const before = shownAs.get(element);
+  if (before?.length === state.length && before.every((value, at) => value === state[at])) return;
+  shownAs.set(element, state);
+  element.replaceChildren(...made());
+}

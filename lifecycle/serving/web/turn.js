@@ -1,7 +1,7 @@
 // A question and an answer on the page. A view shows its message as it is now whenever it is drawn; what its buttons do
 // is the chat's (`acts`).
 
-import { button, copy, make, problem, styled } from "./elements.js";
+import { button, copy, make, problem, styled, update } from "./elements.js";
 import { show } from "./markdown.js";
 import { tokenView } from "./tokens.js";
 
@@ -21,10 +21,10 @@ export class Question {
     this.element.classList.toggle("dropped", isDropped || Boolean(note));
     if (this.form) return;
     this.text.textContent = node.text;
-    this.end.replaceChildren(
+    update(this.end, [node, node.text, note, ids(versions)], () => [
       ...(note ? [styled("span", "note", note)] : []), ...steps(node, versions, this.acts.choose),
       button("Edit", () => this.edit()), button("Copy", ({ target }) => copy(node.text, this.text, target)),
-    );
+    ]);
   }
 
   /** Opens the form; the old message stays as a version. */
@@ -96,7 +96,7 @@ export class Answer {
     this.isRunning = state.isRunning;
     this.drawText();
     if (!state.isRunning) this.drawEnd(state);
-    else for (const element of [this.note, this.actions, this.problem]) element.replaceChildren();
+    else this.clearEnd();
   }
 
   drawText() {
@@ -117,15 +117,21 @@ export class Answer {
     this.problem.replaceChildren(...(node.failure ? [failed(node, acts)] : []));
     const isPart = ["stopped", "length", "failed", null].includes(node.end);  // null: the page was closed before
     const canGoOn = isPart && node.text && !node.reasoning;  // a prompt has no place for what the model had thought
-    const actions = [
+    const shown = [node, node.text, node.tokens.length, node.failure, canGoOn, ids(state.versions)];
+    update(this.actions, [...shown, state.side, state.isChosen], () => [
       ...(state.side ? [this.chooser(state)] : steps(node, state.versions, acts.choose)),
       ...(canGoOn ? [button("Continue", () => acts.goOn(node))] : []),
       ...(node.failure ? [] : [button("Retry", () => acts.retry(node))]),  // "Try again" is beside the failure
       ...(node.text ? [button("Copy", ({ target }) => copy(node.text, this.body, target))] : []),
       ...(node.tokens.length ? [this.toggle()] : []),
       ...(!state.side && state.versions.length > 1 ? [button("Side by side", () => acts.sideBySide(node))] : []),
-    ];
-    this.actions.replaceChildren(...actions);
+    ]);
+  }
+
+  clearEnd() {
+    this.note.replaceChildren();
+    this.problem.replaceChildren();
+    update(this.actions, [], () => []);
   }
 
   chooser({ isChosen }) {
@@ -142,6 +148,8 @@ export class Answer {
     return pressed;
   }
 }
+
+const ids = (versions) => versions.map(({ id }) => id).join();
 
 /** Buttons to the versions before and after, if there are several. */
 function steps(node, versions, choose) {
