@@ -192,7 +192,7 @@ def test_trace_leads_from_an_alias_to_the_filters_and_the_source_files(undisturb
         assert wanted in shown
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worse_model_becomes_candidate_and_not_production(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     old = json.loads(run.succeed("trace", "production", "--json"))["version"]

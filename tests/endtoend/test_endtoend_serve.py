@@ -150,7 +150,7 @@ def test_a_bundle_has_no_settings(undisturbed: Debug) -> None:
         chat(undisturbed.root / "model.gguf")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_read_only_run_is_listed_and_served_and_cannot_be_changed(undisturbed: Debug) -> None:
     folder, log = undisturbed.folder, undisturbed.root / "read_only.txt"
     assert "production" in read_only(folder, undisturbed.command("versions"))

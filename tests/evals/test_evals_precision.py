@@ -47,7 +47,7 @@ def trained_logprobs(config: ModelConfig, params: Params, tokens: Array) -> Arra
     return token_logprobs(hidden, head(config, params), tokens[:, 1:], config.logits_soft_cap)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_engine_scorer_and_trainer_agree_in_bfloat16() -> None:
     model, greedy = narrow_model(), SamplingParams(temperature=0.0, max_tokens=20, stop_ids=())
     (completion,) = generate(model, [PROMPT], greedy, num_slots=2)

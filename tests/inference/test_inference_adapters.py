@@ -232,7 +232,7 @@ def test_every_family_computes_with_an_adapter_of_each_row_as_with_merged_weight
     assert np.abs(found - expected[1])[[0, 2]].max() > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_drafts_of_rows_with_adapters_are_verified_with_them(model: Model, engine: Engine) -> None:
     """A prompt whose answers repeat themselves, so that drafts are accepted."""
     held = [None, load(engine, 1), load(engine, 2)]

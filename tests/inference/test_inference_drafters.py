@@ -80,7 +80,7 @@ def test_all_that_the_model_itself_drafts_is_accepted(
     assert stats.draft_tokens == stats.accepted_tokens > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_steps_without_drafts_are_read_along(model: Model) -> None:
     """A request in a grammar gets no drafts, and the steps of a dispatch may be plain: what comes next is drafted."""
     with drafting_engine(model, same(model)) as engine:
@@ -91,7 +91,7 @@ def test_steps_without_drafts_are_read_along(model: Model) -> None:
         assert engine.stats.draft_tokens == engine.stats.accepted_tokens > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_draft_model_that_knows_nothing_changes_nothing(
     model: Model, plain: tuple[list[Completion], EngineStats]
 ) -> None:
@@ -145,7 +145,7 @@ def expected_drafts(model: Model, prompt: Sequence[int], made: Sequence[int]) ->
     return num, right
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_module_drafts_what_it_says_of_whole_rows() -> None:
     """Prompts of one chunk and of several."""
     model, module = knowing(0.3)
@@ -195,7 +195,7 @@ def test_a_bundle_drafts_with_its_module_or_with_another_bundle(tmp_path: Path, 
         assert stats.draft_tokens > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_heads_weights_may_be_rounded_where_the_models_are_not(tmp_path: Path) -> None:
     folder = saved(random_model(num_layers=3).config, tmp_path)
     config = load_bundle(folder).config

@@ -38,9 +38,8 @@ def test_tokens_and_log_probabilities_are_those_without_drafts_in_fewer_steps(
     assert stats.decode_steps < 0.8 * plain[1].decode_steps
 
 
-@pytest.mark.parametrize(
-    "vocab_size", [pytest.param(40, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("vocab_size", [40, None])
 def test_a_head_that_knows_nothing_changes_nothing(
     model: Model, plain: tuple[list[Completion], EngineStats], vocab_size: int | None
 ) -> None:

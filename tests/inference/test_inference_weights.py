@@ -59,7 +59,8 @@ def test_all_matrices_are_rounded_and_nothing_else_is(name: str, weights: Weight
 
 
 @pytest.mark.parametrize(
-    "weights, near", [("int8", 0.03), ("int4", 0.2), pytest.param("fp8", 0.1, marks=pytest.mark.long)]
+    "weights, near",
+    [("int8", 0.03), *(pytest.param(*one, marks=pytest.mark.long) for one in (("int4", 0.2), ("fp8", 0.1)))],
 )
 @pytest.mark.parametrize("name", MEASURED)
 def test_likelihoods_are_those_of_the_programs_and_near_the_plain_weights(

@@ -52,16 +52,11 @@ CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     ),
     "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
 }
-LONG = ("segments", "soft cap", "values narrower than keys")  # "all" has them too
 DEFAULT = ("causal", "a length of no whole block", "window", "sinks", "all")
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name if name in DEFAULT else pytest.param(name, marks=pytest.mark.long if name in LONG else pytest.mark.slow)
-        for name in CASES
-    ],
+    "name", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.long) for name in CASES]
 )
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     mask, options, dims = CASES[name]
@@ -72,7 +67,7 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     assert_same(value_and_gradients(flash, inputs), of_reference(inputs, mask, **same))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=4)
 @given(data=st.data())
 def test_any_shape_is_as_the_reference(data: st.DataObject) -> None:
@@ -95,7 +90,7 @@ def test_any_shape_is_as_the_reference(data: st.DataObject) -> None:
     [
         pytest.param(1024, None, marks=pytest.mark.long),
         (1024, 130),
-        pytest.param(1200, None, marks=pytest.mark.slow),
+        pytest.param(1200, None, marks=pytest.mark.long),
     ],
 )
 def test_a_load_balanced_part_of_the_queries_on_each_device(length: int, window: int | None) -> None:

@@ -177,7 +177,7 @@ def test_other_sizes_and_dtypes_are_multiplied_as_before_on_a_v6e(monkeypatch: p
             np.testing.assert_array_equal(found, before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_products_of_the_same_rows_are_those_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     x, (a, b) = drawn(256, 128), (drawn(128, 256, seed=1), drawn(128, 384, seed=2))
 
@@ -287,10 +287,10 @@ def test_a_v6es_gated_unit_recomputes_no_product_and_copies_no_half() -> None:
     assert "reduce_precision" not in {operation(executed.instruction) for executed in program.executed}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.aot
 @pytest.mark.skipif(not TPU_COMPILER.is_installed, reason="needs the TPU compiler: uv sync --extra tpu")
-@pytest.mark.parametrize("is_cut_by_column", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("is_cut_by_column", [False, True])
 def test_a_v6e_has_three_kernels_a_product_and_recomputes_none(is_cut_by_column: bool) -> None:
     """Rematerialisation keeps each row's largest magnitude, and rounds again with it: the product is not repeated."""
     prepare()

@@ -65,7 +65,7 @@ def run_cached(
 @pytest.mark.parametrize(
     "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.long)]
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_with_windows_decodes_what_its_full_forward_says(config: ModelConfig) -> None:
     params = random_params(config)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)

@@ -239,7 +239,7 @@ def test_a_bfloat16_cache_stays_so_and_is_close(params: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(DENSE, id="dense", marks=pytest.mark.slow),
+    [pytest.param(DENSE, id="dense", marks=pytest.mark.long),
      pytest.param(PROJECTION, id="projection", marks=pytest.mark.long),
      pytest.param(EXPERTS, id="experts", marks=pytest.mark.long)],
 )  # fmt: skip

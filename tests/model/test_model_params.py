@@ -59,7 +59,7 @@ def test_vectors_and_what_stays_in_float32_are_declared(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma3_text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deepseek_v3", "gpt_oss"))]
+    "family", ["gemma3_text", *(pytest.param(name, marks=pytest.mark.long) for name in ("deepseek_v3", "gpt_oss"))]
 )
 def test_parameters_in_use_compute_what_the_trained_ones_compute_bit_by_bit(family: str) -> None:
     config = narrow(family)

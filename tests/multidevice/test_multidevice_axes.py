@@ -91,7 +91,7 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(model: str, axes: dic
     assert_equal(first_step(model, **axes), first_step(model.removesuffix(" ring")))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "axes"),
     [("dense", {"replica": 2, "fsdp": 2, "context": 2}), long("projection", {"fsdp": 4, "tensor": 2})],
@@ -101,7 +101,7 @@ def test_chunks_of_the_vocabulary_give_the_loss_and_gradients_of_one_device(mode
     assert_equal(first_step(model, loss_chunks=4, **axes), first_step(model))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_preferences_on_a_mesh_are_those_of_one_device() -> None:
     """By a pipeline, with answers cut in two, in chunks of a vocabulary that is sharded."""
     axes = {"stage": 2, "context": 2, "tensor": 2}
@@ -111,7 +111,7 @@ def test_preferences_on_a_mesh_are_those_of_one_device() -> None:
 @pytest.mark.parametrize(
     ("model", "weights", "axes"),
     [
-        pytest.param("projection", "int4", {"replica": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
+        long("projection", "int4", {"replica": 2, "fsdp": 2, "tensor": 2}),
         long("projection", "fp8", {"fsdp": 2, "context": 2, "tensor": 2}),
         long("experts", "int8", {"stage": 2, "fsdp": 2, "expert": 2}),
     ],

@@ -122,10 +122,8 @@ def its_module(model: Model) -> Drafter:
     return Module(jax.tree.map(lambda stack: stack[0], model.params[MODULES][MODULES_STACK]), model.config, 3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "drafter", [ngrams, *(pytest.param(own, marks=pytest.mark.long) for own in (the_model_itself, its_module))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("drafter", [ngrams, the_model_itself, its_module])
 def test_drafts_change_nothing_on_a_mesh(drafter: Callable[[Model], Drafter]) -> None:
     """Devices that divide the rows' sampling follow each row's drafts by themselves."""
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
@@ -148,7 +146,7 @@ def test_all_experts_of_few_rows_generate_what_sorted_rows_do(name: str, monkeyp
     assert_alike(generate(model_of(name), *requests(), mesh=mesh), one_device(name))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mesh_searches_with_beams_as_one_device_does() -> None:
     """Layers with windows; prompts that end in the middle and at the end of a page, more of them than groups."""
     model, config = model_of("dense"), BeamConfig(num_beams=2)
@@ -168,14 +166,9 @@ def test_a_mesh_embeds_what_one_device_does(pooling: Pooling) -> None:
     np.testing.assert_allclose(vectors, embed(model, prompts, pooling), atol=CLOSE, rtol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("weights", "kv_cache", "near"),
-    [
-        pytest.param("int8", None, 0.1, marks=pytest.mark.long),
-        pytest.param("fp8", None, 0.2, marks=pytest.mark.long),
-        ("int4", "int8", 0.5),
-    ],
+    ("weights", "kv_cache", "near"), [("int8", None, 0.1), ("fp8", None, 0.2), ("int4", "int8", 0.5)]
 )
 def test_what_is_rounded_is_sharded_as_what_is_not(
     weights: WeightFormat | None, kv_cache: CacheFormat | None, near: float

@@ -109,7 +109,7 @@ def test_initial_values_do_not_depend_on_the_mesh() -> None:
     chex.assert_trees_all_equal(*jax.device_get(fresh), strict=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_measurements_do_not_depend_on_the_mesh(tmp_path: Path) -> None:
     """Held-out means and reference log-probabilities, the last batch filled up with padding."""
     settings = TinyRun(objective="dpo")

@@ -161,7 +161,7 @@ def test_a_mesh_equals_one_device(kind: str, mesh: str) -> None:
     assert all(np.any(grad) for name, tree in grads.items() if name not in still for grad in jax.tree.leaves(tree))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_padding_goes_to_no_expert_on_a_mesh_either() -> None:
     params = layer(PLAIN)[1]
     meshes = ({"expert": 4, "tensor": 2}, {"fsdp": 1})
@@ -178,7 +178,7 @@ def crowded(params: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
     return x + 3.0 * params["router"][:, 5] / jnp.linalg.norm(params["router"][:, 5]), pull, is_token
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sizes",
     [pytest.param({"expert": 8}, id="expert"),

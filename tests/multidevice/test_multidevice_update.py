@@ -33,7 +33,7 @@ MESHES = {
     "fsdp x tensor": MeshConfig(fsdp=4, tensor=2),
     "replica x fsdp": MeshConfig(replica=2, fsdp=4),
 }
-EACH_MESH = ["fsdp", "replica x fsdp", pytest.param("fsdp x tensor", marks=pytest.mark.long)]
+EACH_MESH = ["fsdp", *(pytest.param(name, marks=pytest.mark.long) for name in ("replica x fsdp", "fsdp x tensor"))]
 CALL = re.compile(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 
 

@@ -130,7 +130,7 @@ def test_a_template_reads_columns() -> None:
     assert scores.totals == [1.0, 0.0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_our_own_server_is_a_judge() -> None:
     with served() as (address, _):
         scores = score(f"{address}/v1", ["a", "b"], model="tiny", low=0, high=3, max_tokens=64)

@@ -77,7 +77,7 @@ def test_the_shipped_fine_tuning_of_a_bundle_makes_a_registered_chat_model(tmp_p
     assert version.kind == "chat" and made["register"].stats["promoted"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stages_of_two_models_train_in_one_run(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()

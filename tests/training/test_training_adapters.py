@@ -128,7 +128,7 @@ def adapted_job(out: Path) -> TrainJob:
     return replace(job, model=model, train=train, objective=build_objective(model, train), start=start)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_run_ends_with_the_same_bits_and_saves_frozen_weights_once(tmp_path: Path) -> None:
     whole = run_job(adapted_job(tmp_path / "whole"), StopAt(0))
     with pytest.raises(KeyboardInterrupt):

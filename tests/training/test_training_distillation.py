@@ -31,7 +31,7 @@ def job_in(out: Path) -> tuple[TrainJob, Evaluate]:
     return job, Evaluate(2, means.measure, means.prepare)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_run_goes_on_to_the_same_bits_and_its_teacher_stays(tmp_path: Path) -> None:
     job, measured = job_in(tmp_path / "whole")
     before = hash_params(job.held["teacher"])
@@ -44,7 +44,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_its_teacher_stays(tmp_path: 
     assert hash_params(job.held["teacher"]) == before  # no step has taken its buffers
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trainer_of_ones_own_has_a_teacher_too() -> None:
     objective = objective_of("distillation", beta=0.0)
     batch = next(one_epoch(rows_of(RUN), global_batch_size=8))

@@ -60,7 +60,7 @@ def zeroed(params: Any, batch: Any, context: Any) -> Any:
     return objective_of("next_token").loss(held, batch, context)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_frozen_embedding_is_as_if_its_gradient_were_zero(frozen: Path, tmp_path: Path) -> None:
     run_job(replace(job(tmp_path), objective=Objective(zeroed)), Silent())
     chex.assert_trees_all_equal(weights(frozen), weights(tmp_path))

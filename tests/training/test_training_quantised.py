@@ -55,8 +55,8 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(
     assert again["params_hash"] == whole["params_hash"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("remat", [{}, pytest.param({"gate": "save", "q": "save"}, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("remat", [{}, {"gate": "save", "q": "save"}])
 def test_what_is_computed_again_is_rounded_to_the_same_values(remat: dict[str, str]) -> None:
     batch: Any = next(one_epoch(rows_of(TinyRun()), global_batch_size=4))
     params = random_params(MODEL)

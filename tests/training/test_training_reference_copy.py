@@ -105,7 +105,7 @@ def test_a_reference_that_moves_gives_trls_losses(case: dict[str, Any], mesh: Me
     assert losses == pytest.approx(case["losses"], rel=LOSS) and norms == pytest.approx(case["grad_norms"], rel=NORM)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_run_goes_on_with_the_reference_that_it_had(tmp_path: Path) -> None:
     run = TinyRun(objective="dpo", steps=7, checkpoint_every=3, settings=MOVES)
     expected = run_job(tiny_job(tmp_path / "whole", run), Silent())

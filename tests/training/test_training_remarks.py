@@ -156,7 +156,7 @@ def told(out: Path, steps: int, stop_at: int | None = None) -> list[str]:
     return [text for text in notes.notes if "max_completion_tokens" in text]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_tells_it_after_the_step_and_no_more_when_it_goes_on(tmp_path: Path) -> None:
     assert told(tmp_path / "short", 4) == []  # half of the records
     (text,) = told(tmp_path / "whole", 9)

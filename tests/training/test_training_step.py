@@ -55,7 +55,9 @@ class Steps:
     parts: tuple[TrainState, dict[str, float]]
 
 
-@pytest.fixture(scope="module", params=["next_token", "dpo", pytest.param("orpo", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module", params=["next_token", *(pytest.param(one, marks=pytest.mark.long) for one in ("dpo", "orpo"))]
+)
 def steps(request: pytest.FixtureRequest, params: Any) -> Steps:
     """A real packed batch; the masks of its micro-batches are made very unequal."""
     name = request.param

@@ -42,7 +42,7 @@ def all_logits(config: ModelConfig, params: Any, tokens: Array) -> Array:
     return logits(config, params, forward(config, params, tokens, positions))
 
 
-@pytest.mark.parametrize("name", ["llama3_qv", "llama3_all", pytest.param("deepseek_v3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llama3_qv", "llama3_all", pytest.param("deepseek_v3", marks=pytest.mark.long)])
 def test_logits_are_those_of_peft_with_the_bank_and_with_merged_weights(name: str, tmp_path: Path) -> None:
     write_model(GOLDEN / "families" / BASES[name], tmp_path)
     config = load_config(tmp_path).model_copy(update={"compute_dtype": "float32"})
