@@ -95,6 +95,17 @@ class Scores:
     extra: Mapping[str, list[Any]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready, without `extra`."""
+        faults = {name: dict(reasons) for name, reasons in self.faults.items()}
+        return {"values": dict(self.values), "totals": self.totals, "faults": faults, "metrics": dict(self.metrics)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Scores":
+        """The reverse."""
+        faults = {name: Counter(reasons) for name, reasons in plain["faults"].items()}
+        return cls(plain["values"], plain["totals"], faults, metrics=plain["metrics"])
+
     @property
     def notes(self) -> list[str]:
         """The faults in words, for the terminal."""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lifecycle.core.config import digest
+from lifecycle.core.distributed import is_writer
 from lifecycle.model.params import Params
 from lifecycle.rl.config import GrpoConfig, RolloutConfig
 from lifecycle.rl.packed import Made, packed
@@ -34,14 +35,21 @@ type Columns = Callable[[Params, HostBatch], dict[str, np.ndarray]]  # what the 
 
 
 class PolicyBatches:
-    """The batches of a stage that learns from rewards, in one process."""
+    """The batches of a stage that learns from rewards. Every process of a job has the rollouts of all."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], settings: RolloutConfig, sampler: Sampler, seed: int, measured: Columns
+        self,
+        prompts: Sequence[Prompt],
+        settings: RolloutConfig,
+        sampler: Sampler,
+        seed: int,
+        measured: Columns,
+        held: Sequence[int] | None = None,
     ) -> None:
         """`measured` gives the columns of log-probabilities that the settings need, from the weights that a batch is
-        sampled from."""
+        sampled from. `held`: this process's rows of a batch; None: all."""
         self._settings, self._sampler, self._measured = settings, sampler, measured
+        self._held = slice(None) if held is None else list(held)
         self._order = PromptOrder(prompts, seed)
         self._made: dict[int, Made] = {}  # by the first step on them
         self._asked: deque[int] = deque([0], maxlen=2)  # the newest steps that were asked for
@@ -57,8 +65,8 @@ class PolicyBatches:
         return self._settings.group_size
 
     def batch(self, step: int, params: Params) -> HostBatch:
-        """The rows of `step`, sampled if its completions are new."""
-        return self.of_step(step, params).batch
+        """This process's rows of `step`, sampled if its completions are new."""
+        return {name: column[self._held] for name, column in self.of_step(step, params).batch.items()}
 
     def of_step(self, step: int, params: Params) -> "Made":
         """What `step` trains on. Samples up to `max_staleness` steps ahead, whose rewards are then found while this
@@ -107,8 +115,10 @@ class PolicyBatches:
             drawn, self._flight = drawn_in_pieces(sampler, settings, first, params, flight)
         self._add("generation", drawn.generation_s)
         self._add("reward", drawn.by_model_s)
-        score = partial(sampler.scored, drawn)
-        return drawn.rollouts, score if self._thread is None else self._thread.submit(score).result, end
+        find = partial(sampler.found, drawn)
+        if self._thread is not None and is_writer():
+            find = self._thread.submit(find).result
+        return drawn.rollouts, partial(sampler.told, drawn, find), end
 
     def _first(self, step: int) -> int:
         """The first of the steps on the same completions."""

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.typing import Array, Batch
@@ -62,7 +63,8 @@ def seen[A](batch: Mapping[str, A]) -> dict[str, A]:
 
 
 def measuring(model: ModelConfig, settings: RolloutConfig, mesh: Mesh, is_value: bool) -> jax.stages.Wrapped:
-    """The program from parameters and a batch's columns `seen` to `[B, T]`: log-probabilities, or values."""
+    """The program from parameters and a batch's columns `seen` to `[B, T]` on every device: log-probabilities, or
+    values."""
 
     def local(params: Params, batch: Batch) -> Array:
         def of_part(part: Batch) -> Array:
@@ -72,4 +74,5 @@ def measuring(model: ModelConfig, settings: RolloutConfig, mesh: Mesh, is_value:
         return of_filled(of_part, batch, settings.grad_accum, mesh)
 
     options = compiler_options(mesh.devices.flat[0].device_kind)  # the step's kernels, of as many rows or more
-    return jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows", "seq")), compiler_options=options)
+    values = on_mesh(local, mesh, param_specs(model), spec("loss_rows", "seq"))
+    return jax.jit(values, out_shardings=NamedSharding(mesh, P()), compiler_options=options)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.platform import compiler_options
 from lifecycle.core.typing import Array, Batch
@@ -38,7 +39,8 @@ def model_reward(model: ModelConfig, params: Params, settings: RolloutConfig, me
         return of_filled(of_part, batch, settings.grad_accum, mesh)
 
     options = compiler_options(mesh.devices.flat[0].device_kind)
-    jitted = jax.jit(on_mesh(local, mesh, param_specs(model), spec("loss_rows")), compiler_options=options)
+    scores = on_mesh(local, mesh, param_specs(model), spec("loss_rows"))
+    jitted = jax.jit(scores, out_shardings=NamedSharding(mesh, P()), compiler_options=options)
 
     def score(answers: Sequence[Ids]) -> list[float]:
         groups = [Group([_answer(*ids)]) for ids in answers]

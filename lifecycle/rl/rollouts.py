@@ -29,6 +29,7 @@ from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.environment import Played
 from lifecycle.rl.reward_stage import NAME, ModelReward
 from lifecycle.text.tokenizer import StreamDecoder
+from lifecycle.training.checkpoints.agreement import by_writer
 from lifecycle.training.served import served_by
 
 
@@ -101,6 +102,7 @@ class Scored:
 type Complete = Callable[[Sequence[Prompt], Sequence[SamplingParams]], list[Rollout]]  # a batch of prompts
 type Answer = Callable[[Sequence[Prompt], Sequence[int], Sequence[int]], list[Rollout]]  # by seeds and most tokens
 type Score = Callable[[Sequence[Rollout]], Scores]
+type Found = tuple[Scores, float]  # with the seconds that finding them took
 
 
 class Player(Protocol):
@@ -166,13 +168,26 @@ class Sampler:
         return "".join(map(decoder.feed, ids)) + decoder.finish()
 
     def scored(self, drawn: Unscored) -> Scored:
-        """Rollouts with their rewards, from any thread; reward functions are called by one at a time."""
+        """Rollouts with their rewards. All processes of a job make the same call."""
+        return self.told(drawn, partial(self.found, drawn))
+
+    def found(self, drawn: Unscored) -> Found:
+        """The rewards, from any thread; reward functions are called by one at a time. The process that writes calls
+        them for all of its job."""
         with self._scoring:
             began = time.perf_counter()
             score, rollouts = partial(self._scores, drawn=drawn), drawn.rollouts
             scores = score(rollouts) if self._player is None else self._player.scored(rollouts, score)
-            reward_s = drawn.by_model_s + time.perf_counter() - began
-        return Scored(drawn.rollouts, scores, drawn.generation_s, reward_s, drawn.metrics)
+            return scores, time.perf_counter() - began
+
+    def told(self, drawn: Unscored, find: Callable[[], Found]) -> Scored:
+        """Rollouts with the rewards that `find` returns in the process that writes, in all processes of the job."""
+        if jax.process_count() == 1:
+            scores, seconds = find()
+        else:
+            plain, seconds = by_writer(lambda: _plain(find()))
+            scores = Scores.from_plain(plain)
+        return Scored(drawn.rollouts, scores, drawn.generation_s, drawn.by_model_s + seconds, drawn.metrics)
 
     def answer(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The likeliest completion of each prompt."""
@@ -234,6 +249,10 @@ def seed_of(*numbers: int) -> int:
     """A seed of 64 bits from numbers of as many."""
     content = b"".join(number.to_bytes(8, "little") for number in numbers)
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _plain(found: Found) -> tuple[dict[str, Any], float]:
+    return found[0].plain(), found[1]
 
 
 def _whole(config: ModelConfig, mesh: Mesh) -> Callable[[Any], Any]:

@@ -8,6 +8,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.parallel.placement import rows_of_process
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.episodes import Episodes
@@ -27,8 +28,8 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
     """Prompts whose completions are sampled and scored."""
     settings = learner.train
     assert isinstance(settings, RolloutConfig)
-    if jax.process_count() > 1:
-        raise ConfigError(f"objective {settings.objective} samples in one process, and this job has several")
+    if jax.process_count() > 1 and settings.episodes is not None:
+        raise ConfigError("episodes are played in one process, and this job has several; run the stage in one")
     prompts: dict[str, list[Prompt]] = {}
     reports: dict[str, RowsReport] = {}
     for split in ("train", "heldout"):
@@ -42,7 +43,8 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
     player = None if settings.episodes is None else Episodes(settings, Conversations(model.template))
     sampler = Sampler(model, settings, learner.seeds["prompts"], learner.mesh, by_model, player)
     columns = measured_columns(learner.model, settings, learner.mesh, learner.start)
-    batches = PolicyBatches(prompts["train"], settings, sampler, learner.seeds["prompts"], columns)
+    held = rows_of_process(learner.mesh, settings.global_batch_size, jax.process_index())
+    batches = PolicyBatches(prompts["train"], settings, sampler, learner.seeds["prompts"], columns, held)
     answered = prompts["heldout"][: settings.eval_prompts]
     samples = Samples(out, progress)
     hooks = (

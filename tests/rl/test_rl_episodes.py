@@ -32,7 +32,7 @@ from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.policy import SAMPLER
 from tests.rl.beat import Beat
-from tests.rl.toy_policy import MESH
+from tests.rl.toy_policy import one_device
 from tests.rl.toy_talker import MODEL, TEMPLATE, TOKENIZER, batches_of, prompts, sampler_of, settings, talker
 
 closed = pytest.mark.skipif(bool(unavailable()), reason=f"code cannot be closed off here: {unavailable()}")
@@ -89,7 +89,7 @@ def test_the_trainer_learns_the_models_own_tokens_and_agrees_on_their_likelihood
 
 def run(out: Path, progress: Silent, config: GrpoConfig) -> dict[str, Any]:
     batches = batches_of(config, talker())
-    job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), batches, talker(), out)
+    job = TrainJob(MODEL, config, one_device(), build_objective(MODEL, config), batches, talker(), out)
     return run_job(job, progress, [LogRollouts(batches, Samples(out, progress), progress)])
 
 

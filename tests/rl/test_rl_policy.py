@@ -32,7 +32,7 @@ from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.policy import KEPT, OLD, REFERENCE, SAMPLER
-from tests.rl.toy_policy import MESH, MODEL, batches_of, prompts, sampler_of, settings
+from tests.rl.toy_policy import MODEL, batches_of, one_device, prompts, sampler_of, settings
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(params: Any, tmp_path
     def run(out: Path, progress: Silent) -> dict[str, Any]:
         config = settings(num_iterations=2, beta=0.1)
         batches = batches_of(config, params)
-        job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), batches, params, out)
+        job = TrainJob(MODEL, config, one_device(), build_objective(MODEL, config), batches, params, out)
         samples = Samples(out, progress)
         answers = AnswerHeldout(2, sampler_of(config, MODEL), prompts()[:2], samples)
         return run_job(job, progress, [LogRollouts(batches, samples, progress), answers])

@@ -17,7 +17,7 @@ from lifecycle.rl.batch import RewardError
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import GrpoConfig, PpoConfig, ReinforceConfig, RolloutConfig
 from lifecycle.rl.hook import LogRollouts
-from lifecycle.rl.rollouts import Sampler, Scored, Unscored
+from lifecycle.rl.rollouts import Found, Sampler, Unscored
 from lifecycle.rl.samples import Samples
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import StopAt
@@ -30,12 +30,12 @@ from lifecycle.training.passing import PassingBatches
 from lifecycle.training.run import TrainingRun
 from lifecycle.training.state import TrainState
 from tests.rl.toy_policy import (
-    MESH,
     MODEL,
     SEED,
     assert_same,
     batches_of,
     later,
+    one_device,
     order,
     prompts,
     sampler_of,
@@ -155,7 +155,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(
     def run(out: Path, progress: Silent) -> dict[str, Any]:
         config = settings(**own)
         batches = batches_of(config, params)
-        job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), batches, params, out)
+        job = TrainJob(MODEL, config, one_device(), build_objective(MODEL, config), batches, params, out)
         return run_job(job, progress, [LogRollouts(batches, Samples(out, progress), progress)])
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -194,11 +194,11 @@ class Meeting(Sampler):
         self.begun[step].set()
         return super().drawn(step, *given, **others)
 
-    def scored(self, drawn: Unscored) -> Scored:
+    def found(self, drawn: Unscored) -> Found:
         if drawn.step < self.last:
             assert self.begun[drawn.step + 1].wait(60), "nothing is sampled while rewards are found"
             self.beside.append(drawn.step)
-        return super().scored(drawn)
+        return super().found(drawn)
 
 
 def test_rewards_are_found_while_the_next_step_is_sampled(params: Any) -> None:
@@ -267,7 +267,7 @@ def test_behind_batches_that_were_passed_over_the_log_has_those_that_were_learne
     source = batches_of(config, params)
     passing = PassingBatches(source)
     passing.pass_over(0, 1)
-    job = TrainJob(MODEL, config, MESH, build_objective(MODEL, config), passing, params, tmp_path)
+    job = TrainJob(MODEL, config, one_device(), build_objective(MODEL, config), passing, params, tmp_path)
     state = TrainState(params, {}, (), jnp.ones((), jnp.int32))
     run = TrainingRun(job, Silent(), None, state, step=1)
     for step in (0, 1):  # the next step's batch is there before the hooks of a step

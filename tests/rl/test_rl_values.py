@@ -29,7 +29,7 @@ from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.policy import ADVANTAGES, TOKEN_ADVANTAGES
 from lifecycle.training.objectives.ppo import RETURNS, VALUES
 from lifecycle.training.policy import ValueConfig
-from tests.rl.toy_policy import MESH, MODEL, batches_of, prompts, sampler_of, settings
+from tests.rl.toy_policy import MODEL, batches_of, one_device, prompts, sampler_of, settings
 
 SCORED = MODEL.model_copy(update={"has_score": True})
 
@@ -105,7 +105,7 @@ def test_a_stage_with_a_value_function_goes_on_to_the_same_weights(params: Any, 
 
     def run(out: Path, progress: Silent) -> dict[str, Any]:
         batches = batches_of(config, params, SCORED)
-        job = TrainJob(SCORED, config, MESH, build_objective(SCORED, config), batches, params, out)
+        job = TrainJob(SCORED, config, one_device(), build_objective(SCORED, config), batches, params, out)
         return run_job(job, progress, [LogRollouts(batches, Samples(out, progress), progress)])
 
     whole = run(tmp_path / "whole", Silent())
@@ -119,7 +119,7 @@ ANSWERS = [([7, 8, 9][: 1 + i % 3], [20 + i] * (1 + 2 * i)) for i in range(6)]
 
 
 def test_a_reward_model_scores_an_answer_as_it_does_alone(params: Any) -> None:
-    found = model_reward(SCORED, params, settings(), MESH)(ANSWERS)
+    found = model_reward(SCORED, params, settings(), one_device())(ANSWERS)
     for (prompt, completion), reward in zip(ANSWERS, found, strict=True):
         ids = [*prompt, *completion]
         alone = {name: np.zeros((1, 16), np.int32) for name in ("tokens", "positions", "segment_ids")}

@@ -1,9 +1,11 @@
 """A policy of one layer that says letters, its prompts, and its batches, shared by tests of rollouts."""
 
+from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lifecycle.core.config import validate
 from lifecycle.inference.model import Model
@@ -24,8 +26,13 @@ TOKENIZER = ByteTokenizer()
 MODEL = ModelConfig(
     vocab_size=264, d_model=32, d_ff=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=32
 )  # fmt: skip
-MESH = build_mesh(MeshConfig())
 SEED = 3
+
+
+@cache
+def one_device() -> Mesh:
+    """The mesh of one device."""
+    return build_mesh(MeshConfig())
 
 
 def letters(prompts: Any, completions: list[str], letter: list[str], **_: Any) -> list[float]:
@@ -50,15 +57,17 @@ def prompts() -> list[Prompt]:
     return [Prompt(i, [TOKENIZER.bos_id, *TOKENIZER.encode(t)], t, {"letter": t[-1]}) for i, t in enumerate(texts)]
 
 
-def sampler_of(config: RolloutConfig, model: ModelConfig, by_model: ModelReward | None = None) -> Sampler:
+def sampler_of(
+    config: RolloutConfig, model: ModelConfig, by_model: ModelReward | None = None, mesh: Mesh | None = None
+) -> Sampler:
     """What samples from a model."""
     blank = Model(model, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
-    return Sampler(blank, config, SEED, MESH, by_model)
+    return Sampler(blank, config, SEED, mesh or one_device(), by_model)
 
 
 def batches_of(config: RolloutConfig, start: Any, model: ModelConfig = MODEL) -> PolicyBatches:
     """The batches of a stage whose first weights are `start`."""
-    columns = measured_columns(model, config, MESH, start)
+    columns = measured_columns(model, config, one_device(), start)
     return PolicyBatches(prompts(), config, sampler_of(config, model), SEED, columns)
 
 

@@ -25,7 +25,7 @@ from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.packing import ExampleRows
 from lifecycle.training.trainer import Trainer
-from tests.rl.toy_policy import MESH
+from tests.rl.toy_policy import one_device
 
 # A message is a mark, the first letter of its role, its content and a mark.
 SHORT = (
@@ -51,11 +51,11 @@ def conversation(digits: str) -> EncodedRow:
 def talker() -> Any:
     """Its weights: any digit is as likely."""
     rows = [conversation(f"{n * 7919 % 10**6:06d}") for n in range(1, 128)]
-    source = RowBatches.on_mesh(ExampleRows(rows, 32, SEED), 16, MESH)
+    source = RowBatches.on_mesh(ExampleRows(rows, 32, SEED), 16, one_device())
     tree = {"steps": 80, "seq_len": 32, "global_batch_size": 16}
     objective = build_objective(MODEL, validate(SftConfig, tree))
     optimizer = OptimizerConfig(learning_rate=0.01, schedule=ScheduleConfig(kind="constant", warmup_steps=0))
-    trainer = Trainer(MODEL, objective, 80, optimizer, MESH, seed=SEED)
+    trainer = Trainer(MODEL, objective, 80, optimizer, one_device(), seed=SEED)
     for step in range(80):
         trainer.step(source.batch(step))
     source.close()
@@ -85,10 +85,10 @@ def prompts(config: GrpoConfig, template: ChatTemplate = TEMPLATE) -> list[Promp
 def sampler_of(config: GrpoConfig, template: ChatTemplate = TEMPLATE) -> Sampler:
     """What plays with the talker."""
     blank = Model(MODEL, {}, TOKENIZER, template, SamplingParams(stop_ids=tuple(template.stop_ids)))
-    return Sampler(blank, config, SEED, MESH, player=Episodes(config, Conversations(template)))
+    return Sampler(blank, config, SEED, one_device(), player=Episodes(config, Conversations(template)))
 
 
 def batches_of(config: GrpoConfig, start: Any, asked: Sequence[Prompt] | None = None) -> PolicyBatches:
     """The batches of a stage whose first weights are `start`."""
-    columns = measured_columns(MODEL, config, MESH, start)
+    columns = measured_columns(MODEL, config, one_device(), start)
     return PolicyBatches(prompts(config) if asked is None else asked, config, sampler_of(config), SEED, columns)

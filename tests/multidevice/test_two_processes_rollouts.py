@@ -1,0 +1,68 @@
+"""Two real processes sample, score and learn as one does: rewards are found in the first, and all train on them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lifecycle.core.runlog import METRICS, ROLLOUTS, read_log
+from lifecycle.model.params import abstract_params
+from lifecycle.training.checkpoints.weights import load_params
+from lifecycle.training.job import CHECKPOINTS
+from tests.multidevice.test_two_processes import run_processes
+from tests.rl.toy_job import CALLS, trained
+from tests.rl.toy_policy import MODEL
+
+MESH = {"fsdp": 4}
+CLOSE = 1e-4  # weights after four steps; the processes sum in another order
+pytestmark = pytest.mark.slow
+
+
+def by_two(out: Path, own: dict[str, Any], stop: int | None = None) -> str:
+    """The hash of the weights; none of a run that is stopped."""
+    given = json.dumps({"mesh": MESH, "settings": own, "stop": stop})
+    outputs = run_processes([sys.executable, "-m", "tests.rl.toy_job", str(out), given], count=2, devices=2)
+    told = [json.loads(line)["hash"] for text in outputs for line in text.splitlines() if line.startswith("{")]
+    assert len(told) == (stop is None)
+    return "".join(told)
+
+
+@pytest.mark.parametrize("own", [{}, pytest.param({"max_staleness": 1}, marks=pytest.mark.long)], ids=["now", "ahead"])
+def test_two_processes_learn_from_rewards_as_one(
+    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {name: tmp_path / f"calls-{name}" for name in ("one", "two")}
+    monkeypatch.setenv(CALLS, str(calls["one"]))
+    trained(tmp_path / "one", MESH, own, None)
+    monkeypatch.setenv(CALLS, str(calls["two"]))
+    by_two(tmp_path / "two", own)
+    assert calls["two"].read_text() == calls["one"].read_text() and set(calls["two"].read_text().split()) == {"0"}
+    names = ("loss", "reward", "heldout_reward", "completions/mean_length")
+    logs = [
+        [(name, record[name]) for record in read_log(tmp_path / one / METRICS) for name in names if name in record]
+        for one in ("one", "two")
+    ]
+    assert [name for name, _ in logs[0]] == [name for name, _ in logs[1]] and len(logs[0]) > 12
+    np.testing.assert_allclose([value for _, value in logs[1]], [value for _, value in logs[0]], atol=CLOSE)
+    said = [
+        [json.loads(line)["completion"] for line in (tmp_path / one / ROLLOUTS).read_text().splitlines()]
+        for one in ("one", "two")
+    ]
+    assert said[0] == said[1] and len(said[0]) > 4
+    weights = [load_params(tmp_path / one / CHECKPOINTS, abstract_params(MODEL)) for one in ("one", "two")]
+    jax.tree.map(lambda left, right: np.testing.assert_allclose(right, left, atol=CLOSE), *weights)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("own", [{}, {"max_staleness": 1}], ids=["now", "ahead"])
+def test_two_processes_go_on_to_the_same_bits(
+    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CALLS, str(tmp_path / "calls"))
+    whole = by_two(tmp_path / "whole", own)
+    by_two(tmp_path / "stopped", own, stop=2)
+    assert by_two(tmp_path / "stopped", own) == whole
