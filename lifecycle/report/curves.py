@@ -79,7 +79,7 @@ OF_POLICIES = (
     Curves(
         "Sampler and trainer",
         "nats per token, mean difference",
-        {"sampling/logp_difference": "log-probabilities"},
+        {"sampling/sampling_logp_difference/mean": "log-probabilities"},
         axis="amount",
     ),
     Curves("Time of a step's completions", "seconds", {"generation_s": "sampled", "reward_s": "scored"}, axis="amount"),
