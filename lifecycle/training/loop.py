@@ -162,6 +162,8 @@ def go_back(
         with RunLog(job.out / METRICS) as log:
             log.write(**record)
     saved.drop_after(to)
+    if to == 0:  # of which there is no checkpoint to restore
+        batches.begin()
     return [*(record for record in before if record["step"] <= to), record]
 
 
