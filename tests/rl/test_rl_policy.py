@@ -23,7 +23,7 @@ from lifecycle.rl.batch import Scores
 from lifecycle.rl.hook import AnswerHeldout, LogRollouts, answered_metrics
 from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.rollouts import Rollout, Scored
-from lifecycle.rl.samples import Samples
+from lifecycle.rl.samples import Samples, samples_of
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import StopAt
 from lifecycle.testing.notes import Notes
@@ -113,6 +113,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(params: Any, tmp_path
     log = (tmp_path / "whole" / "metrics.jsonl").read_text()
     for metric in ("reward", "frac_reward_zero_std", "completions/clipped_ratio", "kl", "clip_ratio/region_mean"):
         assert f'"{metric}"' in log, metric
+    counts = [record["num_tokens"] for record in read_log(tmp_path / "whole" / "metrics.jsonl") if "loss" in record]
+    assert 0 < counts[0] == counts[1] < counts[2] == counts[3]  # completions count once
     samples = list(read_log(tmp_path / "whole" / "rollouts.jsonl"))
     assert list(read_log(tmp_path / "stopped" / "rollouts.jsonl")) == samples  # each once
     counts = Counter((sample["step"], sample["split"]) for sample in samples)
@@ -195,7 +197,7 @@ def test_samples_that_a_full_disk_does_not_take_are_left_out_whole(
 ) -> None:
     notes, scored = Notes(), Scored([Rollout(prompts()[0], [5], [-1.0], "a", False)], Scores({}, [1], {}), 0, 0)
     samples = Samples(tmp_path, notes)
-    samples.write(1, "train", scored, [0])
+    samples.write(1, "train", samples_of(scored, 1))
     before = (tmp_path / "rollouts.jsonl").read_bytes()
 
     def write_half(file: Any, lines: Any) -> None:
@@ -207,7 +209,7 @@ def test_samples_that_a_full_disk_does_not_take_are_left_out_whole(
         writelines = write_half
 
     monkeypatch.setattr(Path, "open", lambda path, *_, **__: Full(io.FileIO(path, "ab"), encoding="utf-8"))
-    samples.write(2, "train", scored, [0])
+    samples.write(2, "train", samples_of(scored, 1))
     monkeypatch.undo()
     assert (tmp_path / "rollouts.jsonl").read_bytes() == before
     assert notes.notes == [f"step 2: No space left on device, so its samples are not in {tmp_path / 'rollouts.jsonl'}"]

@@ -105,11 +105,12 @@ PARTS = st.lists(st.lists(st.floats(-9, 9, width=32), max_size=3), min_size=1, m
 @given(PARTS)
 def test_extremes_of_parts_are_those_of_the_whole(parts: list[list[float]]) -> None:
     def of(values: list[float]) -> Sums:
-        numbers, is_there = np.zeros(3, np.float32), np.float32(np.arange(3) < len(values))
-        numbers[: len(values)] = values
+        numbers = jnp.asarray([*values, *[0.0] * (3 - len(values))], jnp.float32)
+        is_there = jnp.asarray(np.arange(3) < len(values), jnp.float32)
         largest, smallest = (limit(numbers, is_there) for limit in (largest_of, smallest_of))
-        total = jnp.asarray(numbers.sum())
-        return Sums(total, jnp.asarray(float(len(values))), largest={"most": largest}, smallest={"least": smallest})
+        return Sums(
+            numbers.sum(), jnp.asarray(float(len(values))), largest={"most": largest}, smallest={"least": smallest}
+        )
 
     whole = reduce(add, map(of, parts), of([]).empty())
     every = [value for part in parts for value in part]
