@@ -16,7 +16,8 @@ from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import batch_sharding, shard_batch
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, TinyRun, example, objective_of, rows_of
+from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
+from lifecycle.testing.tiny_rows import MODEL, SEQ_LEN, example
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.heldout import heldout_means

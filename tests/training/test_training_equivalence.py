@@ -14,7 +14,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, TinyRun, held_by, objective_of, rows_of
+from lifecycle.testing.jobs import TinyRun, held_by, objective_of, rows_of
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.freeze import split
 from lifecycle.training.objectives.policy import KEPT, TOKEN_ADVANTAGES
@@ -55,7 +56,7 @@ BY_DEFAULT = {
     "dpo": ("dpo", {"loss": dict.fromkeys((*SMOOTHED, *PLAIN), 0.1), "label_smoothing": 0.1, "length_alpha": 0.4}),
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
     "copy": ("dpo", {"reference": "copy", "loss": {"sigmoid": 1.0, "aot": 0.5}, "length_alpha": 0.4}),
-    "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2}),
+    "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2, "sampler_cap": 2.0}),
     "kept": ("policy", {"loss": "grpo", "beta": 0.2, "temperature": 0.8, "loss_chunks": 2}),
 }
 SLOW = {

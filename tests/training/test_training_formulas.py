@@ -20,7 +20,8 @@ from lifecycle.kernels.token_statistics import TokenStatistics
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of, tiny_job
+from lifecycle.testing.jobs import TinyRun, objective_of, rows_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import heldout_means
 from lifecycle.training.loop import run_job

@@ -23,7 +23,8 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.timesheet import TIMES, account, read_sessions
 from lifecycle.model.params import Params, abstract_params, init_params
-from lifecycle.testing.jobs import MODEL, KillAt, StopAt, TinyRun, command, objective_of, rows_of, tiny_job
+from lifecycle.testing.jobs import KillAt, StopAt, TinyRun, command, objective_of, rows_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import DataStateError, HostBatch, RowBatches
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.items import PARAMS

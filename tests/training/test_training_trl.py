@@ -21,7 +21,7 @@ from lifecycle.kernels.token_statistics import TokenStatistics
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward_train, head
 from lifecycle.model.params import Params
-from lifecycle.testing.jobs import Example
+from lifecycle.testing.tiny_rows import Example
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.config import TrainConfig
