@@ -51,6 +51,14 @@ OF_OBJECTIVES = (
         {"heldout_logps/chosen": "chosen", "heldout_logps/rejected": "rejected"},
     ),
 )
+OF_TOKENS = (
+    Curves(
+        "Accuracy of tokens",
+        "share of learned tokens that are the likeliest",
+        {"mean_token_accuracy": "training", "heldout_mean_token_accuracy": "held out"},
+        axis="share",
+    ),
+)
 OF_REWARD_MODELS = (
     Curves(
         "Rewards of answers",
@@ -147,8 +155,9 @@ OF_STEPS = (
     Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}, axis="amount"),
     Curves("Update norm", "per step", {"update_norm": "update norm"}, axis="amount"),
     Curves("Throughput", "tokens per second", {"tokens_per_s": "tokens/s"}, axis="amount"),
+    Curves("Saving", "seconds that training stood still", {"save_stall_s": "checkpoint"}, axis="amount"),
 )
-MEASURED = (*OF_OBJECTIVES, *OF_REWARD_MODELS, *OF_POLICIES)  # also on held-out rows
+MEASURED = (*OF_OBJECTIVES, *OF_TOKENS, *OF_REWARD_MODELS, *OF_POLICIES)  # also on held-out rows
 # Metrics that show nothing as curves, that others tell too, and parts of preference metrics: a margin is the difference
 # of two rewards.
 NOT_DRAWN = {

@@ -298,8 +298,12 @@ class Recorded(PolicyBatches):
 
 @pytest.mark.parametrize(
     ("own", "every", "passed"),
-    [({}, 1, {1: 1}), ({}, 100, {0: 2}), (AHEAD, 1, {1: 1}), (ROUNDS, 100, {0: 2})],
-    ids=["to a checkpoint", "to the start", "ahead", "rounds"],
+    [
+        pytest.param({}, 1, {1: 1}, id="to a checkpoint", marks=pytest.mark.slow),
+        pytest.param({}, 100, {0: 2}, id="to the start", marks=pytest.mark.slow),
+        pytest.param(AHEAD, 1, {1: 1}, id="ahead"),
+        pytest.param(ROUNDS, 100, {0: 2}, id="rounds"),
+    ],
 )
 def test_a_run_that_goes_back_learns_and_logs_as_one_without_those_batches(
     params: Any, own: dict[str, Any], every: int, passed: dict[int, int], tmp_path: Path
