@@ -8,7 +8,7 @@ from rich.console import Console
 from lifecycle.core.periodic import repeated
 from lifecycle.ops.registry import Registry, Version
 from lifecycle.serving.choices import Served
-from lifecycle.stages.config import PRODUCTION
+from lifecycle.stages.names import PRODUCTION
 
 FOLLOW_S = 1.0  # how often the registry is polled
 

@@ -9,8 +9,9 @@ from lifecycle.cli.arguments import ConfigOrBundle, name_first, read_config
 from lifecycle.cli.make import make
 from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import errors_are_shared
-from lifecycle.stages.config import EVALUATE, RunConfig
+from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, present
+from lifecycle.stages.names import EVALUATE
 
 type StageOrTasks = Annotated[
     str, Parameter(help="Of a run: a training stage. Of a bundle: the YAML file of tasks. Then settings, as key=value.")

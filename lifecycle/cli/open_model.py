@@ -20,7 +20,8 @@ from lifecycle.model.config import WeightFormat
 from lifecycle.model.weight_formats import in_format
 from lifecycle.ops.registry import SHOWN_HASH, Registry, verify
 from lifecycle.stages.chain import finished_stage
-from lifecycle.stages.config import PRODUCTION, RunConfig
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.names import PRODUCTION
 from lifecycle.stages.storage import fetch_version, read_registry
 from lifecycle.stages.weights import trained_params_in_use
 from lifecycle.text.chat import ChatTemplate

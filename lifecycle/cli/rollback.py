@@ -5,7 +5,7 @@ from rich.console import Console
 from lifecycle.cli.arguments import ConfigPath, Overrides, operator, read_config
 from lifecycle.cli.display import progress_on
 from lifecycle.ops.registry import Registry
-from lifecycle.stages.config import PRODUCTION
+from lifecycle.stages.names import PRODUCTION
 from lifecycle.stages.storage import changing_registry
 
 

@@ -12,8 +12,9 @@ from lifecycle.core.artifact import MANIFEST, ArtifactError
 from lifecycle.ops.lineage import Node, problems, render, trace_artifact, trace_version
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.chain import fetch_finished, finished_stage
-from lifecycle.stages.config import PRODUCTION, RunConfig
+from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph
+from lifecycle.stages.names import PRODUCTION
 from lifecycle.stages.storage import read_registry
 
 type Traced = Annotated[

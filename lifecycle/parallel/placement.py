@@ -105,8 +105,18 @@ def on_mesh[R](
 
 def sum_over_mesh(tree: PyTree, mesh: AnyMesh) -> PyTree:
     """Sums over the devices' own rows and positions; the values are equal over `tensor` already."""
-    axes = tuple(axis for axis in mesh.axis_names if axis != "tensor" and mesh.shape[axis] > 1)
+    axes = _axes_of_rows(mesh)
     return jax.lax.psum(tree, axes) if axes else tree
+
+
+def largest_over_mesh(tree: PyTree, mesh: AnyMesh) -> PyTree:
+    """The largest values over the devices' own rows and positions."""
+    axes = _axes_of_rows(mesh)
+    return jax.lax.pmax(tree, axes) if axes and jax.tree.leaves(tree) else tree
+
+
+def _axes_of_rows(mesh: AnyMesh) -> tuple[str, ...]:
+    return tuple(axis for axis in mesh.axis_names if axis != "tensor" and mesh.shape[axis] > 1)
 
 
 def sum_gradients(grads: PyTree, mesh: AnyMesh, params: Any) -> PyTree:

@@ -51,9 +51,34 @@ OF_OBJECTIVES = (
         {"heldout_logps/chosen": "chosen", "heldout_logps/rejected": "rejected"},
     ),
 )
+OF_TOKENS = (
+    Curves(
+        "Accuracy of tokens",
+        "share of learned tokens that are the likeliest",
+        {"mean_token_accuracy": "training", "heldout_mean_token_accuracy": "held out"},
+        axis="share",
+    ),
+)
+OF_REWARD_MODELS = (
+    Curves(
+        "Rewards of answers",
+        "as the model scores them",
+        {
+            "mean_reward": "mean",
+            "min_reward": "lowest",
+            "max_reward": "highest",
+            "heldout_mean_reward": "held out, mean",
+        },
+    ),
+)
 OF_POLICIES = (
     Curves("Reward", "mean of completions", {"reward": "sampled", "heldout_reward": "held out, likeliest"}),
-    Curves("Spread of rewards", "standard deviation within a group", {"reward_std": "spread"}, axis="amount"),
+    Curves(
+        "Spread of rewards",
+        "standard deviation",
+        {"reward_std": "of all", "reward_std_in_groups": "within a group, mean"},
+        axis="amount",
+    ),
     Curves(
         "Completions that teach little",
         "share",
@@ -69,7 +94,9 @@ OF_POLICIES = (
         "tokens",
         {
             "completions/mean_length": "mean",
+            "completions/min_length": "shortest",
             "completions/max_length": "longest",
+            "completions/mean_terminated_length": "mean of those that ended",
             "heldout_completions/mean_length": "held out, mean",
         },
         axis="amount",
@@ -78,9 +105,35 @@ OF_POLICIES = (
     Curves("Entropy", "nats per token", {"entropy": "training", "heldout_entropy": "held out"}),
     Curves(
         "Sampler and trainer",
-        "nats per token, mean difference",
-        {"sampling/logp_difference": "log-probabilities"},
+        "nats per token, difference of log-probabilities",
+        {
+            "sampling/sampling_logp_difference/mean": "mean",
+            "sampling/sampling_logp_difference/max": "largest",
+        },
         axis="amount",
+    ),
+    Curves(
+        "Weights for the sampler's difference",
+        "ratio of trainer and sampler, at most sampler_cap",
+        {
+            "sampling/importance_sampling_ratio/mean": "mean",
+            "sampling/importance_sampling_ratio/min": "smallest",
+            "sampling/importance_sampling_ratio/max": "largest",
+        },
+        axis="amount",
+    ),
+    Curves(
+        "Clipped ratios",
+        "share of tokens, or of completions if ratios are theirs",
+        {
+            "clip_ratio/region_mean": "all",
+            "clip_ratio/low_mean": "below",
+            "clip_ratio/high_mean": "above",
+            "clip_ratio/low_min": "below, least of a completion",
+            "clip_ratio/high_max": "above, most of a completion",
+            "cispo_clip_ratio": "above (cispo)",
+        },
+        axis="share",
     ),
     Curves("Time of a step's completions", "seconds", {"generation_s": "sampled", "reward_s": "scored"}, axis="amount"),
 )
@@ -102,11 +155,15 @@ OF_STEPS = (
     Curves("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}, axis="amount"),
     Curves("Update norm", "per step", {"update_norm": "update norm"}, axis="amount"),
     Curves("Throughput", "tokens per second", {"tokens_per_s": "tokens/s"}, axis="amount"),
+    Curves("Saving", "seconds that training stood still", {"save_stall_s": "checkpoint"}, axis="amount"),
 )
-MEASURED = (*OF_OBJECTIVES, *OF_POLICIES)  # also on held-out rows
-# Metrics that show nothing as curves, and parts of preference metrics: a margin is the difference of two rewards.
+MEASURED = (*OF_OBJECTIVES, *OF_TOKENS, *OF_REWARD_MODELS, *OF_POLICIES)  # also on held-out rows
+# Metrics that show nothing as curves, that others tell too, and parts of preference metrics: a margin is the difference
+# of two rewards.
 NOT_DRAWN = {
-    "count", "heldout_count", "cpu_s", "compile_s", "faults_in_row", "likelihood_accuracy",
+    "count", "heldout_count", "cpu_s", "compile_s", "faults_in_row", "likelihood_accuracy", "num_tokens", "step_time",
+    "entropy_coef", "heldout_min_reward", "heldout_max_reward",
+    "completions/min_terminated_length", "completions/max_terminated_length",
     "logps/chosen", "logps/rejected",
     "rewards/chosen", "rewards/rejected", "heldout_rewards/chosen", "heldout_rewards/rejected",
     "logits/chosen", "logits/rejected", "heldout_logits/chosen", "heldout_logits/rejected",
@@ -145,15 +202,15 @@ def own_metrics(metrics: Iterable[str]) -> dict[str, str]:
 
 def line_charts(training: Training) -> tuple[LineChart, ...]:
     """A stage's charts: those of its objective, of further metrics, and of the steps."""
-    modules, domains, tasks = _modules(training), _domains(training), _tasks(training)
-    all_curves = (*MEASURED, *modules, *domains, *tasks, *OF_EXPERTS, *_further(training), *OF_STEPS)
+    grouped = (*_rewards(training), *_modules(training), *_domains(training), *_tasks(training))
+    all_curves = (*MEASURED, *grouped, *OF_EXPERTS, *_further(training), *OF_STEPS)
     charts = (_chart(curves, training) for curves in all_curves)
     return tuple(chart for chart in charts if chart.series)
 
 
 def held_out_ends(training: Training) -> Iterator[tuple[str, float, float]]:
     """Yields (name, first value, last value) of each held-out metric that is drawn."""
-    for curves in (*MEASURED, *_further(training)):
+    for curves in (*MEASURED, *_rewards(training), *_further(training)):
         for metric, name in curves.metrics.items():
             if metric.startswith(HELD_OUT) and (points := training.curves.get(metric)):
                 label = f"{curves.title}, {name}" if len(curves.metrics) > 1 else curves.title
@@ -177,6 +234,15 @@ def _chart(curves: Curves, training: Training) -> LineChart:
         if metric in training.curves
     )
     return LineChart(curves.title, curves.unit, series, curves.axis)
+
+
+def _rewards(training: Training) -> Iterator[Curves]:
+    """Yields a chart for each reward of completions: its mean and its spread."""
+    for metric in training.curves:
+        if metric.startswith("rewards/") and metric.endswith("/mean"):
+            name, of = metric.removeprefix("rewards/").removesuffix("/mean"), metric.removesuffix("mean")
+            both = {metric: "mean", f"{of}std": "standard deviation", f"{HELD_OUT}{metric}": "held out, mean"}
+            yield Curves(f"Reward {name}", "of completions", both)
 
 
 def _modules(training: Training) -> Iterator[Curves]:
@@ -210,5 +276,6 @@ def _further(training: Training) -> Iterator[Curves]:
 
 
 def _has_no_chart(metric: str) -> bool:
-    is_grouped = metric.startswith((f"{BITS}.", MODULES)) or is_of_task(metric)
+    is_reward = metric.removeprefix(HELD_OUT).startswith("rewards/") and metric.endswith(("/mean", "/std"))
+    is_grouped = metric.startswith((f"{BITS}.", MODULES)) or is_of_task(metric) or is_reward
     return metric not in NAMED and not is_grouped

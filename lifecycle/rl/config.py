@@ -69,6 +69,10 @@ class RolloutConfig(PolicyConfig):
         """How many rows of batches it takes until each of so many prompts has been answered once."""
         return prompts / self.prompts_per_step * self.num_iterations * self.global_batch_size
 
+    def is_new_batch(self, number: int) -> bool:
+        """Whether it is the first one of its completions."""
+        return number % self.num_iterations == 0
+
     @property
     def fits(self) -> int:
         """Completions that fit the step's rows, whatever their lengths."""

@@ -10,7 +10,7 @@ from lifecycle.model.params import Params
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.metrics import means
 from lifecycle.rl.rollouts import Prompt, Sampler, Scored
-from lifecycle.rl.samples import HELDOUT, NUM_SAMPLES, TRAIN, Samples
+from lifecycle.rl.samples import HELDOUT, TRAIN, Samples, samples_of
 from lifecycle.training.config import HELD_OUT
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
@@ -35,14 +35,11 @@ class LogRollouts(Hook):
             return
         if run.step % run.job.train.log_every == 0 or run.is_last:
             run.write(**made.metrics)
-        scored, size = made.scored, self._batches.group_size
-        if scored is None:  # sampled before a restart
-            return
-        for name, reasons in scored.scores.faults.items():
-            self._warn_of_faults(name, reasons, len(scored.rollouts), run.step)
         if run.step % run.job.train.eval_every == 0 or run.is_last:
-            number = min(len(scored.rollouts), NUM_SAMPLES * size)
-            self._samples.write(run.step, TRAIN, scored, range(0, number, size))
+            self._samples.write(run.step, TRAIN, made.samples)
+        if made.scored is not None:  # not sampled before a restart, when faults were told
+            for name, reasons in made.scored.scores.faults.items():
+                self._warn_of_faults(name, reasons, len(made.scored.rollouts), run.step)
 
     def _warn_of_faults(self, name: str, reasons: Mapping[str, int], completions: int, step: int) -> None:
         """Once for each reward and kind of reason; how often it happens is logged."""
@@ -68,7 +65,7 @@ class AnswerHeldout(Evaluate):
     def _log(self, run: TrainingRun) -> None:
         super()._log(run)
         assert self._newest is not None
-        self._samples.write(run.step, HELDOUT, self._newest, range(min(len(self._prompts), NUM_SAMPLES)))
+        self._samples.write(run.step, HELDOUT, samples_of(self._newest, 1))
 
 
 def answered_metrics(scored: Scored) -> dict[str, float]:

@@ -18,6 +18,7 @@ from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.partial import Flight
 from lifecycle.rl.returns import with_returns
 from lifecycle.rl.rollouts import Rollout, Scored
+from lifecycle.rl.samples import samples_of
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.group_rows import Group, packed_groups
@@ -42,6 +43,7 @@ class Made:
     pending: Callable[[], Scored] | None = None
     scored: Scored | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, Any]] = ()  # of the rollouts with their rewards, JSON-ready
     flight: Flight = ()
 
     def finish(self, settings: RolloutConfig) -> None:
@@ -52,6 +54,7 @@ class Made:
         self.batch = with_rewards(self.batch, self.scored.rewards, settings)
         staleness = {"sampling/staleness": float(self.first - self.version)} if settings.max_staleness else {}
         self.metrics = staleness | metrics_of(self.scored, settings.group_size)
+        self.samples = samples_of(self.scored, settings.group_size)
 
     def fits(self, settings: RolloutConfig) -> bool:
         """Whether the batch is one of a stage with these settings."""
@@ -59,17 +62,18 @@ class Made:
         return own == {name: self.batch[name].shape if name in self.batch else () for name in own}
 
     def plain(self) -> dict[str, Any]:
-        """What a state has of it, JSON-ready: all but the rollouts themselves."""
+        """What a state has of it, JSON-ready: all but the rollouts themselves, of which a few are kept."""
         columns = {name: _plain(column) for name, column in self.batch.items()}
         known = {"first": self.first, "version": self.version, "place": self.place, "prompts": list(self.prompts)}
-        return known | {"columns": columns, "metrics": dict(self.metrics)}
+        return known | {"columns": columns, "metrics": dict(self.metrics), "samples": list(self.samples)}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Made":
         """The reverse."""
         batch = {name: _from_plain(*column) for name, column in plain["columns"].items()}
         first, version, place = (plain[name] for name in ("first", "version", "place"))
-        return cls(first, version, place, plain["prompts"], batch, metrics=plain["metrics"])
+        told = {name: plain[name] for name in ("metrics", "samples")}
+        return cls(first, version, place, plain["prompts"], batch, **told)
 
 
 def _plain(column: np.ndarray) -> tuple[str, list[int], str]:

@@ -29,7 +29,8 @@ type ModelReward = Callable[[Sequence[Ids]], list[float]]
 
 
 def model_reward(model: ModelConfig, params: Params, settings: RolloutConfig, mesh: Mesh) -> ModelReward:
-    """The function that scores completions by a reward model's weights, which are on `mesh`: in rows like a step's."""
+    """The function that scores completions by a reward model's weights, which are on `mesh`: in batches like a step's, of
+    as many as fit whatever their lengths."""
     plain = settings.model_copy(update={"remat": None, "precision": None})
 
     def local(params: Params, batch: Batch) -> Array:
@@ -43,6 +44,10 @@ def model_reward(model: ModelConfig, params: Params, settings: RolloutConfig, me
     jitted = jax.jit(scores, out_shardings=NamedSharding(mesh, P()), compiler_options=options)
 
     def score(answers: Sequence[Ids]) -> list[float]:
+        parts = [answers[begin : begin + settings.fits] for begin in range(0, len(answers), settings.fits)]
+        return [value for part in parts for value in of_batch(part)]
+
+    def of_batch(answers: Sequence[Ids]) -> list[float]:
         groups = [Group([_answer(*ids)]) for ids in answers]
         batch = packed_groups(groups, settings.seq_len, settings.global_batch_size, settings.grad_accum)
         found = np.asarray(jax.device_get(jitted(params, shard_batch(batch, mesh))))[..., 0]

@@ -15,7 +15,8 @@ from lifecycle.core.config import ConfigError, nearest
 from lifecycle.ops.registry import Registry
 from lifecycle.stages import keys
 from lifecycle.stages.checks import rows_stage
-from lifecycle.stages.config import CANDIDATE, EVALUATE, WIN_RATES, RunConfig
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.names import CANDIDATE, EVALUATE, WIN_RATES
 from lifecycle.stages.opened import Opened, checkpoint, everything, figures, final_weights, matching, nothing, rows_of
 from lifecycle.stages.origins import named_models, needed_stages
 from lifecycle.stages.stage import Stage

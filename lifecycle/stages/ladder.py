@@ -16,7 +16,8 @@ from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import RULES
 from lifecycle.stages.checks import rows_stage
-from lifecycle.stages.config import ExportConfig, RunConfig
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.run_settings import ExportConfig
 from lifecycle.text.config import RowsConfig
 from lifecycle.training.dial import batch_tokens, counted_params, learning_rate, training_flops
 from lifecycle.training.likelihood import NextTokenConfig

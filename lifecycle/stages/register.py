@@ -8,7 +8,8 @@ from lifecycle.core.progress import Progress
 from lifecycle.evals.results import read_results
 from lifecycle.ops.gates import GateRefused, promote
 from lifecycle.ops.registry import Registry
-from lifecycle.stages.config import CANDIDATE, EVALUATE, RunConfig
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.names import CANDIDATE, EVALUATE
 from lifecycle.stages.origins import lineage
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.chat import read_template

@@ -21,7 +21,8 @@ from lifecycle.report.rollouts_section import read_rollouts, rollouts_sections
 from lifecycle.report.trained import TrainedStage
 from lifecycle.report.watched import watched_stages
 from lifecycle.stages.chain import states
-from lifecycle.stages.config import EVALUATE, RunConfig
+from lifecycle.stages.config import RunConfig
+from lifecycle.stages.names import EVALUATE
 from lifecycle.stages.storage import read_registry, readable
 
 

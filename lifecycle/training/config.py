@@ -237,6 +237,10 @@ class TrainConfig(VariantSection):
         """The settings that name models which the stage's steps run beside its own, and do not change."""
         return ()
 
+    def is_new_batch(self, number: int) -> bool:
+        """Whether what is in the batch of this number was in none before."""
+        return True
+
     @property
     def modules_weight(self) -> float:
         """The weight of the prediction modules' loss; 0 for objectives without the setting `mtp_weight`."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import jax
@@ -71,7 +73,7 @@ def heldout_means(
 
     def local(parts: tuple[Params, Any], batch: Batch) -> Sums:
         params, context = parts
-        return sum_over_mesh(replace(objective.loss(params, batch, context), load={}), mesh)
+        return replace(objective.loss(params, batch, context), load={}).over_mesh(mesh)
 
     specs = param_specs(model) | objective.held
     of_batch = each_batch(on_mesh(context_of, mesh, specs, P()), rows, batch_size, mesh, is_numbered=True)
@@ -80,13 +82,15 @@ def heldout_means(
     def totals(params: Params) -> Any:
         if not objective.has_context:
             return {}
-        return _added(part for _, part in of_batch(params))
+        return jax.tree.map(lambda *values: sum(values), *(part for _, part in of_batch(params)))
 
     def measure(params: Params) -> dict[str, float]:
         params = params | others
-        sums = _added(jax.tree.map(np.float64, part) for _, part in summed((params, totals(params))))
+        sums = reduce(add, (jax.tree.map(np.float64, part) for _, part in summed((params, totals(params)))))
         means = {"loss": sums.loss / sums.count, "count": sums.count, **sums.metric_means(sums.count)}
-        return {f"heldout_{name}": float(mean) for name, mean in means.items() if sums.counts.get(name, 1)}
+        found = {name: mean for name, mean in means.items() if sums.counts.get(name, 1)}
+        found |= {name: value for name, value in sums.extremes.items() if np.isfinite(value)}
+        return {f"heldout_{name}": float(value) for name, value in found.items()}
 
     def prepare(params: Params) -> None:
         params = params | others
@@ -94,7 +98,3 @@ def heldout_means(
         next(summed((params, context)))
 
     return Measurement(measure, prepare)
-
-
-def _added(parts: Iterator[Any]) -> Any:
-    return jax.tree.map(lambda *values: sum(values), *parts)

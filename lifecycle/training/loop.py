@@ -47,7 +47,7 @@ from lifecycle.training.restart import (
     release_start,
     restore_or_start,
 )
-from lifecycle.training.run import Clock, TrainingRun
+from lifecycle.training.run import NUM_TOKENS, Clock, TrainingRun
 from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import COUNTS, make_train_step, of_own_rows
@@ -105,13 +105,13 @@ def train_from_checkpoint(
         sheet = opened.enter_context(RecordTimes(job, clock, saved.durable.latest_step() or 0).session())
         opened.enter_context(watchdog.watching())
         with clock.paused("restore"):
-            state, step = restore_or_start(job, optimizer, shardings, saved)
+            state, step, num_tokens = restore_or_start(job, optimizer, shardings, saved)
             release_start(job)
             again = passed_again(job, step, went_back)
         if train.faults.is_guarded:
             shardings = replace(shardings, faults=fault_shardings(job.mesh))
         log = opened.enter_context(open_log(job, step, again)) if is_writer() else None
-        run = TrainingRun(job, progress, log, state, step, clock=clock)
+        run = TrainingRun(job, progress, log, state, step, num_tokens, clock=clock)
         opened.callback(run.times.close)
         if not run.is_last:
             watching = (
@@ -162,6 +162,8 @@ def go_back(
         with RunLog(job.out / METRICS) as log:
             log.write(**record)
     saved.drop_after(to)
+    if to == 0:  # of which there is no checkpoint to restore
+        batches.begin()
     return [*(record for record in before if record["step"] <= to), record]
 
 
@@ -196,7 +198,7 @@ def train_steps(
                 began = time.perf_counter()
                 run.batch = next_batch(run, held)
                 run.times.fetched(began, time.perf_counter(), run.job.batches.spent(run.step))
-            signals.append({name: metrics[name] for name in (*SIGNALS, IN_ROW) if name in metrics})
+            signals.append({name: metrics[name] for name in (*SIGNALS, IN_ROW, NUM_TOKENS) if name in metrics})
             run.metrics = None
             if any(hook.needs_metrics(run) for hook in hooks):
                 fetch(run, metrics, signals)
@@ -209,13 +211,17 @@ def train_steps(
 
 
 def fetch(run: TrainingRun, metrics: dict[str, jax.Array], signals: Sequence[dict[str, jax.Array]]) -> None:
-    """Brings the last step's metrics to the host, and the signals of all steps since they were fetched before. A metric
-    of which the step had nothing, such as answers with that label, is left out."""
+    """Brings the last step's metrics to the host, and the signals of all steps since they were fetched before, whose
+    tokens are counted. A metric of which the step had nothing, such as answers with that label, is left out."""
     found, values = jax.tree.map(float, jax.device_get((metrics, list(signals))))
+    run.fetched = list(zip(range(run.step - len(values) + 1, run.step + 1), values, strict=True))
+    run.num_tokens += sum(
+        int(each[NUM_TOKENS]) for step, each in run.fetched if run.job.train.is_new_batch(run.batch_of(step))
+    )
+    found[NUM_TOKENS] = run.num_tokens
     run.metrics = {
         name: value for name, value in found.items() if not name.startswith(COUNTS) and found.get(COUNTS + name, 1)
     }
-    run.fetched = list(zip(range(run.step - len(values) + 1, run.step + 1), values, strict=True))
 
 
 def next_batch(run: TrainingRun, held: Sequence[int]) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ class PassingBatches:
     """The batches of `source`, some passed over. With none, its data state is the source's."""
 
     def __init__(self, source: BatchSource) -> None:
-        self._source = source
+        self._source, self._first = source, source.state(0)
         self.passed: dict[int, int] = {}  # before which step, how many
 
     def number(self, step: int) -> int:
@@ -49,6 +49,10 @@ class PassingBatches:
         """The source's state, with what was passed over so far."""
         passed = [list(entry) for entry in self.passed.items() if entry[0] <= step]
         return self._source.state(self.number(step)) | ({PASSED_OVER: passed} if passed else {})
+
+    def begin(self) -> None:
+        """Goes back to the state before the first step; what the run passes over stays so."""
+        self._source.restore(self._first)
 
     def restore(self, state: dict[str, Any]) -> int:
         """Restores a state. What a run that went back to it passes over is no part of it."""

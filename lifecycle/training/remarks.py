@@ -217,7 +217,7 @@ RULES = (
     Rule("chosen log-probabilities", f"{HELD_OUT}logps/chosen", _less_likely),
     Rule("chosen log-probabilities", "logps/chosen", _less_likely),
     Rule("divergence", "kl", _divergence),
-    Rule("sampler gap", "sampling/logp_difference", _sampler_gap),
+    Rule("sampler gap", "sampling/sampling_logp_difference/mean", _sampler_gap),
     Rule("reward model", f"{HELD_OUT}accuracy", _near_chance),
 )
 METRICS = frozenset(rule.metric for rule in RULES) | {

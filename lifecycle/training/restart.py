@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from lifecycle.training.freeze import split
 from lifecycle.training.job import Continued, TrainJob
 from lifecycle.training.passing import PassingBatches
 from lifecycle.training.rounding import holding
-from lifecycle.training.run import FAULTS
+from lifecycle.training.run import FAULTS, NUM_TOKENS
 from lifecycle.training.state import TrainState, abstract_state, init_state, state_from_params
 
 
@@ -52,10 +52,18 @@ def open_local(job: TrainJob, durable: Checkpointer, progress: Progress) -> "clo
     return closing(LocalCheckpoints(settings, job.out, durable.run_id(), progress))
 
 
+class Begun(NamedTuple):
+    """What a session goes on from: a state, its number of finished steps, and how many tokens these have seen."""
+
+    state: TrainState
+    step: int
+    num_tokens: int
+
+
 def restore_or_start(
     job: TrainJob, optimizer: optax.GradientTransformation, shardings: TrainState, saved: Saved
-) -> tuple[TrainState, int]:
-    """The state of the newest checkpoint, durable or local, or a fresh one, and its number of finished steps."""
+) -> Begun:
+    """The newest checkpoint, durable or local, or a fresh state."""
     durable = from_writer(saved.durable.latest_step() or 0) or None  # other hosts may still see what was renamed
     like = abstract_state(job.model, optimizer, shardings, holding(job.train.optimizer, job.model))
     first = job.first_step if durable is None else durable
@@ -65,7 +73,7 @@ def restore_or_start(
             return continued_state(job, job.start, like, saved.durable)
         state = first_state(job, job.start, optimizer, shardings)
         saved.durable.save_frozen(state.kept)
-        return with_faults(job, state, {}), 0
+        return Begun(with_faults(job, state, {}), 0, 0)
     if found is not None:
         arrays, data = found.state, found.data_state
     else:
@@ -75,7 +83,8 @@ def restore_or_start(
     frozen = saved.durable.restore_frozen(like.kept)
     frozen |= {name: arrays[name] for name in like.frozen.keys() - like.kept.keys()}
     finished = jax.device_put(np.int32(step), shardings.step)
-    return with_faults(job, TrainState(arrays["params"], frozen, arrays["opt_state"], finished), data), step
+    state = TrainState(arrays["params"], frozen, arrays["opt_state"], finished)
+    return Begun(with_faults(job, state, data), step, data[NUM_TOKENS])
 
 
 def require_its_own(job: TrainJob, step: int, named: int | None) -> None:
@@ -89,13 +98,11 @@ def require_its_own(job: TrainJob, step: int, named: int | None) -> None:
 
 def of_batches(data: Mapping[str, Any]) -> dict[str, Any]:
     """The batches' part of a checkpoint's data state."""
-    return {name: value for name, value in data.items() if name != FAULTS}
+    return {name: value for name, value in data.items() if name not in (FAULTS, NUM_TOKENS)}
 
 
-def continued_state(
-    job: TrainJob, start: Continued, like: TrainState, checkpoints: Checkpointer
-) -> tuple[TrainState, int]:
-    """The state in another run's checkpoint, and its number of finished steps; `like` has its shapes and shardings."""
+def continued_state(job: TrainJob, start: Continued, like: TrainState, checkpoints: Checkpointer) -> Begun:
+    """The state in another run's checkpoint; `like` has its shapes and shardings."""
     require_step(start.folder, start.step)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     saved = abstract_params(job.model)
@@ -107,7 +114,7 @@ def continued_state(
     step = job.batches.continue_from(of_batches(data))
     require_its_own(job, step, start.step)
     finished = jax.device_put(np.int32(step), shardings.step)
-    return with_faults(job, TrainState(trained, frozen, opt_state, finished), data), step
+    return Begun(with_faults(job, TrainState(trained, frozen, opt_state, finished), data), step, data[NUM_TOKENS])
 
 
 def first_state(

@@ -21,6 +21,7 @@ from lifecycle.training.state import TrainState
 from lifecycle.training.step_times import StepTimes
 
 FAULTS = "faults"  # in a checkpoint's data state
+NUM_TOKENS = "num_tokens"  # there too, and a metric: how many tokens the run has seen, padding left out
 
 
 class Clock:
@@ -74,6 +75,7 @@ class TrainingRun:
     log: RunLog | None  # of the process that writes
     state: TrainState
     step: int  # finished steps
+    num_tokens: int = 0  # that they saw, up to the newest one of which metrics were fetched
     is_stopping: bool = False  # whether the job stops after this step, which is then saved
     metrics: dict[str, float] | None = None
     fetched: list[tuple[int, dict[str, float]]] = field(default_factory=list)
@@ -92,8 +94,12 @@ class TrainingRun:
     @property
     def last_batch(self) -> int:
         """The number of the batch that the last step trained on, as the job's source counts."""
-        batches, last = self.job.batches, self.step - 1
-        return batches.number(last) if isinstance(batches, PassingBatches) else last
+        return self.batch_of(self.step)
+
+    def batch_of(self, step: int) -> int:
+        """The same of the step that was the `step`-th, from 1 on."""
+        batches = self.job.batches
+        return batches.number(step - 1) if isinstance(batches, PassingBatches) else step - 1
 
     @property
     def measured_weights(self) -> Params:
@@ -101,10 +107,11 @@ class TrainingRun:
         return served_by(self.job.model, self.job.train, self.job.mesh)(self.state.weights)
 
     def data_state(self) -> dict[str, Any]:
-        """What a checkpoint stores beside its arrays: where the batches are and, if the step looks for faults, what it
-        knows of the steps before."""
+        """What a checkpoint stores beside its arrays: where the batches are, how many tokens were seen (of a step whose
+        metrics were fetched, as those of a saved one are) and, if the step looks for faults, what it knows of the steps
+        before."""
         faults = {FAULTS: to_plain(self.state.faults)} if self.job.train.faults.is_guarded else {}
-        return self.job.batches.state(self.step) | faults
+        return self.job.batches.state(self.step) | {NUM_TOKENS: self.num_tokens} | faults
 
     def write(self, **record: Any) -> None:
         """Adds a record of this step to the run log."""

@@ -35,12 +35,13 @@ from lifecycle.training.objectives.router import load_metrics
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.reference_copy import Follow, stays
 from lifecycle.training.rounding import rounded_like, widened
+from lifecycle.training.run import NUM_TOKENS
 from lifecycle.training.served import Served, as_they_are
 from lifecycle.training.state import TrainState
 
 type Metrics = dict[str, Array]
 
-COUNTS = "counts/"  # before a metric's name: what it is a mean of in this step
+COUNTS = "counts/"  # before a metric's name: how much it is of in this step; 0: there is none
 COMPUTED = "frac_computed"  # the share of micro-batches that a step did not pass over
 
 
@@ -60,8 +61,8 @@ def make_train_step(
 
     A batch's arrays are `[grad_accum * B, ...]`; micro-batch `i` is rows `i::grad_accum`, so that each is spread evenly
     over the mesh. Metrics: `loss` (mean per count), `count`, `grad_norm`, `update_norm` (of the optimizer's change, its
-    decay included), the objective's own means, the counts of those that have one (`COUNTS`), the experts' load, and
-    `COMPUTED` of an objective that has empty rows.
+    decay included), the objective's own means and extremes, the counts of those that have one (`COUNTS`), the experts'
+    load, how many tokens the batch has (`NUM_TOKENS`), and `COMPUTED` of an objective that has empty rows.
     `bias_rate`: how much a step moves a router's selection bias towards an even load (`MoeConfig`). `faults`: what a
     step leaves out (`training/faults.py`), with a state for it; then also `skipped` and `faults_in_row`. `served`: the
     parameters as the objective sees them (`training/served.py`). `follow`: how a reference moves behind them
@@ -77,7 +78,7 @@ def make_train_step(
         learned = num_learned(batch, grad_accum, mesh) if objective.has_empty_rows else None
         sums, grads = local_gradients(objective, parts, batch, grad_accum, context, learned)
         computed = {} if learned is None else {COMPUTED: (learned > 0).mean()}
-        return sum_over_mesh(sums, mesh), sum_gradients(grads, mesh, specs[0]), computed
+        return sums.over_mesh(mesh), sum_gradients(grads, mesh, specs[0]), computed
 
     gradients = on_mesh(local, mesh, specs, (P(), specs[0], P()))
 
@@ -95,7 +96,9 @@ def make_train_step(
         trained = rounded_like(state.trained, trained, state.step)
         metrics = {"loss": sums.loss / divisor, "count": sums.count, "grad_norm": optax.global_norm(grads)}
         metrics |= {"update_norm": optax.global_norm(updates)} | sums.metric_means(divisor) | load_metrics(sums.load)
-        metrics |= {COUNTS + name: count for name, count in sums.counts.items()} | computed
+        metrics |= sums.extremes | {NUM_TOKENS: (batch["segment_ids"] > 0).sum(dtype=jnp.int32)}
+        counts = sums.counts | {name: jnp.isfinite(value) for name, value in sums.extremes.items()}
+        metrics |= {COUNTS + name: count for name, count in counts.items()} | computed
         after = TrainState(trained, state.frozen, opt_state, state.step + 1, state.faults)
         if faults is not None and faults.is_guarded:
             after, metrics = guarded(faults, state, after, metrics)
@@ -170,15 +173,17 @@ def _summed_gradients(
         return sums, grads
     parts = micro_batches(batch, grad_accum)
 
-    def with_part(total: Any, part: Batch) -> Any:
-        return jax.tree.map(jnp.add, total, gradients(params, part))
+    def with_part(total: tuple[Params, Sums], part: Batch) -> tuple[Params, Sums]:
+        grads, sums = gradients(params, part)
+        return jax.tree.map(jnp.add, total[0], grads), total[1] + sums
 
-    def add(total: Any, micro: tuple[Batch, Array | None]) -> tuple[Any, None]:
+    def add(total: tuple[Params, Sums], micro: tuple[Batch, Array | None]) -> tuple[tuple[Params, Sums], None]:
         part, own = micro
         if own is None:
             return with_part(total, part), None
         return jax.lax.cond(own > 0, with_part, lambda total, _: total, total, part), None
 
-    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradients, params, {k: x[0] for k, x in parts.items()}))
+    shapes = jax.eval_shape(gradients, params, {k: x[0] for k, x in parts.items()})
+    zero = jax.tree.map(jnp.zeros_like, shapes[0]), shapes[1].empty()
     (grads, sums), _ = jax.lax.scan(add, zero, (parts, learned))
     return sums, grads

@@ -29,7 +29,8 @@ from lifecycle.model.params import Params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, TinyRun, tiny_job
+from lifecycle.testing.jobs import TinyRun, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.loop import run_job
 from lifecycle.training.scoring import loglikelihoods

@@ -110,6 +110,8 @@ def cases() -> dict[str, Case]:
             "use_bias_correction_kl": True,
         },
         "rloo": {"kind": "rloo"},
+        "entropy": {"loss_type": "grpo", "entropy_coef": 0.2},
+        "entropy_top": {"loss_type": "dapo", "entropy_coef": 0.1, "top_entropy_quantile": 0.3},
     }
     found |= {f"policy_{name}": ("policy", settings) for name, settings in of_policy.items()}
     return found
@@ -169,8 +171,8 @@ def reward_cases(model: Any, data: dict[str, Any]) -> dict[str, Any]:
         loss = RewardTrainer.compute_loss(trainer, inner, inputs)
         loss.backward()
         norm = torch.sqrt(sum((g.grad**2).sum() for g in (*model.model.parameters(), score) if g.grad is not None))
-        metrics = {metric: metrics_of(trainer)[metric] for metric in ("accuracy", "margin", "mean_reward")}
-        made[name] = {"settings": settings, "loss": loss.item(), "grad_norm": norm.item(), "metrics": metrics}
+        found = {"loss": loss.item(), "grad_norm": norm.item(), "metrics": metrics_of(trainer)}
+        made[name] = {"settings": settings, **found}
         print(name, loss.item(), norm.item())
     return made
 

@@ -147,7 +147,7 @@ def policy(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, An
     defaults = {
         "loss_type": "dapo", "importance_sampling_level": "token", "epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0,
         "delta": None, "temperature": 1.0, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None,
-        "use_bias_correction_kl": False,
+        "use_bias_correction_kl": False, "entropy_coef": 0.0,
     }  # fmt: skip
     given = defaults | settings
     args = SimpleNamespace(
@@ -155,8 +155,9 @@ def policy(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, An
         sapo_temperature_neg=1.05, vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0, vespo_lambda_neg=2.0,
     )  # fmt: skip
     trainer = common(
-        **given, args=args, use_vllm=False,
-        _entropy_bonus_enabled=False, max_completion_length=16, current_gradient_accumulation_steps=1,
+        **given, args=args, use_vllm=False, use_adaptive_entropy=False,
+        _entropy_bonus_enabled=given["entropy_coef"] > 0, max_completion_length=16,
+        current_gradient_accumulation_steps=1,
         _step=0, num_generations=2,
     )  # fmt: skip
     trainer.accelerator.reduce = lambda x, reduction: x
@@ -182,7 +183,7 @@ def policy(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, An
         logits = run(input_ids=ids, attention_mask=attention, position_ids=positions).logits[:, -keep - 1 : -1]
         logprobs = (logits / given["temperature"]).log_softmax(-1)
         found = logprobs.gather(-1, ids[:, -keep:, None])[..., 0]
-        return found, -(logprobs.exp() * logprobs).sum(-1).detach(), None
+        return found, -(logprobs.exp() * logprobs).sum(-1), None
 
     trainer._get_per_token_logps_and_entropies = statistics
     inputs = {
@@ -192,12 +193,7 @@ def policy(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, An
     }  # fmt: skip
     kind = RLOOTrainer if given.get("kind") == "rloo" else GRPOTrainer
     trainer.steps_per_generation = 1
-    loss = kind._compute_loss(trainer, run, inputs)
-    kept = (
-        "kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean",
-        "vespo/phi_seq_mean",
-    )  # fmt: skip
-    return loss, {name: value for name, value in metrics_of(trainer).items() if name in kept and kind is GRPOTrainer}
+    return kind._compute_loss(trainer, run, inputs), metrics_of(trainer)
 
 
 LOSSES: dict[str, Callable[..., Found]] = {

@@ -19,7 +19,8 @@ from lifecycle.kernels.cross_entropy import cross_entropy, cross_entropy_and_met
 from lifecycle.kernels.logits import project, soft_capped
 from lifecycle.kernels.token_statistics import token_logprobs
 from lifecycle.model.params import abstract_params
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, objective_of
+from lifecycle.testing.jobs import objective_of
+from lifecycle.testing.tiny_rows import MODEL, SEQ_LEN
 
 ONE_OP = 1e-5
 B, T, D, V = 3, 13, 8, 40

@@ -14,7 +14,7 @@ from lifecycle.model.decoder import forward, forward_cached
 from lifecycle.model.params import layers_apart
 from lifecycle.parallel.mesh import RULES
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL
+from lifecycle.testing.tiny_rows import MODEL
 
 SAME = 1e-6  # sums in another order
 CACHED = 1e-4

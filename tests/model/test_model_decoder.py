@@ -21,7 +21,8 @@ from lifecycle.model.decoder import forward, forward_cached, forward_train, head
 from lifecycle.model.params import abstract_params, compute_dtype, init_params, logical_axes
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, objective_of
+from lifecycle.testing.jobs import objective_of
+from lifecycle.testing.tiny_rows import MODEL
 from tests.multidevice.meshes import DENSE, EXPERTS, PROJECTION
 
 PACKED = 1e-5

@@ -15,7 +15,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import SEQ_LEN, document_rows
+from lifecycle.testing.tiny_rows import SEQ_LEN, document_rows
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.objectives.objective import build_objective

@@ -16,7 +16,8 @@ from lifecycle.model.params import init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import batch_sharding, shard_batch
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, TinyRun, example, objective_of, rows_of
+from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
+from lifecycle.testing.tiny_rows import MODEL, SEQ_LEN, example
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.heldout import heldout_means
@@ -141,7 +142,7 @@ def test_micro_batches_are_cut_without_moving_rows_between_devices() -> None:
     shapes = jax.eval_shape(lambda key: init_params(MODEL, key), jax.random.key(0))
     place_at = partial(jax.tree.map, lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s))
     state = TrainState(place_at(shapes, shardings.trained), {}, optax.EmptyState(), jax.ShapeDtypeStruct((), jnp.int32))
-    batch = jax.eval_shape(lambda: {name: jnp.zeros((16, 8)) for name in ("tokens", "loss_mask")})
+    batch = jax.eval_shape(lambda: {name: jnp.zeros((16, 8)) for name in ("tokens", "loss_mask", "segment_ids")})
     batch = place_at(batch, {name: batch_sharding(mesh, name) for name in batch})
     step = make_train_step(Objective(loss_of), optimizer, mesh, shardings, grad_accum=2)
     program = step.lower(state, batch).compile().as_text() or ""

@@ -23,7 +23,8 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.model.params import abstract_params, init_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.testing.jobs import MODEL, TinyRun, command, tiny_job
+from lifecycle.testing.jobs import TinyRun, command, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate

@@ -18,7 +18,8 @@ import pytest
 from lifecycle.core.progress import Silent
 from lifecycle.core.timesheet import TIMES, read_sessions
 from lifecycle.model.params import abstract_params
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, TinyRun, rows_of, tiny_job
+from lifecycle.testing.jobs import TinyRun, rows_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL, SEQ_LEN
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.checkpoints.integrity import steps_in
 from lifecycle.training.checkpoints.weights import load_params

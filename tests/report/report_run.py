@@ -142,7 +142,12 @@ POLICY = [
     {
         "step": s, "loss": 0.1, "cpu_s": 0.5, "reward": 0.2 + s / 100, "reward_std": 0.3, "frac_reward_zero_std": 0.25,
         "completions/clipped_ratio": 0.5, "completions/mean_length": 20.0, "kl": s / 1000, "entropy": 1.5,
-        "sampling/logp_difference": 0.0, "rewards/maths/mean": 0.2, "generation_s": 1.0, "reward_s": 0.1,
+        "sampling/sampling_logp_difference/mean": 0.0, "sampling/sampling_logp_difference/max": 0.01,
+        "reward_std_in_groups": 0.2, "completions/min_length": 2.0, "completions/max_length": 30.0,
+        "completions/mean_terminated_length": 9.0, "completions/min_terminated_length": 2.0,
+        "completions/max_terminated_length": 12.0, "clip_ratio/low_mean": 0.01, "clip_ratio/low_min": 0.0,
+        "clip_ratio/high_mean": 0.02, "clip_ratio/high_max": 0.2, "clip_ratio/region_mean": 0.03, "num_tokens": 100 * s,
+        "rewards/maths/mean": 0.2, "rewards/maths/std": 0.4, "step_time": 1.2, "generation_s": 1.0, "reward_s": 0.1,
         "heldout_reward": s / 40, "heldout_completions/mean_length": 15.0,
     }
     for s in (10, 20)

@@ -49,8 +49,11 @@ def test_a_policys_metrics_have_charts(report: Report) -> None:
     (charts,) = (block for block in training.blocks if isinstance(block, Charts))
     series = {chart.title: [one.name for one in chart.series] for chart in charts.items if isinstance(chart, LineChart)}
     assert series["Reward"] == ["sampled", "held out, likeliest"]
-    assert series["Length of completions"] == ["mean", "held out, mean"]
+    lengths = ["mean", "shortest", "longest", "mean of those that ended", "held out, mean"]
+    assert series["Length of completions"] == lengths and len(series["Clipped ratios"]) == 5
+    assert series["Reward maths"] == ["mean", "standard deviation"] and len(series["Spread of rewards"]) == 2
     assert {"Divergence from the initial model", "Entropy", "Sampler and trainer"} <= series.keys()
+    assert not {title for title in series if "/" in title or "_" in title or "num" in title}  # each has words
     table = "\n".join(render_markdown(report).splitlines())
     assert "| policy | Reward, held out, likeliest | 0.2500 | 0.5000 |" in table
 

@@ -17,6 +17,7 @@ from lifecycle.rl.batch import RewardError
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import GrpoConfig, PpoConfig, ReinforceConfig, RolloutConfig
 from lifecycle.rl.hook import LogRollouts
+from lifecycle.rl.measured import measured_columns
 from lifecycle.rl.rollouts import Found, Sampler, Unscored
 from lifecycle.rl.samples import Samples
 from lifecycle.testing.families import random_params
@@ -275,3 +276,47 @@ def test_behind_batches_that_were_passed_over_the_log_has_those_that_were_learne
     LogRollouts(source, Samples(tmp_path, Silent()), Silent()).after_step(run)
     learned = source.at_hand(2)
     assert learned is not None and run.logged == {"step": 1, **learned.metrics} and "reward" in run.logged
+
+
+class Recorded(PolicyBatches):
+    """Keeps what the newest batch of each number was made from; those of `faulty` have a loss that is not finite."""
+
+    faulty: tuple[int, ...] = ()
+
+    def batch(self, step: int, params: Any) -> HostBatch:
+        made = self.of_step(step, params)
+        self.rewards = {**getattr(self, "rewards", {}), step: made.metrics["reward"]}
+        return made.batch | ({"advantages": made.batch["advantages"] * np.nan} if step in self.faulty else {})
+
+
+@pytest.mark.parametrize(
+    ("own", "every", "passed"),
+    [
+        pytest.param({}, 1, {1: 1}, id="to a checkpoint", marks=pytest.mark.slow),
+        pytest.param({}, 100, {0: 2}, id="to the start", marks=pytest.mark.slow),
+        pytest.param(AHEAD, 1, {1: 1}, id="ahead"),
+        pytest.param(ROUNDS, 100, {0: 2}, id="rounds"),
+    ],
+)
+def test_a_run_that_goes_back_learns_and_logs_as_one_without_those_batches(
+    params: Any, own: dict[str, Any], every: int, passed: dict[int, int], tmp_path: Path
+) -> None:
+    """What was sampled before it went back is not used again: it was from other weights."""
+    config = settings(**own, faults={"policy": "rollback"}, checkpoint={"every": every})
+    columns = measured_columns(MODEL, config, one_device(), params)
+    numbers = [step + sum(num for before, num in passed.items() if before <= step) for step in range(config.steps)]
+
+    def run(out: Path, faulty: tuple[int, ...], passed: dict[int, int]) -> tuple[str, list[float]]:
+        source = Recorded(prompts(), config, sampler_of(config, MODEL), SEED, columns)
+        source.faulty, passing = faulty, PassingBatches(source)
+        passing.passed = passed
+        job = TrainJob(MODEL, config, one_device(), build_objective(MODEL, config), passing, params, out)
+        stats = run_job(job, Silent(), [LogRollouts(source, Samples(out, Silent()), Silent())])
+        assert [fault["action"] for fault in stats["faults"]] == ["went back"] * len(faulty)
+        return stats["params_hash"], [source.rewards[number] for number in numbers]
+
+    found, rewards = run(tmp_path / "back", (1,), {})
+    assert run(tmp_path / "without", (), passed) == (found, rewards)
+    assert [record["reward"] for record in merged(tmp_path / "back")] == rewards
+    counts = [[record["num_tokens"] for record in merged(tmp_path / name)] for name in ("back", "without")]
+    assert counts[0] == counts[1] == sorted(counts[0])

@@ -119,7 +119,8 @@ ANSWERS = [([7, 8, 9][: 1 + i % 3], [20 + i] * (1 + 2 * i)) for i in range(6)]
 
 
 def test_a_reward_model_scores_an_answer_as_it_does_alone(params: Any) -> None:
-    found = model_reward(SCORED, params, settings(), one_device())(ANSWERS)
+    config = settings(prompts_per_step=1, group_size=2, global_batch_size=1)  # which has room for two
+    found = model_reward(SCORED, params, config, one_device())(ANSWERS)
     for (prompt, completion), reward in zip(ANSWERS, found, strict=True):
         ids = [*prompt, *completion]
         alone = {name: np.zeros((1, 16), np.int32) for name in ("tokens", "positions", "segment_ids")}

@@ -27,8 +27,8 @@ from lifecycle.stages.preference_rows import pair_rows, rows_seen
 from lifecycle.stages.row_origins import write_origins
 from lifecycle.stages.rows import epoch_rows
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import example
 from lifecycle.testing.notes import Notes
+from lifecycle.testing.tiny_rows import example
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_encoder import EncodedGroup

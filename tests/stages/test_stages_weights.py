@@ -16,7 +16,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.weights import trained_params, trained_params_in_use
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
 from lifecycle.training.config import CheckpointConfig

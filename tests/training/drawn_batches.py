@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lifecycle.model.params import Params
-from lifecycle.testing.jobs import SEQ_LEN, Documents, KillAt, TinyRun, tiny_job
+from lifecycle.testing.jobs import KillAt, TinyRun, tiny_job
+from lifecycle.testing.tiny_rows import SEQ_LEN, Documents
 from lifecycle.training.batches import HostBatch, one_epoch
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.job import CHECKPOINTS, TrainJob

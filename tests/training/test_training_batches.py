@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.data.shards import TokenShards
-from lifecycle.testing.jobs import mixed_rows
+from lifecycle.testing.tiny_rows import mixed_rows
 from lifecycle.training.batches import DataStateError, HostBatch, RowBatches, one_epoch
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.packing import FixedRows, PackingError, Row

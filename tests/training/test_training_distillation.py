@@ -10,7 +10,8 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.parallel.placement import shard_batch
-from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, held_by, objective_of, rows_of, tiny_job
+from lifecycle.testing.jobs import StopAt, TinyRun, held_by, objective_of, rows_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.checkpoints.weights import hash_params
 from lifecycle.training.config import FaultsConfig

@@ -23,7 +23,7 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.checks import check_sizes
 from lifecycle.stages.drafters import frequent_ids, with_drafter
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import Documents
+from lifecycle.testing.tiny_rows import Documents
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.drafting import EagleConfig

@@ -14,7 +14,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, TinyRun, held_by, objective_of, rows_of
+from lifecycle.testing.jobs import TinyRun, held_by, objective_of, rows_of
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.freeze import split
 from lifecycle.training.objectives.policy import KEPT, TOKEN_ADVANTAGES
@@ -54,7 +55,7 @@ BY_DEFAULT = {
     "dft": ("sft", {"loss": "dft"}),
     "dpo": ("dpo", {"loss": dict.fromkeys((*SMOOTHED, *PLAIN), 0.1), "label_smoothing": 0.1, "length_alpha": 0.4}),
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
-    "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2}),
+    "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2, "sampler_cap": 2.0}),
 }
 SLOW = {
     "kept": ("policy", {"loss": "grpo", "beta": 0.2, "temperature": 0.8, "loss_chunks": 2}),
@@ -171,11 +172,10 @@ def test_any_mesh_is_one_device(name: str, axes: str) -> None:
 )
 def test_packed_groups_are_unpacked_ones(name: str) -> None:
     mesh, host = build_mesh(ONE), packed(name)
-    assert_same(
-        stepped(name, mesh),
-        one_step(name, mesh, unpacked(host, SEGMENTS[objective_kind(CASES[name][0]).rows])),
-        ANYWHERE,
-    )
+    metrics, gradient = stepped(name, mesh)
+    alone, of_alone = one_step(name, mesh, unpacked(host, SEGMENTS[objective_kind(CASES[name][0]).rows]))
+    del alone["num_tokens"]  # groups that the packed rows mask are not there
+    assert_same(({name: metrics[name] for name in alone}, gradient), (alone, of_alone), ANYWHERE)
 
 
 def unpacked(host: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

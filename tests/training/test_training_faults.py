@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, RunLog, read_log
 from lifecycle.model.params import abstract_params
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, Documents, StopAt, TinyRun, tiny_job
+from lifecycle.testing.jobs import StopAt, TinyRun, tiny_job
+from lifecycle.testing.tiny_rows import MODEL, SEQ_LEN, Documents
 from lifecycle.training import loop
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.checkpoints.checkpointer import Checkpointer

@@ -1,5 +1,7 @@
 """Formulas by themselves, on numbers: no model, no mesh. And one that another package adds."""
 
+from functools import reduce
+from operator import add
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Silent
@@ -16,14 +20,15 @@ from lifecycle.kernels.token_statistics import TokenStatistics
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of, tiny_job
+from lifecycle.testing.jobs import TinyRun, objective_of, rows_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import heldout_means
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.dpo import dpo, of_batch
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods
 from lifecycle.training.objectives.orpo import orpo
-from lifecycle.training.objectives.sums import Sums, sums_over
+from lifecycle.training.objectives.sums import Sums, largest_of, smallest_of, sums_over
 from lifecycle.training.preference import DpoConfig, OrpoConfig
 from tests.training.simpo import SimpoConfig, simpo
 
@@ -87,11 +92,34 @@ def test_a_metric_may_count_something_else() -> None:
 def test_parts_of_a_batch_add_up() -> None:
     def whole(*masks: Any) -> Sums:
         parts = [simpo(SimpoConfig(**SIZES), pairs_of(LOGPROBS, LENGTHS, mask, LOGPROBS), {}) for mask in masks]
-        return jax.tree.map(lambda *values: sum(values), *parts)
+        return reduce(add, parts)
 
     one, two = whole([1, 1, 1]), whole([1, 0, 0], [0, 1, 1])
     for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert left == pytest.approx(float(right), rel=1e-6)
+
+
+PARTS = st.lists(st.lists(st.floats(-9, 9, width=32), max_size=3), min_size=1, max_size=4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(PARTS)
+def test_extremes_of_parts_are_those_of_the_whole(parts: list[list[float]]) -> None:
+    def of(values: list[float]) -> Sums:
+        numbers = jnp.asarray([*values, *[0.0] * (3 - len(values))], jnp.float32)
+        is_there = jnp.asarray(np.arange(3) < len(values), jnp.float32)
+        largest, smallest = (limit(numbers, is_there) for limit in (largest_of, smallest_of))
+        return Sums(
+            numbers.sum(), jnp.asarray(float(len(values))), largest={"most": largest}, smallest={"least": smallest}
+        )
+
+    whole = reduce(add, map(of, parts), of([]).empty())
+    every = [value for part in parts for value in part]
+    assert whole.extremes == {"most": max(every, default=-np.inf), "least": min(every, default=np.inf)}
+    assert whole.count == len(every)
+    halved = whole.with_sums(lambda tree: jax.tree.map(lambda x: x / 2, tree))
+    assert halved.extremes == whole.extremes and halved.count == len(every) / 2
+    assert whole.with_extremes(lambda tree: tree).extremes == whole.extremes
 
 
 @pytest.mark.parametrize(

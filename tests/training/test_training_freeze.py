@@ -16,7 +16,8 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.model.params import abstract_params
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, objective_of, tiny_job
+from lifecycle.testing.jobs import StopAt, TinyRun, objective_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.checkpoints.arrays import abstract_arrays, saved_shapes
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.integrity import CheckpointError

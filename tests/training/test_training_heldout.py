@@ -14,7 +14,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, Example, TinyRun, example, objective_of, rows_of
+from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
+from lifecycle.testing.tiny_rows import MODEL, SEQ_LEN, Example, example
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.heldout import heldout_means

@@ -14,16 +14,19 @@ from typing import Any
 import pytest
 
 from lifecycle.core.progress import Silent
-from lifecycle.core.runlog import METRICS
+from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.testing.jobs import TinyRun, command, tiny_job
 from lifecycle.testing.waiting import LIMIT_S, wait_until
 from lifecycle.training.checkpoints.integrity import damage, steps_in
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.training.loop import run_job
+from tests.rl.policy_job import command as policy_command
+from tests.rl.policy_job import run_policy
 
 pytestmark = pytest.mark.long
 
-LAUNCH = str(Path(__file__).parents[2] / "launch" / "local.sh")
+ROOT = Path(__file__).parents[2]
+LAUNCH = str(ROOT / "launch" / "local.sh")
 KILLS, KILLS_OF_JOB = 20, 5
 RUN = TinyRun(steps=300, checkpoint_every=3)
 JOB = TinyRun(steps=300, checkpoint_every=3, mesh={"fsdp": 2})
@@ -112,6 +115,52 @@ def test_every_objective_that_is_killed_ends_with_the_same_bits(name: str, tmp_p
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout.splitlines()[-1])["params_hash"] == expected["params_hash"]
     assert_same(out, whole, [])
+
+
+POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ppo": ("ppo", {"num_iterations": 2, "beta": 0.1, "group_size": 1, "prompts_per_step": 5}),
+    "ahead": ("grpo", {"max_staleness": 1, "loss": "grpo"}),
+}
+KILLS_OF_POLICY = 4
+OF_TIME = ("tokens_per_s", "step_time", "cpu_s", "generation_s", "reward_s", "compile_s", "save_stall_s")
+
+
+def told(out: Path) -> dict[int, dict[str, Any]]:
+    """What the log says of each step, but for times."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in (out / METRICS).read_text().splitlines():
+        record = json.loads(line)
+        found.setdefault(record["step"], {}).update(record)
+    return {step: {k: v for k, v in record.items() if k not in OF_TIME} for step, record in found.items()}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_that_is_killed_anywhere_ends_with_the_same_bits_and_completions(name: str, tmp_path: Path) -> None:
+    """In sampling, scoring, updates and saves: the moments are random, each after two more steps at least."""
+    kind, settings = POLICIES[name]
+    settings = settings | {"steps": 24, "checkpoint": {"every": 3, "keep": 2}}
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    expected = run_policy(whole, kind, settings)
+    seed = random.randrange(10**6)
+    draw = random.Random(seed)
+    for number in range(KILLS_OF_POLICY):
+        before = records(out)
+        given = policy_command(out, kind, settings)
+        process = subprocess.Popen(given, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wanted = draw.randint(4, 8)  # two records of a step at least
+        has_come = lambda before=before, wanted=wanted: records(out) >= before + wanted  # noqa: E731
+        wait_until(lambda has_come=has_come, process=process: has_come() or process.poll() is not None, 0.002)
+        time.sleep(draw.uniform(0, 0.2))
+        assert process.poll() is None, f"seed {seed}: ended before kill {number}"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        print(f"seed {seed}: kill {number}, {records(out)} records, checkpoints {steps_in(out / CHECKPOINTS)}")
+    ended = subprocess.run(policy_command(out, kind, settings), cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1])["params_hash"] == expected["params_hash"], f"seed {seed}"
+    assert told(out) == told(whole), f"seed {seed}"
+    samples = [list(read_log(folder / "rollouts.jsonl")) for folder in (out, whole)]
+    assert samples[0] == samples[1] and samples[0], f"seed {seed}"
 
 
 def members(out: Path) -> list[int]:

@@ -23,7 +23,8 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.timesheet import TIMES, account, read_sessions
 from lifecycle.model.params import Params, abstract_params, init_params
-from lifecycle.testing.jobs import MODEL, KillAt, StopAt, TinyRun, command, objective_of, rows_of, tiny_job
+from lifecycle.testing.jobs import KillAt, StopAt, TinyRun, command, objective_of, rows_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import DataStateError, HostBatch, RowBatches
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.items import PARAMS
@@ -74,8 +75,11 @@ def test_a_run_logs_every_step_and_keeps_its_last_checkpoints(undisturbed: tuple
     records = trained(out)
     assert steps_of(out) == list(range(1, 13))
     assert checkpoints(out) == [8, 12]
-    expected = {"step", "loss", "count", "grad_norm", "update_norm", "learning_rate", "tokens_per_s", "cpu_s"}
-    assert all(record.keys() == expected and record["tokens_per_s"] > 0 for record in records)
+    expected = {"step", "loss", "count", "num_tokens", "grad_norm", "update_norm", "learning_rate"}
+    assert all(record.keys() == expected | {"tokens_per_s", "step_time", "cpu_s"} for record in records)
+    assert all(record["tokens_per_s"] * record["step_time"] == pytest.approx(16 * 32) for record in records)
+    each = [int((rows_of(RUN).row(number)["segment_ids"] > 0).sum()) for number in range(12 * 16)]
+    assert [record["num_tokens"] for record in records] == np.cumsum(each)[15::16].tolist()
     stalls = [record for record in read_log(out / METRICS) if "save_stall_s" in record]
     assert [record["step"] for record in stalls] == [4, 8, 12] and all(r["save_stall_s"] > 0 for r in stalls)
     assert [(done, total) for done, total, _ in told.updates] == [(step, 12) for step in range(1, 13)]
@@ -117,8 +121,8 @@ def test_a_run_killed_twice_ends_with_the_same_bits(
     out, expected, _ = undisturbed
     assert stats["params_hash"] == expected["params_hash"], f"killed at steps {kills}"
     assert steps_of(tmp_path) == list(range(1, 13)), f"killed at steps {kills}"
-    losses = [[record["loss"] for record in trained(folder)] for folder in (tmp_path, out)]
-    assert losses[0] == losses[1], f"killed at steps {kills}"
+    logged = [[(r["loss"], r["num_tokens"]) for r in trained(folder)] for folder in (tmp_path, out)]
+    assert logged[0] == logged[1], f"killed at steps {kills}"
     require_times(tmp_path, began, kills)
 
 
@@ -157,6 +161,7 @@ def test_a_run_continued_from_anothers_checkpoint_ends_with_that_ones_bits(
     stats = run_job(replace(job, batches=tiny_job(tmp_path, RUN).batches), Silent())
     assert stats["params_hash"] == expected["params_hash"] and stats["tokens"] == 4 * 16 * 32
     assert steps_of(tmp_path) == [9, 10, 11, 12]
+    assert trained(tmp_path)[-1]["num_tokens"] == trained(folder)[-1]["num_tokens"]
     gone = replace(tiny_job(tmp_path / "other", RUN), start=Continued(folder / CHECKPOINTS, 4))
     with pytest.raises(CheckpointError, match="no checkpoint of step 4; there are 8, 12"):
         run_job(gone, Silent())

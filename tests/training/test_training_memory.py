@@ -6,7 +6,7 @@ import pytest
 
 from lifecycle.core.config import ConfigError
 from lifecycle.parallel.axes import MeshConfig
-from lifecycle.testing.jobs import MODEL
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training import memory
 from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.memory import device_bytes, has_room, require_room

@@ -49,7 +49,7 @@ def test_a_step_passes_over_empty_micro_batches(mesh: MeshConfig) -> None:
     shardings, params = state_shardings(MODEL, DESCENT, devices), random_params(MODEL)
 
     def gradients(num: int, objective: Objective) -> tuple[float, float]:
-        batch = shard_batch({name: rows(num)[name] for name in ("tokens", "loss_mask")}, devices)
+        batch = shard_batch({name: rows(num)[name] for name in ("tokens", "loss_mask", "segment_ids")}, devices)
         state = TrainState(jax.tree.map(jnp.copy, params), {}, DESCENT.init(params), jnp.int32(0))
         _, metrics = make_train_step(objective, DESCENT, devices, shardings, grad_accum=4)(state, batch)
         return float(metrics["loss"]), float(metrics["grad_norm"])

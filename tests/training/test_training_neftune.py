@@ -11,7 +11,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, SEQ_LEN, example, objective_of
+from lifecycle.testing.jobs import objective_of
+from lifecycle.testing.tiny_rows import MODEL, SEQ_LEN, example
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.heldout import heldout_means
 from lifecycle.training.objectives.neftune import STEP, noise_of

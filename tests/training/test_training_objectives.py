@@ -10,7 +10,8 @@ import pytest
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.decoder import forward, head, logits
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
+from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
 from lifecycle.training.objectives.objective import Objective, group_logprobs

@@ -19,7 +19,7 @@ from lifecycle.model.params import abstract_params
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.adafactor import scale_by_adafactor
 from lifecycle.training.average import average_of, with_average
 from lifecycle.training.muon import orthogonalise, scale_by_muon

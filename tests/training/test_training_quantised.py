@@ -13,7 +13,8 @@ import pytest
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, objective_of, rows_of, tiny_job
+from lifecycle.testing.jobs import StopAt, TinyRun, objective_of, rows_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job

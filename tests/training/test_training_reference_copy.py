@@ -19,7 +19,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, objective_of, rows_of, tiny_job
+from lifecycle.testing.jobs import StopAt, TinyRun, objective_of, rows_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.checkpoints.integrity import steps_in
 from lifecycle.training.checkpoints.weights import load_params

@@ -84,7 +84,7 @@ def test_a_divergence_is_judged_by_the_settings_and_of_policies_only() -> None:
 
 
 def test_a_sampler_gap_is_judged_by_the_dtype() -> None:
-    gap = "sampling/logp_difference"
+    gap = "sampling/sampling_logp_difference/mean"
     assert kinds(remarks(logged(gap, [0, 0, 0.002]), "grpo")) == ["sampler gap"]
     assert remarks(logged(gap, [0.0009] * 9), "grpo") == []
     assert remarks(logged(gap, [0.05] * 9), "grpo", dtype="bfloat16") == []

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from lifecycle.core.progress import Silent
 from lifecycle.model.params import abstract_params, parameters
-from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, tiny_job
+from lifecycle.testing.jobs import StopAt, TinyRun, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import hash_params, load_params
 from lifecycle.training.job import CHECKPOINTS, TrainJob

@@ -18,7 +18,8 @@ from lifecycle.model.weight_formats import as_served
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, StopAt, TinyRun, document_rows, objective_of, tiny_job
+from lifecycle.testing.jobs import StopAt, TinyRun, objective_of, tiny_job
+from lifecycle.testing.tiny_rows import MODEL, document_rows
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.hooks.evaluate import Evaluate

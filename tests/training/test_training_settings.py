@@ -21,7 +21,8 @@ from lifecycle.kernels.divergence import Divergence, Predictions, divergence
 from lifecycle.model.params import parameters
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.testing.jobs import MODEL, TinyRun, tiny_job
+from lifecycle.testing.jobs import TinyRun, tiny_job
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.adapter import AdapterTrainingConfig
 from lifecycle.training.config import CheckpointConfig, FaultsConfig, LocalCheckpointConfig, MeasuredTasksConfig
 from lifecycle.training.distilling import DistillationConfig

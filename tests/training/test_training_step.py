@@ -16,7 +16,8 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.parallel.placement import shard_batch
 from lifecycle.testing.families import random_params
-from lifecycle.testing.jobs import MODEL, TinyRun, objective_of, rows_of
+from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
+from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.objectives.objective import Objective
 from lifecycle.training.optimizer import build_optimizer

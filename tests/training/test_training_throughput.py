@@ -40,7 +40,7 @@ class Device:
     def step(self, state: TrainState, _: Any) -> tuple[TrainState, dict[str, Any]]:
         """Starts a step."""
         self._running += 1
-        return state, {"loss": self}
+        return state, {"loss": self, "num_tokens": np.int32(POSITIONS)}
 
     def block_until_ready(self) -> "Device":
         """Waits for the steps that run."""

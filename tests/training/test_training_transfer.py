@@ -12,7 +12,8 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.params import Params, parameters
-from lifecycle.testing.jobs import MODEL, document_rows, objective_of
+from lifecycle.testing.jobs import objective_of
+from lifecycle.testing.tiny_rows import MODEL, document_rows
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.trainer import Trainer

@@ -21,7 +21,7 @@ from lifecycle.kernels.token_statistics import TokenStatistics
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward_train, head
 from lifecycle.model.params import Params
-from lifecycle.testing.jobs import Example
+from lifecycle.testing.tiny_rows import Example
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.config import TrainConfig
@@ -32,6 +32,7 @@ from lifecycle.training.objectives.distillation import distillation
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind
+from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.packing import RowSource, permutation
 from lifecycle.training.policy import PolicyConfig
 from lifecycle.training.preference import (
@@ -57,7 +58,7 @@ SIZES: dict[str, Any] = {"steps": 1, "seq_len": 48, "global_batch_size": 8}
 NAMES: dict[str, str] = {
     "f_divergence_type": "divergence", "f_alpha_divergence_coef": "divergence_alpha", "use_weighting": "is_weighted",
     "ld_alpha": "length_alpha", "cpo_alpha": "sft_weight", "simpo_gamma": "gamma", "loss_type": "loss", "kind": "loss",
-    "importance_sampling_level": "level",
+    "importance_sampling_level": "level", "entropy_coef": "entropy_weight",
 }  # fmt: skip
 CONFIGS: dict[str, type[TrainConfig]] = {
     "dpo": DpoConfig, "orpo": OrpoConfig, "cpo": CpoConfig, "kto": KtoConfig, "sft": SftConfig,
@@ -112,6 +113,11 @@ def whole_batch(rows: RowSource) -> dict[str, np.ndarray]:
     assert rows.num_rows < len(TRL["pairs"])  # packed
     batch = next(one_epoch(rows, global_batch_size=SIZES["global_batch_size"]))
     return batch | {"row": np.arange(SIZES["global_batch_size"])}
+
+
+def logged(sums: Sums) -> dict[str, float]:
+    """The metrics of a whole batch."""
+    return {name: float(value) for name, value in (sums.metric_means(sums.count) | sums.extremes).items()}
 
 
 @dataclass(frozen=True)
@@ -180,8 +186,7 @@ def scored(llama: Llama) -> Callable[[RewardModelConfig, Any], tuple[float, floa
             return sums.loss / sums.count, sums
 
         (value, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        means = {name: float(mean) for name, mean in sums.metric_means(sums.count).items()}
-        return float(value), float(optax.global_norm(grads)), means
+        return float(value), float(optax.global_norm(grads)), logged(sums)
 
     return found
 
@@ -226,8 +231,7 @@ def distilled(
             return sums.loss / sums.count, sums
 
         (value, sums), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*student)
-        means = {name: float(mean) for name, mean in sums.metric_means(sums.count).items()}
-        return float(value), float(pulled_back(llama.params, grads)), means
+        return float(value), float(pulled_back(llama.params, grads)), logged(sums)
 
     return found
 
@@ -318,9 +322,11 @@ def test_loss_gradient_and_metrics_are_trls(name: str, llama: Llama) -> None:
     norm = llama.pulled_back(llama.params, rows_of(batch), grads, temperature=temperature)
     assert float(value) == pytest.approx(case["loss"], rel=LOSS)
     assert float(norm) == pytest.approx(case["grad_norm"], rel=NORM)
-    means = {key: float(mean) for key, mean in sums.metric_means(sums.count).items()}
+    found_metrics = logged(sums)
+    if settings.objective == "policy" and getattr(settings, "entropy_weight", 0):
+        assert found_metrics["entropy_coef"] == pytest.approx(case["settings"]["entropy_coef"])
     for metric, expected in case["metrics"].items():
-        if metric in means:
-            assert means[metric] == pytest.approx(expected, rel=1e-3, abs=1e-5), metric
+        if metric in found_metrics:
+            assert found_metrics[metric] == pytest.approx(expected, rel=1e-3, abs=1e-5), metric
         else:
             assert metric == "nll_loss" and expected == 0, metric

@@ -7,6 +7,7 @@ in a row they come from.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -120,7 +121,7 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
 
         sums = formula(train, GroupLikelihoods(batch, size, forward, reference(params)), context)
         # all devices of a row's positions have the same sums, so each gives a share
-        sums = jax.tree.map(lambda value: replicated_share(value, "seq"), sums)
+        sums = sums.with_sums(partial(jax.tree.map, lambda value: replicated_share(value, "seq")))
         return with_routers(model, sums, routers)
 
     if of_context is None:

@@ -12,6 +12,7 @@ ratio (DeepSeek-AI 2025, "DeepSeek-V3.2", section 3.1, "Keep Sampling Mask").
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import jax
@@ -21,11 +22,15 @@ from lifecycle.core.typing import Array, Bool, Float
 from lifecycle.parallel.collectives import axis_index, axis_size, psum
 from lifecycle.parallel.columns import declare
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
-from lifecycle.training.objectives.sums import Sums
+from lifecycle.training.objectives.sums import Sums, largest_of, smallest_of
 from lifecycle.training.policy import Aggregation, PolicyConfig
 
 ADVANTAGES, OLD, SAMPLER, REFERENCE = "advantages", "old_logprobs", "sampler_logprobs", "reference_logprobs"
 TOKEN_ADVANTAGES, KEPT = "token_advantages", "kept_ids"
+CLIPPED, GAP, WEIGHT = "clip_ratio/", "sampling/sampling_logp_difference", "sampling/importance_sampling_ratio"
+# Metrics that are extremes, and of what.
+LARGEST = {f"{CLIPPED}high_max": f"{CLIPPED}high_mean", f"{GAP}/max": GAP, f"{WEIGHT}/max": WEIGHT}
+SMALLEST = {f"{CLIPPED}low_min": f"{CLIPPED}low_mean", f"{WEIGHT}/min": WEIGHT}
 MOST_LOG_RATIO, LEAST_LOG_WEIGHT = 20.0, math.log(1e-8)  # TRL's, of VESPO
 declare("segment", ADVANTAGES)
 declare("token", OLD, SAMPLER, REFERENCE, TOKEN_ADVANTAGES, KEPT)
@@ -46,7 +51,7 @@ def policy_gradient(settings: PolicyConfig, completions: GroupLikelihoods, conte
     losses = SURROGATES[settings.form.surrogate](seen) * seen.teaches(context)
     if settings.sampler_cap is not None and settings.form.surrogate != "vespo":  # which has it in its weight
         losses = losses * seen.sampler_weights
-    metrics = seen.metrics()
+    metrics = {"entropy": seen.entropies}
     if settings.beta:
         divergence = _divergence(settings, seen)
         if settings.use_bias_correction_kl:
@@ -54,12 +59,18 @@ def policy_gradient(settings: PolicyConfig, completions: GroupLikelihoods, conte
         losses = losses + settings.beta * divergence
         metrics["kl"] = divergence
     per_segment = aggregated(settings, settings.form.aggregation, completions, losses, context)
-    if settings.entropy_weight:
-        is_top, num_top = seen.of_high_entropy(context)
-        tokens = {**context, "tokens": num_top}
-        entropies = aggregated(settings, "token-mean", completions, seen.entropies * is_top, tokens)
-        per_segment = per_segment - settings.entropy_weight * entropies
-    return _sums(seen, per_segment, metrics)
+    sums = _sums(seen, per_segment, metrics)
+    return _less_entropy(seen, context, sums) if settings.entropy_weight else sums
+
+
+def _less_entropy(seen: "Tokens", context: Mapping[str, Array], sums: Sums) -> Sums:
+    """The entropy of the tokens that teach makes the loss less; what it was before is logged."""
+    is_top, num_top = seen.of_high_entropy(context)
+    settings, tokens = seen.settings, {**context, "tokens": num_top}
+    entropies = aggregated(settings, "token-mean", seen.completions, seen.entropies * is_top, tokens)
+    bonus = settings.entropy_weight * (entropies * seen.completions.mask).sum()
+    before = {"policy_loss": jax.lax.stop_gradient(sums.loss), "entropy_coef": settings.entropy_weight * sums.count}
+    return replace(sums, loss=sums.loss - bonus, metrics=sums.metrics | before)
 
 
 def of_batch(settings: PolicyConfig, completions: GroupLikelihoods) -> dict[str, Array]:
@@ -144,23 +155,24 @@ class Tokens:
         phi = jnp.exp(decay + power * log_weight - decay * jnp.exp(log_weight))
         return jnp.where(jnp.isfinite(phi), phi, 0.0)
 
-    def metrics(self) -> dict[str, Float[Array, "B T"]]:
-        """What is logged of learned tokens, under TRL's names."""
-        found = {"entropy": self.entropies}
-        if SAMPLER in self.completions.batch:
-            found["sampling/logp_difference"] = jnp.abs(self.old - self.completions.column(SAMPLER))
-        return found
+    def of_sampler(self) -> dict[str, Float[Array, "B T"]]:
+        """How far the sampler's distribution is from the trainer's, under TRL's names."""
+        if SAMPLER not in self.completions.batch:
+            return {}
+        found = {GAP: jnp.abs(self.old - self.completions.column(SAMPLER))}
+        is_weighed = self.settings.sampler_cap is not None
+        return found | ({WEIGHT: self.sampler_weights} if is_weighed else {})
 
     def clipped(self) -> dict[str, Bool[Array, "B T"]]:
-        """Where ratios are clipped, under TRL's names."""
+        """Where ratios are clipped, under TRL's names of the shares."""
         settings, rises = self.settings, self.advantages > 0
         match settings.form.surrogate:
             case "clip":
                 low = (self.ratio < 1 - settings.epsilon_low) & (self.advantages < 0)
                 high = (self.ratio > 1 + settings.epsilon_high) & rises
-                return {"low_mean": low, "high_mean": high, "region_mean": low | high}
+                return {f"{CLIPPED}low_mean": low, f"{CLIPPED}high_mean": high, f"{CLIPPED}region_mean": low | high}
             case "cispo":
-                return {"cispo": (self.ratio > settings.epsilon_high) & rises}
+                return {"cispo_clip_ratio": (self.ratio > settings.epsilon_high) & rises}
             case _:
                 return {}
 
@@ -253,19 +265,35 @@ def aggregated(
 
 
 def _sums(seen: Tokens, losses: Float[Array, "B P"], metrics: dict[str, Float[Array, "B T"]]) -> Sums:
-    """Sums over completions; metrics per learned token, the shares of clipped ratios per ratio."""
+    """Sums over completions; metrics per learned token, the shares of clipped ratios per ratio. Extremes are those of
+    tokens or, of clipped ratios, of completions' shares."""
     completions = seen.completions
     mask, lengths = completions.mask, completions.lengths[..., 0]
-    num = mask.sum()
-    per_token = (jnp.ones_like(lengths), (lengths * mask).sum())
+    of_sampler = jax.lax.stop_gradient(seen.of_sampler())
+    metrics = metrics | {f"{name}/mean": values for name, values in of_sampler.items()}
+    clipped = {name: where.astype(jnp.float32) for name, where in seen.clipped().items()}
     weighed = {"vespo/phi_seq_mean": seen.phi} if seen.settings.form.surrogate == "vespo" else {}
-    per_completion = (1 / jnp.maximum(lengths, 1), num)
-    clipped = {f"clip_ratio/{name}": where.astype(jnp.float32) for name, where in seen.clipped().items()}
+    per_token = (jnp.ones_like(lengths), (lengths * mask).sum())
+    per_completion = (1 / jnp.maximum(lengths, 1), mask.sum())
+    per_ratio = per_token if seen.settings.form.level == "token" else per_completion
     means: dict[str, Array] = {}
     counts: dict[str, Array] = {}
-    per_ratio = per_token if seen.settings.form.level == "token" else per_completion
+    shares: dict[str, Array] = {}  # of each completion's tokens
     for values, (weight, count) in ((metrics, per_token), (clipped, per_ratio), (weighed, per_completion)):
         for name, value in jax.lax.stop_gradient(values).items():
             totals = completions.per_segment(value * completions.learned)[..., 0]
             means[name], counts[name] = (totals * weight * mask).sum(), count
-    return Sums((losses * mask).sum(), num, metrics=means, counts=counts)
+            shares[name] = totals / jnp.maximum(lengths, 1)
+    each = {
+        name: (values, completions.learned * completions.per_token(mask[..., None]))
+        for name, values in of_sampler.items()
+    }
+    each |= {name: (shares[name], mask * (lengths > 0)) for name in clipped}
+    return Sums(
+        (losses * mask).sum(),
+        mask.sum(),
+        metrics=means,
+        counts=counts,
+        largest={name: largest_of(*each[of]) for name, of in LARGEST.items() if of in each},
+        smallest={name: smallest_of(*each[of]) for name, of in SMALLEST.items() if of in each},
+    )

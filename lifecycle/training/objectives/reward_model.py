@@ -1,6 +1,8 @@
 """Reward models: a number for an answer, learned from which of two answers people prefer."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Float
 from lifecycle.parallel.columns import declare
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods
-from lifecycle.training.objectives.sums import Sums, sums_over
+from lifecycle.training.objectives.sums import Sums, largest_of, smallest_of, sums_over
 from lifecycle.training.preference import RewardModelConfig
 
 MARGIN = "margin"  # a column: by how much a pair's chosen answer should be ahead
@@ -24,10 +26,16 @@ def reward_model(settings: RewardModelConfig, pairs: GroupLikelihoods, context: 
     ahead = found[..., 0] - found[..., 1]
     margin = pairs.column(MARGIN)[..., 0] if MARGIN in pairs.batch else 0.0
     losses = -jax.nn.log_sigmoid(ahead - margin) + settings.centre * found.sum(-1) ** 2
-    return sums_over(
-        pairs.mask,
-        losses,
-        {"accuracy": (ahead > 0).astype(jnp.float32), "margin": ahead, "mean_reward": found.mean(-1)},
+    metrics: dict[str, Any] = {
+        "accuracy": (ahead > 0).astype(jnp.float32),
+        "margin": ahead,
+        "mean_reward": found.mean(-1),
+    }
+    seen, is_there = jax.lax.stop_gradient(found), jnp.broadcast_to(pairs.mask[..., None], found.shape)
+    return replace(
+        sums_over(pairs.mask, losses, metrics),
+        largest={"max_reward": largest_of(seen, is_there)},
+        smallest={"min_reward": smallest_of(seen, is_there)},
     )
 
 
