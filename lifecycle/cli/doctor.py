@@ -156,8 +156,7 @@ def _packing(found: Examination) -> Iterator[str]:
         return
     train = found.train
     is_sampled = isinstance(train, RolloutConfig)
-    epoch = train.epoch_rows(packing.examples) if is_sampled else packing.rows
-    epoch /= 1 - getattr(train, "replay_share", 0.0)
+    epoch = train.epoch_rows(packing.examples, packing.rows)
     steps = train.steps or train.resolved(epoch).steps
     passes = steps * train.global_batch_size / epoch
     if is_sampled:

@@ -19,7 +19,7 @@ from lifecycle.parallel.mesh import AnyMesh, tree_shardings
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.measured import measuring, seen
 from lifecycle.rl.packed import needed_columns, packed, with_rewards
-from lifecycle.rl.rollouts import Prompt, Rollout
+from lifecycle.rl.sampling import Prompt, Rollout
 from lifecycle.training.lowering import abstract_batch
 from lifecycle.training.objectives.policy import REFERENCE
 from lifecycle.training.objectives.ppo import VALUES

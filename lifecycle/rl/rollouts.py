@@ -1,10 +1,9 @@
 """Rollouts: completions of prompts by the weights that are trained, scored by the run's rewards.
 
-The engine samples in this process, from the trainer's own arrays. What must hold: a completion depends on the weights,
-the prompt and the numbers of its step, prompt and sample only, so a killed run makes the same ones again, to the bit.
+What must hold: a completion's seed follows from the numbers of its step, prompt and sample only, so a killed run makes
+the same ones again, to the bit.
 """
 
-import hashlib
 import math
 import threading
 import time
@@ -17,53 +16,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lifecycle.inference.generate import generate
-from lifecycle.inference.generation import Completion
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import logical_axes, without_adapter
-from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.rl.batch import RewardBatch, Scores, Text, TrainerState
 from lifecycle.rl.config import RolloutConfig
-from lifecycle.rl.environment import Played
 from lifecycle.rl.reward_stage import NAME, ModelReward
+from lifecycle.rl.sampling import Completions, Prompt, Rollout, seed_of
 from lifecycle.training.served import served_by
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A row to answer: its number, token ids, the text or messages that it is made of, and its other columns."""
-
-    number: int
-    ids: Sequence[int]
-    text: Text
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A completion: ids with their log-probabilities as the sampler computed them, in nats, in the distributions that
-    it drew from: at the settings' temperature, after top-k and the like. `kept`: of each token the ids that it could
-    have been, where the settings leave some out."""
-
-    prompt: Prompt
-    ids: Sequence[int]
-    logprobs: Sequence[float]
-    text: str
-    is_cut: bool  # it reached the length limit
-    played: Played | None = None  # of several turns
-    kept: Sequence[Sequence[int]] = ()
-
-    @property
-    def is_own(self) -> Sequence[bool]:
-        """For each token, whether the model wrote it: what an environment says is not learned."""
-        return [True] * len(self.ids) if self.played is None else self.played.is_own
-
-    @property
-    def fault(self) -> str:
-        """Why nothing can be learned of it, and no reward is asked; empty if it was sound."""
-        return "" if self.played is None else self.played.fault
 
 
 @dataclass(frozen=True)
@@ -130,10 +89,11 @@ class Sampler:
     ) -> None:
         """`by_model`: the score of a reward model, which is added with the settings' weight. `player`: of episodes, if
         completions are such."""
-        self._model, self._settings, self._seed, self._mesh = model, settings, seed, mesh
+        self._settings, self._seed = settings, seed
+        self._completions = Completions(model, settings, mesh, num_kept=settings.top_k)
         self._rewards, self._by_model, self._player = settings.reward_functions, by_model, player
         self._scoring = threading.Lock()
-        self._served, self._whole = served_by(model.config, settings, mesh), _whole(model.config, mesh)
+        self._served = served_by(model.config, settings, mesh)
 
     def sample(self, step: int, params: Any, prompts: Sequence[Prompt], first: int = 0) -> Scored:
         """The rollouts of a step: `group_size` samples of each prompt. `first`: how many prompts of the step were
@@ -145,7 +105,7 @@ class Sampler:
         samples, places = range(self._settings.group_size), range(first, first + len(prompts))
         seeds = [seed_of(self._seed, step, place, sample) for place in places for sample in samples]
         asked = [prompt for prompt in prompts for _ in samples]
-        return self._drawn(step, self._served(params), asked, [self._params(seed) for seed in seeds])
+        return self._drawn(step, self._served(params), asked, list(map(self._completions.drawn_with, seeds)))
 
     def scored(self, drawn: Unscored) -> Scored:
         """Rollouts with their rewards, from any thread; reward functions are called by one at a time."""
@@ -158,39 +118,23 @@ class Sampler:
 
     def answer(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The likeliest completion of each prompt."""
-        return self.scored(self._drawn(step, params, prompts, [self._params(0, is_greedy=True)] * len(prompts)))
+        return self.scored(self._drawn(step, params, prompts, [self._completions.likeliest] * len(prompts)))
 
     def close(self) -> None:
         """Ends what it has started."""
         if self._player is not None:
             self._player.close()
 
-    def _params(self, seed: int, is_greedy: bool = False) -> SamplingParams:
-        settings = self._settings
-        length = settings.max_completion_tokens
-        if is_greedy:
-            return SamplingParams(temperature=0.0, seed=seed, max_tokens=length)
-        filters = {"top_k": settings.top_k, "top_p": settings.top_p, "min_p": settings.min_p}
-        return SamplingParams(temperature=settings.temperature, seed=seed, max_tokens=length, **filters)
-
     def _drawn(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Unscored:
         jax.block_until_ready(params)  # the step that makes them is no part of the sampling's time
         began = time.perf_counter()
-        model = _with_weights(self._model, self._whole(params))
-        answer = partial(self._answered, model)
+        answer = self._completions.of(params)
         rollouts = answer(prompts, each) if self._player is None else self._player.played(prompts, each, answer)
         generated = time.perf_counter()
         sound, own = [(rollout.prompt.ids, rollout.ids) for rollout in rollouts if not rollout.fault], None
         if self._by_model is not None and sound:
             own = self._by_model(sound)
         return Unscored(step, rollouts, own, generated - began, time.perf_counter() - generated)
-
-    def _answered(self, model: Model, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> list[Rollout]:
-        """A completion of each prompt, all in one batch."""
-        ids, settings = [prompt.ids for prompt in prompts], self._settings
-        longest = settings.max_prompt_tokens + settings.max_completion_tokens
-        completions = generate(model, ids, each, settings.num_slots, self._mesh, longest, settings.top_k)
-        return [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
 
     def _scores(self, rollouts: Sequence[Rollout], drawn: Unscored) -> Scores:
         """Of the sound ones of what was drawn."""
@@ -202,37 +146,6 @@ class Sampler:
         own, weight = list(drawn.by_model), self._settings.reward_weight
         totals = [weight * value + (0 if math.isnan(t) else t) for value, t in zip(own, found.totals, strict=True)]
         return replace(found, values={**found.values, NAME: own}, totals=totals)
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed of 64 bits from numbers of as many."""
-    content = b"".join(number.to_bytes(8, "little") for number in numbers)
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def _whole(config: ModelConfig, mesh: Mesh) -> Callable[[Any], Any]:
-    """From the trainer's weights to those of a model without an adapter, in which is what the adapter has learned."""
-    if config.adapter is None:
-        return lambda params: params
-    places = tree_shardings(mesh, logical_axes(_beneath(config)))
-    return jax.jit(partial(without_adapter, config), out_shardings=places)
-
-
-def _beneath(config: ModelConfig) -> ModelConfig:
-    return config.model_copy(update={"adapter": None})
-
-
-def _with_weights(model: Model, params: Any) -> Model:
-    return Model(_beneath(model.config), params, model.tokenizer, model.template, model.defaults)
-
-
-def _rollout(prompt: Prompt, found: Completion) -> Rollout:
-    draws = [token.draw for token in found.tokens if token.draw is not None]
-    logprobs = [draw.logprob for draw in draws]
-    if not all(map(math.isfinite, logprobs)):
-        raise FloatingPointError(f"the sampler's log-probabilities of prompt {prompt.number} are not finite")
-    kept = [draw.ids for draw in draws] if any(draw.ids for draw in draws) else []
-    return Rollout(prompt, found.token_ids, logprobs, found.text, found.finish_reason == "length", kept=kept)
 
 
 def _reward_batch(rollouts: Sequence[Rollout], state: TrainerState) -> RewardBatch:

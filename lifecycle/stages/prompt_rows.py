@@ -2,12 +2,7 @@
 
 from pathlib import Path
 
-import jax
-
-from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
-from lifecycle.inference.model import Model
-from lifecycle.inference.sampling import SamplingParams
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.episodes import Episodes
@@ -15,11 +10,12 @@ from lifecycle.rl.hook import AnswerHeldout, LogRollouts
 from lifecycle.rl.measured import measured_columns
 from lifecycle.rl.openings import Conversations
 from lifecycle.rl.reward_stage import model_reward
-from lifecycle.rl.rollouts import Prompt, Sampler
+from lifecycle.rl.rollouts import Sampler
 from lifecycle.rl.samples import Samples
+from lifecycle.rl.sampling import Prompt
 from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, kept, list_dropped
 from lifecycle.stages.stage import Inputs
-from lifecycle.text.chat import ChatTemplate
+from lifecycle.stages.student_rows import blank_model, require_one_process
 from lifecycle.text.rows import RowsReport
 
 
@@ -27,15 +23,14 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
     """Prompts whose completions are sampled and scored."""
     settings = learner.train
     assert isinstance(settings, RolloutConfig)
-    if jax.process_count() > 1:
-        raise ConfigError(f"objective {settings.objective} samples in one process, and this job has several")
+    require_one_process(settings)
     prompts: dict[str, list[Prompt]] = {}
     reports: dict[str, RowsReport] = {}
     for split in ("train", "heldout"):
         encoded, reports[split] = encoded_rows(learner, inputs, "prompts", split, progress)
         prompts[split] = [Prompt(number, row.ids, row.prompt, row.columns) for number, row in enumerate(encoded)]
     list_dropped(out, reports)
-    model = _model(learner, inputs)
+    model = blank_model(learner, inputs)
     by_model = None
     if settings.reward is not None:
         by_model = model_reward(*learner.named["reward"], settings, learner.mesh)
@@ -49,10 +44,4 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
         LogRollouts(batches, samples, progress),
         AnswerHeldout(settings.eval_every, sampler, answered, samples),
     )
-    return LearningRows(None, settings.epoch_rows(len(prompts["train"])), hooks, kept("prompts", reports), batches)
-
-
-def _model(learner: Learner, inputs: Inputs) -> Model:
-    """The model without its weights, which each step gives."""
-    template = ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)
-    return Model(learner.model, {}, learner.tokenizer, template, SamplingParams(stop_ids=tuple(template.stop_ids)))
+    return LearningRows(None, settings.epoch_rows(len(prompts["train"]), 0), hooks, kept("prompts", reports), batches)

@@ -109,9 +109,8 @@ def rows_file(folder: Path, kind: str, side: str) -> Path:
 
 def epoch_rows(train: TrainConfig, lengths: Sequence[int]) -> float:
     """How many rows of a stage's batches an epoch of its own rows has, which have these lengths."""
-    if isinstance(train, RolloutConfig):
-        return train.epoch_rows(len(lengths))
-    return (num_wrapped_rows if train.wraps else num_packed_rows)(lengths, train.seq_len)
+    rows = (num_wrapped_rows if train.wraps else num_packed_rows)(lengths, train.seq_len)
+    return train.epoch_rows(len(lengths), rows)
 
 
 def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> RowEncoder:
@@ -297,7 +296,7 @@ class _Made:
         lengths = [kept[at].read[number] for at in epoch_of([row.file for row in kept], weights, self.kind)]
         train = self.readers[number].train
         rows = epoch_rows(train, lengths)
-        train.resolved(rows / (1 - getattr(train, "replay_share", 0.0)))
+        train.resolved(rows)
         return rows
 
     def write(self, out: Path) -> None:

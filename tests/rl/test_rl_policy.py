@@ -22,8 +22,9 @@ from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
 from lifecycle.rl.batch import Scores
 from lifecycle.rl.hook import AnswerHeldout, LogRollouts, answered_metrics
 from lifecycle.rl.metrics import metrics_of
-from lifecycle.rl.rollouts import Rollout, Scored
+from lifecycle.rl.rollouts import Scored
 from lifecycle.rl.samples import Samples
+from lifecycle.rl.sampling import Rollout
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import StopAt
 from lifecycle.testing.notes import Notes

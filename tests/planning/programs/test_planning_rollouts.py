@@ -23,7 +23,7 @@ from lifecycle.planning.topology import parse_topology, prepare
 from lifecycle.rl.config import GrpoConfig, PpoConfig, RolloutConfig
 from lifecycle.rl.lowering import example_row as row_of_rollouts
 from lifecycle.rl.packed import packed, with_rewards
-from lifecycle.rl.rollouts import Prompt, Rollout
+from lifecycle.rl.sampling import Prompt, Rollout
 from lifecycle.testing.jobs import labelled_rows, pair_rows
 from lifecycle.training.lowering import example_row
 from lifecycle.training.packing import Row
