@@ -65,13 +65,14 @@ class StudentBatches:
         self._completions, self._served, self._seed = completions, served, seed
         self._order = PromptOrder(prompts, seed)
         self._draws, self._first_row, self._place = StepDraws(self._answering.share, seed), 0, 0
-        self._made: tuple[int, dict[str, float]] = -1, {}  # the newest step, and what is told of it
+        self._told: dict[int, dict[str, float]] = {}  # of the newest two steps: one is made while the last one runs
         self.fingerprint = digest([ON_POLICY, seed, [list(prompt.ids) for prompt in prompts]])
 
     def batch(self, step: int, params: Params) -> HostBatch:
         """The rows of `step`, or answers that these weights give."""
-        self._made = step, {ON_POLICY: 0.0}
+        self._told = dict([*self._told.items()][-1:])
         if not self._draws.is_own(step):
+            self._told[step] = {ON_POLICY: 0.0}
             return self._rows.batch(self._row_step(step), params)
         jax.block_until_ready(params)  # the step that makes them is no part of the sampling's time
         began = time.perf_counter()
@@ -79,7 +80,7 @@ class StudentBatches:
         prompts = self._prompts(step)
         seeds = [seed_of(self._seed, step, place, 0) for place in range(len(prompts))]
         answers = answer(prompts, list(map(self._completions.drawn_with, seeds)))
-        self._made = step, _told(answers) | {"generation_s": time.perf_counter() - began}
+        self._told[step] = _told(answers) | {"generation_s": time.perf_counter() - began}
         return packed_examples(list(map(_example, answers)), self._train.seq_len, self._train.global_batch_size)
 
     def _prompts(self, step: int) -> list[Prompt]:
@@ -93,8 +94,8 @@ class StudentBatches:
         return self._first_row + self._draws.before(step)[1]
 
     def told(self, step: int) -> Mapping[str, float]:
-        """What is logged of a step, if it is the newest."""
-        return self._made[1] if self._made[0] == step else {}
+        """What is logged of a step, if it is at hand."""
+        return self._told.get(step, {})
 
     def spent(self, step: int) -> Mapping[str, float]:
         """The seconds of sampling."""
@@ -159,8 +160,9 @@ class LogAnswers(Hook):
 
     def after_step(self, run: TrainingRun) -> None:
         """Of the step that has just been taken."""
-        if run.step % run.job.train.log_every == 0 or run.is_last:
-            run.write(**self._batches.told(run.last_batch))
+        told = self._batches.told(run.last_batch)
+        if told and (run.step % run.job.train.log_every == 0 or run.is_last):
+            run.write(**told)
 
 
 def answered_prompt(number: int, row: EncodedRow) -> Prompt | None:
