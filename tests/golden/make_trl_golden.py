@@ -6,8 +6,8 @@ Run after `make_family_golden.py`, in the same environment with `trl` beside (ma
 
 Writes `trl.json`: the sequences (`pairs`: chosen then rejected; `answers`, with labels and the mismatched sequences
 that KTO measures), each as ids and the number of its prompt's tokens; references; and by case TRL's settings, its loss,
-its gradient's norm over all parameters, and its metrics. The teacher of `distillation` and `few_ids` is the golden Gemma 2,
-whose logits are capped.
+its gradient's norm over all parameters, and its metrics. The teacher of `distillation` and `few_ids` is the golden
+Gemma 2, whose logits are capped.
 """
 # pyright: reportMissingImports=false
 

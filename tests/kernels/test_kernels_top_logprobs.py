@@ -41,7 +41,12 @@ def plain(hidden: Array, head: Array, num: int, among: Among, soft_cap: float | 
 
 @pytest.mark.parametrize(
     ("num", "among", "soft_cap", "chunks", "most"),
-    [(5, Among(), None, 1, 400), (7, Among(1.5, 23), 3.0, 4, 64), (V, Among(0.5), None, 5, 64), (1, Among(), 2.0, 1, 9)],
+    [
+        (5, Among(), None, 1, 400),
+        (7, Among(1.5, 23), 3.0, 4, 64),
+        (V, Among(0.5), None, 5, 64),
+        (1, Among(), 2.0, 1, 9),
+    ],
 )
 def test_ids_and_logprobs_are_those_of_a_sort(
     num: int, among: Among, soft_cap: float | None, chunks: int, most: int, monkeypatch: pytest.MonkeyPatch

@@ -23,8 +23,8 @@ from lifecycle.planning.programs.lowering import train_program
 from lifecycle.planning.topology import parse_topology
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.distillation_rows import require_shared
+from lifecycle.stages.graph import build_graph, needed
 from lifecycle.stages.weights import named_model, require_same_ids
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
