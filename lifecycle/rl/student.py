@@ -163,12 +163,3 @@ class LogAnswers(Hook):
         told = self._batches.told(run.last_batch)
         if told and (run.step % run.job.train.log_every == 0 or run.is_last):
             run.write(**told)
-
-
-def answered_prompt(number: int, row: EncodedRow) -> Prompt | None:
-    """A chat row up to its last learned span; None if nothing comes before that."""
-    learned = np.asarray(row.loss_mask, bool)
-    end = len(learned) - int(np.argmax(learned[::-1])) if learned.any() else 0
-    others = np.flatnonzero(~learned[:end])
-    begin = int(others[-1]) + 1 if len(others) else 0
-    return Prompt(number, row.ids[:begin], "") if begin else None

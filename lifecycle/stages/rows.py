@@ -5,9 +5,10 @@ What must hold: whatever is wrong with the rows is said here, before hours of tr
 tokenizer and chat template, and fitted into the rows of every stage that will read it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -42,14 +43,26 @@ from lifecycle.text.chat import ChatError, ChatTemplate
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import KINDS, require_named
-from lifecycle.text.row_encoder import Encoded, EncodedPrompt, RowEncoder, TemplateOnUse, UnusableRow, segments_of
+from lifecycle.text.row_encoder import (
+    Encoded,
+    EncodedPrompt,
+    EncodedRow,
+    RowEncoder,
+    TemplateOnUse,
+    UnusableRow,
+    segments_of,
+)
 from lifecycle.text.row_files import RowData, RowError, read_rows, write_rows
 from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
 from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.config import TrainConfig
+from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.packing import num_packed_rows
 from lifecycle.training.wrapped_rows import num_wrapped_rows
+
+ANSWERED = ""  # in place of a reason
+TOO_FEW = "raise on_policy.max_prompt_tokens, or rows.max_dropped"
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
@@ -148,6 +161,7 @@ class Reader:
     stage: str
     train: TrainConfig
     openings: Openings | None
+    unasked: Counter[str] = field(default_factory=Counter)  # of rows whose prompts it would answer, by reason
 
     @cached_property
     def _rewards(self) -> Rewards | None:
@@ -165,7 +179,23 @@ class Reader:
             fitted = fit(encoded, self.train.longest_row, self.train.truncation)
         except UnusableRow as reason:
             return str(reason)
+        self._ask(fitted)
         return sum(len(segment.ids) for segment in segments_of(fitted))
+
+    def _ask(self, row: Encoded) -> None:
+        answering = self.train.answering if isinstance(self.train, DistillationConfig) else None
+        if answering is not None and isinstance(row, EncodedRow):
+            self.unasked[answering.unasked(row.prompt_ids) or ANSWERED] += 1
+
+    def require_prompts(self, max_dropped: float) -> None:
+        """Raises `RowError` if too few prompts can be answered, of a stage that does."""
+        unasked = self.unasked.total() - self.unasked[ANSWERED]
+        if unasked > max_dropped * self.unasked.total() or (unasked and not self.unasked[ANSWERED]):
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.unasked.items() if reason != ANSWERED)
+            raise RowError(
+                f"train.{self.stage}: {unasked:,} of {self.unasked.total():,} rows have no prompt that the student can "
+                f"answer: {reasons}; {TOO_FEW}"
+            )
 
     def _opened(self, encoded: EncodedPrompt) -> EncodedPrompt:
         try:
@@ -264,6 +294,7 @@ class _Made:
                         report.keep(row.name)
                 report.require(config.rows.max_dropped if side == TRAIN else 1, TOO_MANY_FOR_STAGE)
                 _note(report, progress)
+            reader.require_prompts(config.rows.max_dropped)
             if self.rows(TRAIN):
                 stats.setdefault("epoch_rows", {})[reader.stage] = self._epoch_rows(config, number)
 

@@ -9,15 +9,16 @@ from lifecycle.core.progress import Progress
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.rl.sampling import Completions, Prompt
-from lifecycle.rl.student import LogAnswers, StudentBatches, answered_prompt
+from lifecycle.rl.student import LogAnswers, StudentBatches
 from lifecycle.stages.learner import Learner
+from lifecycle.stages.rows import TOO_FEW
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.text.rows import RowsReport
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.distilling import DistillationConfig
+from lifecycle.training.distilling import Answering, DistillationConfig
 from lifecycle.training.packing import RowSource
 from lifecycle.training.served import served_by
 
@@ -46,7 +47,7 @@ def student_batches(
     train, mesh, seed = learner.train, learner.mesh, learner.seeds["chat"]
     assert isinstance(train, DistillationConfig) and train.answering is not None
     require_one_process(train)
-    prompts = _prompts(train, examples, report, learner.own.max_dropped, progress)
+    prompts = prompts_of(train.answering, examples, report.names, learner.own.max_dropped, progress)
     model, served = blank_model(learner, inputs), served_by(learner.model, train, mesh)
     completions = Completions(model, train.answering, mesh, num_ids=train.shared_ids)
     taken = RowBatches.on_mesh(rows, train.global_batch_size, mesh)
@@ -54,23 +55,24 @@ def student_batches(
     return batches, LogAnswers(batches)
 
 
-def _prompts(
-    train: DistillationConfig, examples: Sequence[EncodedRow], rows: RowsReport, max_dropped: float, progress: Progress
+def prompts_of(
+    answering: Answering,
+    examples: Sequence[EncodedRow],
+    names: Sequence[str],
+    max_dropped: float,
+    progress: Progress,
 ) -> list[Prompt]:
     """The rows' prompts. Raises `RowError` if too many cannot be answered."""
-    assert train.answering is not None
-    report, prompts, most = RowsReport("prompts to answer"), [], train.answering.max_prompt_tokens
-    for number, example in enumerate(examples):
-        prompt, name = answered_prompt(number, example), rows.name(number)
+    report, prompts = RowsReport("prompts that the student answers"), []
+    for number, (example, name) in enumerate(zip(examples, names, strict=True)):
+        ids = example.prompt_ids
         report.rows += 1
-        if prompt is None:
-            report.drop(name, "nothing before what is learned")
-        elif len(prompt.ids) > most:
-            report.drop(name, f"prompt longer than on_policy.max_prompt_tokens={most}", f" ({len(prompt.ids)} tokens)")
+        if (reason := answering.unasked(ids)) is not None:
+            report.drop(name, reason, f" ({len(ids)} tokens)")
         else:
             report.keep(name)
-            prompts.append(prompt)
+            prompts.append(Prompt(number, ids, ""))
     if report.dropped:
-        progress.note(report.said)
-    report.require(max_dropped, "raise rows.max_dropped, or on_policy.max_prompt_tokens")
+        progress.note(f"{report.path}: {report.said}")
+    report.require(max_dropped, TOO_FEW)
     return prompts

@@ -46,6 +46,15 @@ class EncodedRow:
     loss_mask: list[bool]
     labels: list[float] | None = None
 
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What comes before the last run of targets; all, if there are none."""
+        last = next((at for at in reversed(range(len(self.ids))) if self.loss_mask[at]), None)
+        if last is None:
+            return self.ids
+        before = next((at for at in reversed(range(last)) if not self.loss_mask[at]), -1)
+        return self.ids[: before + 1]
+
 
 @dataclass(frozen=True)
 class EncodedGroup:

@@ -1,5 +1,6 @@
 """Settings of stages that learn a teacher's distributions. Nothing here imports JAX."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -47,6 +48,13 @@ class Answering:
     top_p: float
     min_p: float
     num_slots: int
+
+    def unasked(self, prompt_ids: Sequence[int]) -> str | None:
+        """Why a prompt cannot be answered; None if it can."""
+        if not prompt_ids:
+            return "nothing before what is learned"
+        is_long = len(prompt_ids) > self.max_prompt_tokens
+        return f"prompt longer than on_policy.max_prompt_tokens={self.max_prompt_tokens}" if is_long else None
 
 
 class DistillationConfig(TrainConfig):

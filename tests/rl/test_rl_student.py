@@ -13,8 +13,8 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.timesheet import TIMES, account, read_sessions
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.rl.sampling import Completions
-from lifecycle.rl.student import LogAnswers, StepDraws, StudentBatches, answered_prompt
+from lifecycle.rl.sampling import Completions, Prompt
+from lifecycle.rl.student import LogAnswers, StepDraws, StudentBatches
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import StopAt
 from lifecycle.text.chat import ChatTemplate
@@ -53,7 +53,7 @@ def examples() -> list[EncodedRow]:
 
 def batches_of(train: DistillationConfig, own: list[EncodedRow] | None = None, seed: int = SEED) -> StudentBatches:
     rows = own or examples()
-    prompts = [prompt for number, row in enumerate(rows) if (prompt := answered_prompt(number, row)) is not None]
+    prompts = [Prompt(number, row.prompt_ids, "") for number, row in enumerate(rows)]
     blank = Model(MODEL, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
     assert train.answering is not None
     completions = Completions(blank, train.answering, MESH, num_ids=train.shared_ids)
@@ -82,13 +82,11 @@ def test_a_share_of_the_steps_is_drawn_and_counted_from_any_of_them() -> None:
 
 def test_a_prompt_is_what_comes_before_the_last_answer() -> None:
     row = examples()[2]
-    prompt = answered_prompt(5, row)
-    assert prompt is not None and prompt.number == 5
-    assert TOKENIZER.decode(prompt.ids[1:]) == "2?aand?" and len(row.ids) == len(prompt.ids) + 3
+    prompt = row.prompt_ids
+    assert TOKENIZER.decode(prompt[1:]) == "2?aand?" and len(row.ids) == len(prompt) + 3
     end = EncodedRow([*row.ids, 7, 8], [*row.loss_mask, False, False])  # what follows the answer is no part of it
-    again = answered_prompt(5, end)
-    assert again is not None and again.ids == prompt.ids
-    assert answered_prompt(0, EncodedRow([1, 2], [True, True])) is None
+    assert end.prompt_ids == prompt
+    assert EncodedRow([1, 2], [True, True]).prompt_ids == [] and EncodedRow([1, 2], [False] * 2).prompt_ids == [1, 2]
 
 
 def test_batches_are_rows_or_answers_and_neither_passes_over_any(params: Any) -> None:
