@@ -20,9 +20,9 @@ from lifecycle.stages.stage import Inputs
 from lifecycle.stages.student_rows import student_batches
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.text.rows import RowsReport
-from lifecycle.training.distilling import DistillationConfig
+from lifecycle.training.distilling import DistillationConfig, OfflineDistillationConfig
 from lifecycle.training.packing import ExampleRows, RowSource
-from lifecycle.training.taught import TaughtRows, Teacher, taught_table
+from lifecycle.training.taught import TaughtRows, Teacher, given_table, taught_table
 
 
 def distillation_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
@@ -46,6 +46,21 @@ def distillation_rows(learner: Learner, inputs: Inputs, out: Path, progress: Pro
     of_student = rows["train"], examples["train"], reports["train"]
     batches, logged = student_batches(learner, inputs, *of_student, progress)
     return LearningRows(None, epoch_rows, (logged, measured), facts, batches)
+
+
+def taught_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
+    """Rows of tokens, packed, with what they have of a teacher's distributions."""
+    train = learner.train
+    assert isinstance(train, OfflineDistillationConfig)
+    rows: dict[str, TaughtRows] = {}
+    reports: dict[str, RowsReport] = {}
+    for split in ("train", "heldout"):
+        examples, reports[split] = encoded_rows(learner, inputs, "taught", split, progress)
+        packed = ExampleRows(examples, train.seq_len, learner.seeds["taught"], reports[split].name)
+        rows[split] = TaughtRows(packed, given_table([example.told for example in examples], train.loss_top_k))
+    list_dropped(out, reports)
+    hooks = (heldout_measurement(learner, rows["heldout"]),)
+    return LearningRows(rows["train"], rows["train"].num_rows, hooks, kept("examples", reports))
 
 
 def _taught(

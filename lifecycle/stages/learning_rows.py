@@ -8,6 +8,7 @@
 | `pairs` | preference pairs, with a reference's log-probabilities if the objective needs them | the same |
 | `labelled` | answers that are good or bad, with the same | the same |
 | `prompts` | prompts; batches come from answers that are sampled and scored | the reward of the likeliest answers |
+| `taught` | tokens with a teacher's likeliest ids | the objective's means |
 """
 
 import math
@@ -22,7 +23,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
-from lifecycle.stages.distillation_rows import distillation_rows
+from lifecycle.stages.distillation_rows import distillation_rows, taught_rows
 from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, heldout_measurement, kept, list_dropped
 from lifecycle.stages.preference_rows import labelled_rows, pair_rows
 from lifecycle.stages.prompt_rows import prompt_rows
@@ -112,6 +113,7 @@ READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = 
     "pairs": pair_rows,
     "labelled": labelled_rows,
     "prompts": prompt_rows,
+    "taught": taught_rows,
 }
 
 

@@ -47,6 +47,7 @@ from lifecycle.text.row_encoder import (
     Encoded,
     EncodedPrompt,
     EncodedRow,
+    EncodedTaught,
     RowEncoder,
     TemplateOnUse,
     UnusableRow,
@@ -57,7 +58,7 @@ from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
 from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.distilling import DistillationConfig
+from lifecycle.training.distilling import DistillationConfig, OfflineDistillationConfig
 from lifecycle.training.packing import num_packed_rows
 from lifecycle.training.wrapped_rows import num_wrapped_rows
 
@@ -179,8 +180,18 @@ class Reader:
             fitted = fit(encoded, self.train.longest_row, self.train.truncation)
         except UnusableRow as reason:
             return str(reason)
+        if isinstance(fitted, EncodedTaught):
+            self._require_room(fitted)
         self._ask(fitted)
         return sum(len(segment.ids) for segment in segments_of(fitted))
+
+    def _require_room(self, row: EncodedTaught) -> None:
+        """Raises `RowError` if tokens have more ids than the stage takes."""
+        assert isinstance(self.train, OfflineDistillationConfig)
+        if (num := row.told.ids.shape[1]) > self.train.loss_top_k:
+            raise RowError(
+                f"a token has {num} teacher_ids, and train.{self.stage}.loss_top_k={self.train.loss_top_k}; raise that"
+            )
 
     def _ask(self, row: Encoded) -> None:
         answering = self.train.answering if isinstance(self.train, DistillationConfig) else None

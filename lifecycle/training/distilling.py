@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lifecycle.core.config import Section
 from lifecycle.core.numbers import Float32, Size
@@ -57,28 +57,44 @@ class Answering:
         return f"prompt longer than on_policy.max_prompt_tokens={self.max_prompt_tokens}" if is_long else None
 
 
-class DistillationConfig(TrainConfig):
-    """Distillation on the assistant's tokens of chat rows: a divergence from the distributions of a teacher, which runs
-    in the same steps, or has been asked before, and stays as it is."""
+class DivergenceConfig(TrainConfig):
+    """What stages have in common that learn a teacher's distributions."""
 
-    objective: str = "distillation"
-    teacher: str  # a training stage of the run, or a bundle's folder or address
     # Of the generalised Jensen-Shannon divergence. 0: forward KL, which covers all that the teacher may say; 1: reverse
     # KL, which leaves out what it would not.
     beta: Float32 = Field(default=0.5, ge=0, le=1)
     # Both models' logits are divided by it. Gradients are not multiplied by its square (as in TRL; Hinton et al. 2015
     # do that), so a higher one asks for a higher learning rate.
     temperature: Float32 = Field(default=1.0, ge=0.01, le=1000)
+    sft_weight: Float32 = Field(default=0.0, ge=0)  # of the rows' own tokens' negative log-likelihood, which is added
+    # Of a divergence over few ids: what both models leave for other ids is one more outcome; false: both are normalised
+    # over the ids.
+    loss_add_tail: bool = True
+
+    @property
+    def num_told(self) -> int | None:
+        """The most ids that rows have of a token's distribution; None: a teacher in the steps has all."""
+        return None
+
+
+class DistillationConfig(DivergenceConfig):
+    """Distillation on the assistant's tokens of chat rows: a divergence from the distributions of a teacher, which runs
+    in the same steps, or has been asked before, and stays as it is."""
+
+    objective: str = "distillation"
+    teacher: str  # a training stage of the run, or a bundle's folder or address
     # The ids below it are the same tokens in both vocabularies, which is checked; others are left out of both
     # distributions, and no row may have one. None: all ids are the same.
     shared_ids: Size | None = None
-    sft_weight: Float32 = Field(default=0.0, ge=0)  # of the rows' own tokens' negative log-likelihood, which is added
     # The teacher's likeliest ids at each learned token: it is asked once, before the first step, which then has no
     # teacher. The divergence is over these ids. None: the teacher runs in the steps, and it is over all.
     loss_top_k: int | None = Field(default=None, gt=0, le=MAX_TOP_K)
-    # What both models leave for other ids is one more outcome; false: both are normalised over the ids.
-    loss_add_tail: bool = True
     on_policy: OnPolicyConfig | None = None  # None: all steps are on the rows' answers
+
+    @property
+    def num_told(self) -> int | None:
+        """As many as the teacher is asked for before."""
+        return self.loss_top_k
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -154,3 +170,22 @@ class DistillationConfig(TrainConfig):
                 "set it to 0"
             )
         return self
+
+
+class OfflineDistillationConfig(DivergenceConfig):
+    """Distillation from rows of tokens that have a teacher's likeliest ids themselves."""
+
+    objective: str = "offline_distillation"
+    loss_top_k: int = Field(gt=0, le=MAX_TOP_K)  # the most ids that a token has
+
+    @property
+    def num_told(self) -> int:
+        """The most ids that a token has."""
+        return self.loss_top_k
+
+    @field_validator("truncation")
+    @classmethod
+    def _is_whole(cls, truncation: str) -> str:
+        if truncation != "drop":
+            raise ValueError("a row of tokens is learned whole; cut it before the teacher is asked, or leave this out")
+        return truncation

@@ -19,7 +19,7 @@ from lifecycle.parallel.mesh import AnyMesh, computing_on, tree_shardings
 from lifecycle.parallel.placement import batch_sharding
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.distilling import DistillationConfig
+from lifecycle.training.distilling import DivergenceConfig
 from lifecycle.training.faults import abstract_faults
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.objectives.objective import build_objective
@@ -108,8 +108,8 @@ def example_row(train: TrainConfig) -> Row:
         return StepRows([answer], train.seq_len, seed=0).row(0)
     if kind.rows not in SEGMENTS:
         row = packed_row([_answer(train.seq_len)], train.seq_len)
-        top_k = train.loss_top_k if isinstance(train, DistillationConfig) else None
-        return row if top_k is None else row | blank_columns(train.seq_len, top_k)
+        num = train.num_told if isinstance(train, DivergenceConfig) else None
+        return row if num is None else row | blank_columns(train.seq_len, num)
     assert kind.rows != "prompts", "batches of rollouts: `rl/lowering.py`"
     size = SEGMENTS[kind.rows]
     segments = [_answer(min(ANSWER, train.seq_len // size))] * size

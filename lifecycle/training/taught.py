@@ -4,7 +4,7 @@ What must hold: the numbers are those that the teacher has in a step, to float32
 own weights in its compute dtype, and by blocks, without logits `[B, T, V]`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.columns import declare
 from lifecycle.parallel.mesh import spec
 from lifecycle.parallel.placement import in_plain_order, on_mesh
+from lifecycle.text.taught_rows import Told
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.heldout import each_batch
 from lifecycle.training.packing import ExampleRows, FixedRows, Row
@@ -78,6 +79,19 @@ def taught_table(
     shape = (rows.num_learned, num)
     empty = {TEACHER_IDS: np.full(shape, -1, np.int32), TEACHER_LOGPROBS: np.zeros(shape, np.float32)}
     return filled_table(path, empty, parts, batch_size, num_rows, progress)
+
+
+def given_table(each: Sequence[Told], num: int) -> Table:
+    """What examples have of their learned tokens themselves, `[tokens, num]`."""
+    shape = (sum(len(told.ids) for told in each), num)
+    table = {TEACHER_IDS: np.full(shape, -1, np.int32), TEACHER_LOGPROBS: np.zeros(shape, np.float32)}
+    begin = 0
+    for told in each:
+        end = begin + len(told.ids)
+        for column, values in zip(table.values(), told, strict=True):
+            column[begin:end, : values.shape[1]] = values
+        begin = end
+    return table
 
 
 class TaughtRows(FixedRows):

@@ -26,11 +26,12 @@ from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.distillation_rows import require_shared
 from lifecycle.stages.graph import build_graph, needed
+from lifecycle.stages.own_rows import asked, read_own
 from lifecycle.stages.weights import named_model, require_same_ids
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
-from lifecycle.text.row_encoder import EncodedRow
+from lifecycle.text.row_encoder import EncodedRow, RowEncoder
 from lifecycle.text.row_files import RowError
 from lifecycle.text.rows import RowsReport
 from lifecycle.training.checkpoints.integrity import steps_in
@@ -242,6 +243,59 @@ def test_a_student_learns_from_a_teacher_that_was_asked_before(tmp_path: Path) -
     ]  # fmt: skip
     of_student = run_from(tree_of(tmp_path)).train["small"].flops_per_token(run_with().models["narrow"])
     assert made["small"].stats["train_flops_per_token"] == of_student
+
+
+def token_rows(folder: Path, num: int = 24) -> Path:
+    """A teacher that is sure of a few letters."""
+    path = folder / "tokens.jsonl"
+    rows = []
+    for number in range(num):
+        ids, size = [1, 70 + number, 71], 6
+        said = [70 + (number + place) % 3 for place in range(size)]
+        blank: list[list[Any]] = [[] for _ in ids]
+        row = {"input_ids": ids + said, "labels": [-100] * 3 + said}
+        row["teacher_ids"] = blank + [[one, one + 9] for one in said]
+        rows.append(row | {"teacher_logprobs": blank + [[-0.2, -2.0]] * size})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def offline(tmp_path: Path, **own: Any) -> RunConfig:
+    learned = {"optimizer": {"learning_rate": 0.02, "schedule": {"kind": "constant", "warmup_steps": 2}}}
+    sizes = {"seq_len": 32, "global_batch_size": 4, "eval_every": 20, "log_every": 10, "steps": 40, "loss_top_k": 3}
+    stage = {"objective": "offline_distillation", **sizes, **learned, **own}
+    rows = {"taught": [str(token_rows(tmp_path))], "heldout_fraction": 0.3}
+    return run_of({"small": stage}, root=tmp_path, rows=rows)
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_rows_that_have_a_teachers_numbers(tmp_path: Path) -> None:
+    made = bring_up_to_date(offline(tmp_path), ["small"], Silent())
+    heldout = [r["heldout_loss"] for r in read_log(made["small"].path / METRICS) if "heldout_loss" in r]
+    assert len(heldout) == 3 and heldout[-1] < 0.5 * heldout[0]
+    assert made["small"].stats["examples"] + 4 <= made["rows"].stats["own"]["taught"]["kept"] == 24
+
+
+def test_token_rows_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(RowError, match=r"a token has 2 teacher_ids, and train\.small\.loss_top_k=1; raise that"):
+        bring_up_to_date(offline(tmp_path, loss_top_k=1), ["rows"], Silent())
+    with pytest.raises(ConfigError, match=r"a row of tokens is learned whole"):
+        offline(tmp_path, truncation="keep_start")
+
+
+def test_token_rows_are_compared_with_evaluation_rows_and_split_by_their_prompts(tmp_path: Path) -> None:
+    """By what they decode to; two answers to one prompt are on one side."""
+    config = offline(tmp_path)
+    encoder = RowEncoder(ChatTemplate(ByteTokenizer()))
+    names: dict[str, set[str]] = {"ignore": set(), "rename": set()}
+    rows, _ = read_own("taught", config.rows, encoder, len_of, names, Silent())
+    assert list(rows[0].texts) == [ByteTokenizer().decode(rows[0].columns["input_ids"])]
+    other = dict(rows[0].columns, input_ids=[*rows[0].columns["input_ids"][:-1], 90])
+    assert asked(other) == asked(rows[0].columns) != asked(rows[1].columns)
+
+
+def len_of(encoded: Any) -> int:
+    return len(encoded.ids)
 
 
 class Notes(Silent):

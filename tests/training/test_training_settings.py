@@ -24,7 +24,7 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import MODEL, TinyRun, tiny_job
 from lifecycle.training.adapter import AdapterTrainingConfig
 from lifecycle.training.config import CheckpointConfig, FaultsConfig, LocalCheckpointConfig, MeasuredTasksConfig
-from lifecycle.training.distilling import DistillationConfig, OnPolicyConfig
+from lifecycle.training.distilling import DistillationConfig, OfflineDistillationConfig, OnPolicyConfig
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.loop import run_job
@@ -36,6 +36,7 @@ OF_TRAINING = (
     NextTokenConfig, SftConfig, DpoConfig, OrpoConfig, CpoConfig, KtoConfig, OptimizerConfig, ScheduleConfig,
     CheckpointConfig, LocalCheckpointConfig, FaultsConfig, MeasuredTasksConfig, EagleConfig,
     AdapterTrainingConfig, DistillationConfig, OnPolicyConfig,
+    OfflineDistillationConfig,
 )  # fmt: skip
 STAGE = {"steps": 10, "seq_len": 8, "global_batch_size": 4}
 NEEDED: dict[type[Section], dict[str, Any]] = {
@@ -44,6 +45,7 @@ NEEDED: dict[type[Section], dict[str, Any]] = {
     MeasuredTasksConfig: {"names": ["task"]},
     EagleConfig: STAGE,
     DistillationConfig: STAGE | {"teacher": "wide"},
+    OfflineDistillationConfig: STAGE | {"loss_top_k": 4},
     OnPolicyConfig: {"share": 0.5},
 }
 OF_MUON = ("momentum", "neuron_beta2")  # an update compiles for half a second

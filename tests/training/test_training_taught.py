@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import MODEL, SEQ_LEN, TEACHER, StopAt, TinyRun, example, objective_of
+from lifecycle.text.taught_rows import Told
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.packing import ExampleRows
-from lifecycle.training.taught import TEACHER_IDS, TEACHER_LOGPROBS, TaughtRows, Teacher, taught_table
+from lifecycle.training.taught import TEACHER_IDS, TEACHER_LOGPROBS, TaughtRows, Teacher, given_table, taught_table
 
 MESH = build_mesh(MeshConfig())
 SIZE = 4  # rows of a batch
@@ -87,6 +89,21 @@ def test_a_row_has_the_likeliest_ids_of_its_learned_tokens(
     for index in range(rows.num_rows, 2 * rows.num_rows):
         for ids, logprobs in each_example(taught.row(index)).items():
             np.testing.assert_array_equal(logprobs, of_example[ids])
+
+
+def test_rows_that_have_a_teachers_ids_are_as_if_it_was_asked(rows: ExampleRows, tmp_path: Path) -> None:
+    teacher = teacher_on(MESH, settings(loss_top_k=4))
+    table = taught_table(teacher, rows, SIZE, MESH, tmp_path / "t.npz", Silent(), rows.num_rows)
+    ids, logprobs = table[TEACHER_IDS], table[TEACHER_LOGPROBS]
+    cut = np.array([0, 3, 4, len(ids)])
+    each = [Told(ids[begin:end], logprobs[begin:end]) for begin, end in pairwise(cut)]
+    each[1] = Told(each[1].ids[:, :2], each[1].logprobs[:, :2])  # an example whose tokens have fewer
+    given = given_table(each, 6)
+    expected = ids.copy()
+    expected[3, 2:] = -1
+    np.testing.assert_array_equal(given[TEACHER_IDS][:, :4], expected)
+    assert (given[TEACHER_IDS][:, 4:] == -1).all() and not given[TEACHER_LOGPROBS][3, 2:].any()
+    np.testing.assert_array_equal(given[TEACHER_LOGPROBS][4:, :4], logprobs[4:])
 
 
 def each_example(row: dict[str, np.ndarray]) -> dict[tuple[int, ...], np.ndarray]:

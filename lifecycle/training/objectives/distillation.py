@@ -7,19 +7,20 @@ import jax
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.divergence import Divergence
 from lifecycle.kernels.few_ids import few_ids_divergence
-from lifecycle.training.distilling import DistillationConfig
+from lifecycle.training.distilling import DistillationConfig, DivergenceConfig
 from lifecycle.training.objectives.likelihoods import TokenLikelihoods
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.taught import TEACHER_IDS, TEACHER_LOGPROBS
 
 
-def distillation(config: DistillationConfig, tokens: TokenLikelihoods, context: Mapping[str, Array]) -> Sums:
+def distillation(config: DivergenceConfig, tokens: TokenLikelihoods, context: Mapping[str, Array]) -> Sums:
     """The generalised Jensen-Shannon divergence in nats, per token (Agarwal et al. 2024, "On-Policy Distillation of
     Language Models", equation 1), over all ids or the teacher's likeliest, plus the targets' negative log-likelihood if
     it has a weight. Logged, as TRL does: `entropy`, of the student's distribution at the temperature, where the whole
     of it is computed; `nll_loss` if that has a weight."""
-    if config.loss_top_k is None:
-        loss, entropy = tokens.divergence(Divergence(config.beta, config.temperature, config.shared_ids))
+    if config.num_told is None:
+        num_ids = config.shared_ids if isinstance(config, DistillationConfig) else None
+        loss, entropy = tokens.divergence(Divergence(config.beta, config.temperature, num_ids))
         metrics = {"entropy": entropy}
     else:
         loss, metrics = _over_few(config, tokens)
@@ -30,7 +31,7 @@ def distillation(config: DistillationConfig, tokens: TokenLikelihoods, context: 
 
 
 def _over_few(
-    config: DistillationConfig, tokens: TokenLikelihoods
+    config: DivergenceConfig, tokens: TokenLikelihoods
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The divergence over the teacher's likeliest ids, which the rows have. Normalised over them, it needs no other
     logits."""
