@@ -5,11 +5,9 @@ What must hold: whatever is wrong with the rows is said here, before hours of tr
 tokenizer and chat template, and fitted into the rows of every stage that will read it.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +17,6 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
-from lifecycle.rl.config import RolloutConfig
-from lifecycle.rl.openings import Conversations, Openings
-from lifecycle.rl.rewards import Rewards
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.gym_rows import make_gym_rows
@@ -38,32 +33,24 @@ from lifecycle.stages.own_rows import (
     without_overlaps,
 )
 from lifecycle.stages.row_origins import GENERATED, epoch_of, write_origins
+from lifecycle.stages.row_readers import Reader, openings_of, readers_of
 from lifecycle.stages.stage import Inputs, Outcome
-from lifecycle.text.chat import ChatError, ChatTemplate
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import KINDS, require_named
 from lifecycle.text.row_encoder import (
     Encoded,
     EncodedPrompt,
-    EncodedRow,
-    EncodedTaught,
     RowEncoder,
     TemplateOnUse,
-    UnusableRow,
-    segments_of,
 )
 from lifecycle.text.row_files import RowData, RowError, read_rows, write_rows
-from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
+from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row
 from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.distilling import DistillationConfig, OfflineDistillationConfig
 from lifecycle.training.packing import num_packed_rows
 from lifecycle.training.wrapped_rows import num_wrapped_rows
-
-ANSWERED = ""  # in place of a reason
-TOO_FEW = "raise on_policy.max_prompt_tokens, or rows.max_dropped"
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
@@ -90,7 +77,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     encoder = row_encoder(config.rows, inputs, tokenizer)
     index = OverlapIndex(eval_items(keys.evaluation_files(config)), config.decontamination.ngram)
     names: dict[str, set[str]] = {"ignore": set(), "rename": set()}
-    readers = {kind: _readers(config, kind, inputs, tokenizer) for kind in KINDS}
+    readers = {kind: readers_of(config, kind, inputs, tokenizer) for kind in KINDS}
     made = {kind: _Made.of(kind, readers[kind], encoder, out) for kind in KINDS}
     for kind in KINDS:
         if config.rows.of(kind):
@@ -132,13 +119,6 @@ def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> R
     return RowEncoder(TemplateOnUse(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
 
 
-def openings_of(train: TrainConfig, inputs: Inputs, tokenizer: Tokenizer) -> Openings | None:
-    """How a stage's rows begin its episodes; None for a stage without any. Raises `ConfigError` and `ChatError`."""
-    if not isinstance(train, RolloutConfig) or train.episodes is None:
-        return None
-    return Openings(train.episodes, Conversations(ChatTemplate.load(inputs["tokenizer"].path, tokenizer)))
-
-
 @contextmanager
 def stage_encoding(
     kind: str, train: TrainConfig, settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer
@@ -153,76 +133,6 @@ def stage_encoding(
         yield lambda row: openings(cast(EncodedPrompt, encode(row)))
     finally:
         openings.close()
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A stage that reads rows of a kind, as far as its rows are concerned."""
-
-    stage: str
-    train: TrainConfig
-    openings: Openings | None
-    unasked: Counter[str] = field(default_factory=Counter)  # of rows whose prompts it would answer, by reason
-
-    @cached_property
-    def _rewards(self) -> Rewards | None:
-        return self.train.reward_functions if isinstance(self.train, RolloutConfig) else None
-
-    def look(self, encoded: Encoded) -> int | str:
-        """How many tokens a row has for it, or why it drops the row; raises `RowError` for a prompt that the stage's
-        rewards cannot score."""
-        if isinstance(encoded, EncodedPrompt):
-            row = {**encoded.columns, "prompt": encoded.prompt, "completion": ""}
-            if self._rewards is not None and (problem := self._rewards.row_problem(row)):
-                raise RowError(f"train.{self.stage}: {problem}")
-            encoded = self._opened(encoded)
-        try:
-            fitted = fit(encoded, self.train.longest_row, self.train.truncation)
-        except UnusableRow as reason:
-            return str(reason)
-        if isinstance(fitted, EncodedTaught):
-            self._require_room(fitted)
-        self._ask(fitted)
-        return sum(len(segment.ids) for segment in segments_of(fitted))
-
-    def _require_room(self, row: EncodedTaught) -> None:
-        """Raises `RowError` if tokens have more ids than the stage takes."""
-        assert isinstance(self.train, OfflineDistillationConfig)
-        if (num := row.told.ids.shape[1]) > self.train.loss_top_k:
-            raise RowError(
-                f"a token has {num} teacher_ids, and train.{self.stage}.loss_top_k={self.train.loss_top_k}; raise that"
-            )
-
-    def _ask(self, row: Encoded) -> None:
-        answering = self.train.answering if isinstance(self.train, DistillationConfig) else None
-        if answering is not None and isinstance(row, EncodedRow):
-            self.unasked[answering.unasked(row.prompt_ids) or ANSWERED] += 1
-
-    def require_prompts(self, max_dropped: float) -> None:
-        """Raises `RowError` if too few prompts can be answered, of a stage that does."""
-        unasked = self.unasked.total() - self.unasked[ANSWERED]
-        if unasked > max_dropped * self.unasked.total() or (unasked and not self.unasked[ANSWERED]):
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.unasked.items() if reason != ANSWERED)
-            raise RowError(
-                f"train.{self.stage}: {unasked:,} of {self.unasked.total():,} rows have no prompt that the student can "
-                f"answer: {reasons}; {TOO_FEW}"
-            )
-
-    def _opened(self, encoded: EncodedPrompt) -> EncodedPrompt:
-        try:
-            return encoded if self.openings is None else self.openings(encoded)
-        except (RowError, ChatError) as error:
-            raise RowError(f"train.{self.stage}: {error}") from None
-
-    def close(self) -> None:
-        """Ends what it has started."""
-        if self.openings is not None:
-            self.openings.close()
-
-
-def _readers(config: RunConfig, kind: str, inputs: Inputs, tokenizer: Tokenizer) -> list[Reader]:
-    stages = {stage: config.train[stage] for stage in config.reads(kind)}
-    return [Reader(stage, train, openings_of(train, inputs, tokenizer)) for stage, train in stages.items()]
 
 
 @dataclass

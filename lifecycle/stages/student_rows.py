@@ -11,7 +11,7 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.rl.sampling import Completions, Prompt
 from lifecycle.rl.student import LogAnswers, StudentBatches
 from lifecycle.stages.learner import Learner
-from lifecycle.stages.rows import TOO_FEW
+from lifecycle.stages.row_readers import TOO_FEW
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.row_encoder import EncodedRow

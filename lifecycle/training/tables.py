@@ -25,13 +25,12 @@ type Parts = Callable[[int], Iterator[tuple[np.ndarray, Table]]]
 
 
 def filled_table(
-    path: Path, empty: Table, parts: Parts, batch_size: int, num_rows: int, progress: Progress | None = None
+    path: Path, blank: Table, parts: Parts, batch_size: int, num_rows: int, progress: Progress | None = None
 ) -> Table:
-    """The table after the first `num_rows` rows, in batches of `batch_size`; what none of them fills stays as in
-    `empty`. It is kept in `path`, whose name must identify all that decides it; process 0 reads it. `progress` counts
-    rows."""
+    """The table `blank` with what the first `num_rows` rows fill, in batches of `batch_size`. It is kept in `path`,
+    whose name must identify all that decides it; process 0 reads it. `progress` counts rows."""
     progress = progress or Silent()
-    table, done = _load(path, empty)
+    table, done = _load(path, blank)
     saved_at, saving_s = time.monotonic(), 0.0
     if done >= num_rows:
         return table
@@ -50,17 +49,17 @@ def filled_table(
     return table
 
 
-def _load(path: Path, empty: Table) -> tuple[Table, int]:
+def _load(path: Path, blank: Table) -> tuple[Table, int]:
     """What has been computed so far, and of how many rows: in all processes of a job, what the writing one sees."""
-    table, done = {name: column.copy() for name, column in empty.items()}, 0
+    table, done = blank, 0
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
-            table, done = {name: stored[name] for name in empty}, int(stored["rows"])
+            table, done = {name: stored[name] for name in blank}, int(stored["rows"])
     if jax.process_count() == 1:
         return table, done
     # bits: a sum of floats would lose -0.0
     bits = multihost_utils.broadcast_one_to_all({name: values.view(np.int32) for name, values in table.items()})
-    return {name: np.array(values).view(empty[name].dtype) for name, values in bits.items()}, from_writer(done)
+    return {name: np.array(values).view(blank[name].dtype) for name, values in bits.items()}, from_writer(done)
 
 
 def _save(path: Path, table: Table, done: int) -> None:

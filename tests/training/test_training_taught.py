@@ -22,6 +22,8 @@ from lifecycle.testing.jobs import MODEL, SEQ_LEN, TEACHER, StopAt, TinyRun, exa
 from lifecycle.text.taught_rows import Told
 from lifecycle.training.batches import one_epoch
 from lifecycle.training.distilling import DistillationConfig
+from lifecycle.training.objectives.distillation import distillation
+from lifecycle.training.objectives.likelihoods import TokenLikelihoods
 from lifecycle.training.packing import ExampleRows
 from lifecycle.training.taught import TEACHER_IDS, TEACHER_LOGPROBS, TaughtRows, Teacher, given_table, taught_table
 
@@ -163,3 +165,25 @@ def test_all_ids_are_the_live_teacher(beta: float, rows: ExampleRows, tmp_path: 
         assert loss == pytest.approx(float(live), rel=1e-5)
         for one, other in zip(jax.tree.leaves(few), jax.tree.leaves(grads), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("add_tail", [False, True])
+def test_memory_of_a_loss_over_few_ids(dtype: Any, add_tail: bool) -> None:
+    """At a vocabulary of 151,936 and 16,384 positions with 64 ids each, forward and backward, beside arguments and
+    results."""
+    vocab, positions, num = 151_936, 16_384, 64
+    config = settings(loss_top_k=num, loss_add_tail=add_tail)
+    of_tokens = {"targets": jnp.int32, "loss_mask": jnp.float32}
+    columns = {name: jax.ShapeDtypeStruct((1, positions), kind) for name, kind in of_tokens.items()}
+    columns |= {TEACHER_IDS: jax.ShapeDtypeStruct((1, positions, num), jnp.int32)}
+    columns |= {TEACHER_LOGPROBS: jax.ShapeDtypeStruct((1, positions, num), jnp.float32)}
+
+    def loss(hidden: Any, table: Any, batch: Any) -> Any:
+        return distillation(config, TokenLikelihoods(batch, hidden, table, None, 1), {}).loss
+
+    args = jax.ShapeDtypeStruct((1, positions, 64), dtype), jax.ShapeDtypeStruct((vocab, 64), dtype), columns
+    for program in (loss, jax.value_and_grad(loss, (0, 1))):
+        memory: Any = jax.jit(program).lower(*args).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < 0.5e9
