@@ -253,7 +253,7 @@ def token_rows(folder: Path, num: int = 24) -> Path:
         ids, size = [1, 70 + number, 71], 6
         said = [70 + (number + place) % 3 for place in range(size)]
         blank: list[list[Any]] = [[] for _ in ids]
-        row = {"input_ids": ids + said, "labels": [-100] * 3 + said}
+        row: dict[str, Any] = {"input_ids": ids + said, "labels": [-100] * 3 + said}
         row["teacher_ids"] = blank + [[one, one + 9] for one in said]
         rows.append(row | {"teacher_logprobs": blank + [[-0.2, -2.0]] * size})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
