@@ -1,6 +1,7 @@
 """`lifecycle doctor`: a training stage's rows as the model sees them, and what becomes of them."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from lifecycle.stages.own_rows import HELDOUT, OVERLAPPING, SIDES, TRAIN
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_encoder import Encoded, EncodedGroup, EncodedRow, segments_of
 from lifecycle.training.config import TrainConfig
+from lifecycle.training.distilling import Answering, DistillationConfig
 
 type Stage = Annotated[str, Parameter(help="A training stage that reads rows.")]
 type Rows = Annotated[int, Parameter(help="How many rows to print, spread evenly over the training rows.")]
@@ -156,8 +158,7 @@ def _packing(found: Examination) -> Iterator[str]:
         return
     train = found.train
     is_sampled = isinstance(train, RolloutConfig)
-    epoch = train.epoch_rows(packing.examples) if is_sampled else packing.rows
-    epoch /= 1 - getattr(train, "replay_share", 0.0)
+    epoch = train.epoch_rows(packing.examples, packing.rows)
     steps = train.steps or train.resolved(epoch).steps
     passes = steps * train.global_batch_size / epoch
     if is_sampled:
@@ -166,9 +167,21 @@ def _packing(found: Examination) -> Iterator[str]:
             f"prompts, {train.group_size} samples of each, are {passes:.3g} epochs"
         )
         return
+    if isinstance(train, DistillationConfig) and train.answering is not None:
+        yield _answering(train.answering, found.sides[TRAIN].kept)
     yield (
         f"packing: {packing.examples:,} examples of an epoch in {packing.rows:,} rows of {train.seq_len} tokens, "
         f"{packing.fill:.1%} full; {steps:,} steps of {train.global_batch_size} rows are {passes:.3g} epochs"
+    )
+
+
+def _answering(answering: Answering, rows: Sequence[Encoded]) -> str:
+    prompts = [row.prompt_ids for row in rows if isinstance(row, EncodedRow)]
+    reasons = Counter(filter(None, map(answering.unasked, prompts)))
+    asked = len(prompts) - reasons.total()
+    return (
+        f"on_policy: a share of {answering.share:g} of the steps, each on answers to {answering.prompts_per_step:,} of "
+        f"{asked:,} prompts{_reasons(reasons)}"
     )
 
 

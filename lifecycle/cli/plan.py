@@ -234,7 +234,7 @@ def with_steps(config: RunConfig, name: str) -> TrainConfig:
         return train
     rows = states(config, ("rows",))[-1].artifact
     known = None if rows is None else rows.stats.get("epoch_rows", {}).get(name)
-    return train if known is None else train.resolved(known / (1 - getattr(train, "replay_share", 0.0)))
+    return train if known is None else train.resolved(known)
 
 
 def _changes(config: RunConfig) -> Table:

@@ -23,10 +23,12 @@ def generate(
     mesh: Mesh | None = None,
     max_seq_len: int | None = None,
     num_kept: int | None = None,
+    num_ids: int | None = None,
 ) -> list[Completion]:
     """The outputs for prompts of token ids, in their order; `params` for all, or one per prompt. `max_seq_len` shortens
     the model's context, and with it the cache. With `num_kept` each token has its `Draw`, with at most so many ids: a
-    token whose settings keep more is one of the likeliest. 0: log-probabilities alone, at the temperature.
+    token whose settings keep more is one of the likeliest. 0: log-probabilities alone, at the temperature. `num_ids`:
+    outputs have none of the tokenizer's ids from this one on.
 
     With one seed for all, equal prompts give equal outputs. On a mesh `num_slots` is rounded up to a multiple of its
     groups. In a job of several processes all make the same call, and all get all outputs.
@@ -37,7 +39,7 @@ def generate(
     each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
     if mesh is not None and any(own.temperature and own.seed is None for own in each) and jax.process_count() > 1:
         raise ValueError("a job of several processes needs a seed in every request, so that all sample alike")
-    runner = _runner(model, num_slots, len(prompts), mesh, max_seq_len, num_kept)
+    runner = _runner(model, num_slots, len(prompts), mesh, max_seq_len, num_kept, num_ids)
     generations = [runner.submit(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
     while runner.has_work:
         runner.turn()
@@ -69,7 +71,17 @@ def _runner(
     mesh: Mesh | None,
     max_seq_len: int | None = None,
     num_kept: int | None = None,
+    num_ids: int | None = None,
 ) -> Runner:
     if mesh is not None:
         num_slots = -(-num_slots // num_groups(mesh)) * num_groups(mesh)
-    return Runner(model, num_slots, num_prompts, max_seq_len, dispatch_s=math.inf, mesh=mesh, num_kept=num_kept)
+    return Runner(
+        model,
+        num_slots,
+        num_prompts,
+        max_seq_len,
+        dispatch_s=math.inf,
+        mesh=mesh,
+        num_kept=num_kept,
+        num_ids=num_ids,
+    )

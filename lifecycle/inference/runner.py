@@ -66,9 +66,10 @@ class Runner:
         kv_cache: CacheFormat | None = None,
         adapters: BankSizes | None = None,
         num_kept: int | None = None,
+        num_ids: int | None = None,
     ) -> None:
-        """`num_kept` as in `generate`. Raises `ConfigError` for a mesh that does not fit the model or the slots, or too
-        few `cache_tokens`."""
+        """`num_kept` and `num_ids` as in `generate`. Raises `ConfigError` for a mesh that does not fit the model or the
+        slots, or too few `cache_tokens`."""
         self.model = model.without_weights
         self.max_seq_len = min(max_seq_len or model.config.max_seq_len, model.config.max_seq_len)
         self.changed = threading.Condition()
@@ -80,7 +81,7 @@ class Runner:
             model.params,
             num_slots,
             length,
-            model.tokenizer.vocab_size,
+            min(model.tokenizer.vocab_size, num_ids or vocab_size),
             mesh=mesh,
             cache_tokens=cache_tokens,
             kv_cache=kv_cache,

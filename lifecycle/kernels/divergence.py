@@ -60,6 +60,22 @@ def divergence(
     return loss, jax.lax.stop_gradient(entropies)
 
 
+def log_terms(
+    beta: float, log_q: Float[Array, "*ids"], log_p: Float[Array, "*ids"]
+) -> tuple[Float[Array, "*ids"], Float[Array, "*ids"]]:
+    """Each id's part of the divergence, and `q` times the derivative of the divergence in `q`, but for a constant,
+    which the softmax's gradient does not see."""
+    q, p = jnp.exp(log_q), jnp.exp(log_p)
+    if beta == 0:
+        return p * (log_p - log_q), -p
+    if beta == 1:
+        values = q * (log_q - log_p)
+        return values, values
+    log_m = jnp.logaddexp(log_q + jnp.log1p(-beta), log_p + jnp.log(beta))
+    of_q = (1 - beta) * q * (log_q - log_m)
+    return of_q + beta * p * (log_p - log_m), of_q
+
+
 class _Form(NamedTuple):
     """What decides the program."""
 
@@ -67,19 +83,6 @@ class _Form(NamedTuple):
     soft_cap: float | None
     teacher_soft_cap: float | None
     chunks: int
-
-    def log_terms(self, log_q: Array, log_p: Array) -> tuple[Array, Array]:
-        """Each id's part of the divergence, and `q` times the derivative of the divergence in `q`, but for a constant,
-        which the softmax's gradient does not see."""
-        beta, q, p = self.of.beta, jnp.exp(log_q), jnp.exp(log_p)
-        if beta == 0:
-            return p * (log_p - log_q), -p
-        if beta == 1:
-            values = q * (log_q - log_p)
-            return values, values
-        log_m = jnp.logaddexp(log_q + jnp.log1p(-beta), log_p + jnp.log(beta))
-        of_q = (1 - beta) * q * (log_q - log_m)
-        return of_q + beta * p * (log_p - log_m), of_q
 
     def student(self, rows: Array, head: Array, first: Array | int) -> Array:
         return self._of_ids(project(rows, head, self.soft_cap), first)
@@ -148,7 +151,7 @@ def _in_one_pass(blocks: _Rows, table: Array, teacher_table: Array, form: _Form,
         total, entropies, grad_head = carry
         logits, weights = form.student(block.student, head, first), block.weights[:, None]
         log_q, log_p = _log_softmax(logits), _log_softmax(form.teacher(block.teacher, teacher_head, first))
-        values, slopes = form.log_terms(log_q, log_p)
+        values, slopes = log_terms(form.of.beta, log_q, log_p)
         q = jnp.exp(log_q)
         total += psum((weights * values).sum(), "vocab")
         entropies -= psum((weights * q * log_q).sum(), "vocab")
@@ -215,7 +218,7 @@ def _in_three_passes(blocks: _Rows, table: Array, teacher_table: Array, form: _F
 
     def add_terms(chunk: _Chunk, sums: Array, rows: _Rows, norms: Array) -> Array:
         log_q, log_p = logprobs(both(rows, chunk), norms)
-        parts = (*form.log_terms(log_q, log_p), -jnp.exp(log_q) * log_q)
+        parts = (*log_terms(form.of.beta, log_q, log_p), -jnp.exp(log_q) * log_q)
         return sums + jnp.stack([part.sum(-1) for part in parts])
 
     found = psum(over_chunks(add_terms, jnp.zeros((len(zeros), 3, zeros.shape[1])), norms), "vocab")
@@ -230,7 +233,7 @@ def _in_three_passes(blocks: _Rows, table: Array, teacher_table: Array, form: _F
             grad_rows, rows, norms, slope = block
             logits = both(rows, chunk)
             log_q, log_p = logprobs(logits, norms)
-            grad = form.log_terms(log_q, log_p)[1] - jnp.exp(log_q) * slope[:, None]
+            grad = log_terms(form.of.beta, log_q, log_p)[1] - jnp.exp(log_q) * slope[:, None]
             grad = form.in_products(rows.weights[:, None] * grad, logits[0]).astype(rows.student.dtype)
             grad_rows += jnp.dot(grad, head, preferred_element_type=jnp.float32)
             return grad_head + _outer(grad, rows.student), grad_rows

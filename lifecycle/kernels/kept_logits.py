@@ -1,4 +1,5 @@
-"""Log-probabilities among a few ids at each position: those that a sampler with top-k or top-p drew a token from.
+"""Logits of a few ids at each position, and log-probabilities among them: of those that a sampler with top-k or top-p
+drew a token from, or that a teacher finds likeliest.
 
 They need the logits of these ids alone, neither a pass over the vocabulary nor its gradient. What must hold: the
 gradients are those of the plain formula, and no array of positions by ids by `d_model` is larger than a block's. In a
@@ -31,10 +32,22 @@ def kept_logprobs(
 ) -> Float[Array, "B T"]:
     """Log-probability of each target among the ids `kept` of its position (-1: none), in nats; 0 where there are none.
     Where there are, the target is one of them. Differentiable in `hidden` and `table`; `chunks` of the vocabulary."""
-    logits = soft_capped(_logits(all_gather(hidden, "norm_seq", 1), table, kept, chunks), soft_cap) / temperature
+    logits = logits_of(hidden, table, kept, soft_cap, chunks) / temperature
     norm = jax.nn.logsumexp(jnp.where(kept >= 0, logits, NO_LOGIT), axis=-1)
     chosen = jnp.where(kept == targets[..., None], logits, 0.0).sum(-1)
     return jnp.where((kept >= 0).any(-1), chosen - norm, 0.0)
+
+
+def logits_of(
+    hidden: Float[Array, "B t D"],
+    table: Float[Array, "V columns"],
+    ids: Int[Array, "B T kept"],
+    soft_cap: float | None = None,
+    chunks: int = 1,
+) -> Float[Array, "B T kept"]:
+    """The logits of each position's `ids`, in float32; anything for ids that are none. Differentiable in `hidden` and
+    `table`; `chunks` of the vocabulary."""
+    return soft_capped(_logits(all_gather(hidden, "norm_seq", 1), table, ids, chunks), soft_cap)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -26,8 +26,9 @@ from lifecycle.model.params import Params
 from lifecycle.rl.config import GrpoConfig, RolloutConfig
 from lifecycle.rl.packed import Made, packed
 from lifecycle.rl.partial import Flight, Group, begun, drawn_in_pieces, num_to_begin
-from lifecycle.rl.rollouts import Prompt, Rollout, Sampler, Scored
+from lifecycle.rl.rollouts import Sampler, Scored
 from lifecycle.rl.rounds import PromptOrder, sampled_in_rounds
+from lifecycle.rl.sampling import Prompt, Rollout
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.packing import DataStateError
 

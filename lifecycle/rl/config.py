@@ -65,9 +65,14 @@ class RolloutConfig(PolicyConfig):
         """The most tokens that a prompt may have."""
         return self.max_prompt_tokens
 
-    def epoch_rows(self, prompts: int) -> float:
-        """How many rows of batches it takes until each of so many prompts has been answered once."""
-        return prompts / self.prompts_per_step * self.num_iterations * self.global_batch_size
+    @property
+    def samples(self) -> bool:
+        """Always."""
+        return True
+
+    def epoch_rows(self, units: int, rows: int) -> float:
+        """As `TrainConfig.epoch_rows`: until each prompt has been answered once."""
+        return units / self.prompts_per_step * self.num_iterations * self.global_batch_size
 
     def is_new_batch(self, number: int) -> bool:
         """Whether it is the first one of its completions."""

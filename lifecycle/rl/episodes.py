@@ -21,7 +21,8 @@ from lifecycle.rl.batch import Scores, shown
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.environment import Environment, Message, Played, Step, Tool
 from lifecycle.rl.openings import Conversations, first_fault, shown_tools
-from lifecycle.rl.rollouts import Complete, Prompt, Rollout, Score, seed_of
+from lifecycle.rl.rollouts import Complete, Score
+from lifecycle.rl.sampling import Prompt, Rollout, seed_of
 from lifecycle.rl.tools import ToolEnvironment
 from lifecycle.text.chat import ChatError, Rendered
 from lifecycle.text.next_turn import said

@@ -9,8 +9,9 @@ from lifecycle.core.progress import Progress
 from lifecycle.model.params import Params
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.metrics import means
-from lifecycle.rl.rollouts import Prompt, Sampler, Scored
+from lifecycle.rl.rollouts import Sampler, Scored
 from lifecycle.rl.samples import HELDOUT, TRAIN, Samples, samples_of
+from lifecycle.rl.sampling import Prompt
 from lifecycle.training.config import HELD_OUT
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook

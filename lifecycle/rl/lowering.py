@@ -19,7 +19,8 @@ from lifecycle.parallel.mesh import AnyMesh, tree_shardings
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.rl.measured import measuring, seen
 from lifecycle.rl.packed import needed_columns, packed, with_rewards
-from lifecycle.rl.rollouts import Prompt, Rollout
+from lifecycle.rl.sampling import Prompt, Rollout, SamplingSettings
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.lowering import abstract_batch
 from lifecycle.training.objectives.policy import REFERENCE
 from lifecycle.training.objectives.ppo import VALUES
@@ -47,24 +48,33 @@ def measured_of(settings: RolloutConfig) -> tuple[bool, ...]:
     return tuple(sorted({name == VALUES for name in needed_columns(settings)}))
 
 
-def abstract_sampler(model: ModelConfig, settings: RolloutConfig, mesh: AnyMesh) -> AbstractEngine:
-    """The engine that samples the stage's completions."""
+def abstract_sampler(
+    model: ModelConfig, settings: SamplingSettings, mesh: AnyMesh, num_kept: int | None = None
+) -> AbstractEngine:
+    """The engine that samples the stage's completions; `num_kept` as in `generate`."""
     groups, longest = num_groups(mesh), settings.max_prompt_tokens + settings.max_completion_tokens
     slots = -(-settings.num_slots // groups) * groups
     beneath = model.trunk.model_copy(update={"adapter": None})
-    return AbstractEngine(beneath, slots, min(longest, model.max_seq_len), mesh, num_kept=settings.top_k)
+    return AbstractEngine(beneath, slots, min(longest, model.max_seq_len), mesh, num_kept=num_kept)
 
 
 def runs_per_step(settings: RolloutConfig, num_slots: int, mesh: AnyMesh) -> dict[str, float]:
     """How often each kind of program runs for a train step, if every prompt and completion is as long as may be."""
     num = settings.prompts_per_step * settings.group_size
     piece = settings.max_completion_tokens if settings.partial is None else settings.partial.tokens
-    begins = range(0, settings.max_completion_tokens, piece)  # of each piece the tokens before it are prefilled
+    sampling = sampling_runs(settings, num, num_slots, mesh, piece)
+    return {kind: runs / settings.num_iterations for kind, runs in {"scoring": 1.0, **sampling}.items()}
+
+
+def sampling_runs(
+    settings: SamplingSettings, num: int, num_slots: int, mesh: AnyMesh, piece: int | None = None
+) -> dict[str, float]:
+    """How often the engine's programs run for `num` completions that are as long as may be, in pieces of so many
+    tokens: of each piece the tokens before it are prefilled."""
+    begins = range(0, settings.max_completion_tokens, piece or settings.max_completion_tokens)
     chunks = -(-num // num_groups(mesh)) * sum(-(-(settings.max_prompt_tokens + at) // BUCKETS[-1]) for at in begins)
     tokens = -(-num // num_slots) * settings.max_completion_tokens
-    return {
-        kind: runs / settings.num_iterations for kind, runs in (("scoring", 1), ("prefill", chunks), ("decode", tokens))
-    }
+    return {"prefill": float(chunks), "decode": float(tokens)}
 
 
 def kept_arrays(
@@ -80,7 +90,7 @@ def kept_arrays(
     return kept
 
 
-def handed_arrays(model: ModelConfig, settings: RolloutConfig, mesh: AnyMesh) -> Mapping[str, PyTree]:
+def handed_arrays(model: ModelConfig, settings: TrainConfig, mesh: AnyMesh) -> Mapping[str, PyTree]:
     """Abstract arrays from which the sampler takes its weights, if these are not the training state's: with an adapter
     added, or rounded for serving."""
     if model.adapter is None and settings.weights is None:

@@ -17,8 +17,9 @@ from lifecycle.rl.config import GrpoConfig, PpoConfig, RolloutConfig
 from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.partial import Flight
 from lifecycle.rl.returns import with_returns
-from lifecycle.rl.rollouts import Rollout, Scored
+from lifecycle.rl.rollouts import Scored
 from lifecycle.rl.samples import samples_of
+from lifecycle.rl.sampling import Rollout
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.batches import HostBatch
 from lifecycle.training.group_rows import Group, packed_groups

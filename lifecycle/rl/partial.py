@@ -18,7 +18,8 @@ import numpy as np
 
 from lifecycle.model.params import Params
 from lifecycle.rl.config import RolloutConfig
-from lifecycle.rl.rollouts import Answer, Prompt, Rollout, Sampler, Unscored
+from lifecycle.rl.rollouts import Answer, Sampler, Unscored
+from lifecycle.rl.sampling import Prompt, Rollout
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ type ModelReward = Callable[[Sequence[Ids]], list[float]]
 
 
 def model_reward(model: ModelConfig, params: Params, settings: RolloutConfig, mesh: Mesh) -> ModelReward:
-    """The function that scores completions by a reward model's weights, which are on `mesh`: in batches like a step's, of
-    as many as fit whatever their lengths."""
+    """The function that scores completions by a reward model's weights, which are on `mesh`: in batches like a step's,
+    of as many as fit whatever their lengths."""
     plain = settings.model_copy(update={"remat": None, "precision": None})
 
     def local(params: Params, batch: Batch) -> Array:

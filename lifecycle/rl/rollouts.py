@@ -1,10 +1,9 @@
 """Rollouts: completions of prompts by the weights that are trained, scored by the run's rewards.
 
-The engine samples in this process, from the trainer's own arrays. What must hold: a completion depends on the weights,
-the prompt and the numbers of its step, prompt and sample only, so a killed run makes the same ones again, to the bit.
+What must hold: a completion's seed follows from the numbers of its step, prompt and sample only, so a killed run makes
+the same ones again, to the bit.
 """
 
-import hashlib
 import math
 import threading
 import time
@@ -17,55 +16,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lifecycle.inference.generate import generate
-from lifecycle.inference.generation import Completion
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.model.config import ModelConfig
-from lifecycle.model.params import logical_axes, without_adapter
-from lifecycle.parallel.mesh import tree_shardings
 from lifecycle.rl.batch import RewardBatch, Scores, Text, TrainerState
 from lifecycle.rl.config import RolloutConfig
-from lifecycle.rl.environment import Played
 from lifecycle.rl.reward_stage import NAME, ModelReward
-from lifecycle.text.tokenizer import StreamDecoder
+from lifecycle.rl.sampling import Completions, Prompt, Rollout, seed_of
 from lifecycle.training.checkpoints.agreement import by_writer
 from lifecycle.training.served import served_by
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A row to answer: its number, token ids, the text or messages that it is made of, and its other columns."""
-
-    number: int
-    ids: Sequence[int]
-    text: Text
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A completion: ids with their log-probabilities as the sampler computed them, in nats, in the distributions that
-    it drew from: at the settings' temperature, after top-k and the like. `kept`: of each token the ids that it could
-    have been, where the settings leave some out."""
-
-    prompt: Prompt
-    ids: Sequence[int]
-    logprobs: Sequence[float]
-    text: str
-    is_cut: bool  # it reached the length limit
-    played: Played | None = None  # of several turns
-    kept: Sequence[Sequence[int]] = ()
-
-    @property
-    def is_own(self) -> Sequence[bool]:
-        """For each token, whether the model wrote it: what an environment says is not learned."""
-        return [True] * len(self.ids) if self.played is None else self.played.is_own
-
-    @property
-    def fault(self) -> str:
-        """Why nothing can be learned of it, and no reward is asked; empty if it was sound."""
-        return "" if self.played is None else self.played.fault
 
 
 @dataclass(frozen=True)
@@ -135,10 +93,11 @@ class Sampler:
     ) -> None:
         """`by_model`: the score of a reward model, which is added with the settings' weight. `player`: of episodes, if
         completions are such."""
-        self._model, self._settings, self._seed, self._mesh = model, settings, seed, mesh
+        self._settings, self._seed = settings, seed
+        self._completions = Completions(model, settings, mesh, num_kept=settings.top_k)
         self._rewards, self._by_model, self._player = settings.reward_functions, by_model, player
         self._scoring = threading.Lock()
-        self._served, self._whole = served_by(model.config, settings, mesh), _whole(model.config, mesh)
+        self._served = served_by(model.config, settings, mesh)
 
     def sample(self, step: int, params: Any, prompts: Sequence[Prompt], first: int = 0) -> Scored:
         """The rollouts of a step: `group_size` samples of each prompt. `first`: how many prompts of the step were
@@ -149,7 +108,7 @@ class Sampler:
         """The same without the rewards of functions: all that devices do. Waits for the weights first."""
         seeds = [seed for place in range(first, first + len(prompts)) for seed in self.seeds(step, place)]
         asked = [prompt for prompt in prompts for _ in range(self._settings.group_size)]
-        return self._drawn(step, self._served(params), asked, [self._params(seed) for seed in seeds])
+        return self._drawn(step, self._served(params), asked, list(map(self._completions.drawn_with, seeds)))
 
     def seeds(self, step: int, place: int) -> list[int]:
         """Of the samples of a prompt that is the one at `place` of a step."""
@@ -157,15 +116,13 @@ class Sampler:
 
     def answering(self, params: Any) -> Answer:
         """What completes prompts by these weights, for which it waits."""
-        model = self._model_of(self._served(params))
-        return lambda prompts, seeds, lengths: self._answered(
-            model, prompts, [self._params(*one) for one in zip(seeds, lengths, strict=True)]
-        )
+        jax.block_until_ready(params)
+        complete, drawn_with = self._completions.of(self._served(params)), self._completions.drawn_with
+        return lambda prompts, seeds, lengths: complete(prompts, list(map(drawn_with, seeds, lengths)))
 
     def text(self, ids: Sequence[int]) -> str:
         """Tokens as text, without special ones."""
-        decoder = StreamDecoder(self._model.tokenizer)
-        return "".join(map(decoder.feed, ids)) + decoder.finish()
+        return self._completions.text(ids)
 
     def scored(self, drawn: Unscored) -> Scored:
         """Rollouts with their rewards. All processes of a job make the same call."""
@@ -191,8 +148,7 @@ class Sampler:
 
     def answer(self, step: int, params: Any, prompts: Sequence[Prompt]) -> Scored:
         """The likeliest completion of each prompt."""
-        greedy = SamplingParams(temperature=0.0, max_tokens=self._settings.max_completion_tokens)
-        return self.scored(self._drawn(step, params, prompts, [greedy] * len(prompts)))
+        return self.scored(self._drawn(step, params, prompts, [self._completions.likeliest] * len(prompts)))
 
     def close(self) -> None:
         """Ends what it has started."""
@@ -209,29 +165,12 @@ class Sampler:
             own = self._by_model(sound)
         return Unscored(step, rollouts, own, generation_s, time.perf_counter() - began, metrics or {})
 
-    def _params(self, seed: int, length: int | None = None) -> SamplingParams:
-        settings = self._settings
-        filters = {"top_k": settings.top_k, "top_p": settings.top_p, "min_p": settings.min_p}
-        length = length or settings.max_completion_tokens
-        return SamplingParams(temperature=settings.temperature, seed=seed, max_tokens=length, **filters)
-
     def _drawn(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Unscored:
-        model, began = self._model_of(params), time.perf_counter()
-        complete = partial(self._answered, model)
+        jax.block_until_ready(params)  # the step that makes them is no part of the sampling's time
+        began = time.perf_counter()
+        complete = self._completions.of(params)
         rollouts = complete(prompts, each) if self._player is None else self._player.played(prompts, each, complete)
         return self.unscored(step, rollouts, time.perf_counter() - began)
-
-    def _model_of(self, params: Any) -> Model:
-        """The model with these weights; the step that makes them is no part of the sampling's time."""
-        jax.block_until_ready(params)
-        return _with_weights(self._model, self._whole(params))
-
-    def _answered(self, model: Model, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> list[Rollout]:
-        """A completion of each prompt, all in one batch."""
-        ids, settings = [prompt.ids for prompt in prompts], self._settings
-        longest = settings.max_prompt_tokens + settings.max_completion_tokens
-        completions = generate(model, ids, each, settings.num_slots, self._mesh, longest, settings.top_k)
-        return [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
 
     def _scores(self, rollouts: Sequence[Rollout], drawn: Unscored) -> Scores:
         """Of the sound ones of what was drawn."""
@@ -245,39 +184,8 @@ class Sampler:
         return replace(found, values={**found.values, NAME: own}, totals=totals)
 
 
-def seed_of(*numbers: int) -> int:
-    """A seed of 64 bits from numbers of as many."""
-    content = b"".join(number.to_bytes(8, "little") for number in numbers)
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
 def _plain(found: Found) -> tuple[dict[str, Any], float]:
     return found[0].plain(), found[1]
-
-
-def _whole(config: ModelConfig, mesh: Mesh) -> Callable[[Any], Any]:
-    """From the trainer's weights to those of a model without an adapter, in which is what the adapter has learned."""
-    if config.adapter is None:
-        return lambda params: params
-    places = tree_shardings(mesh, logical_axes(_beneath(config)))
-    return jax.jit(partial(without_adapter, config), out_shardings=places)
-
-
-def _beneath(config: ModelConfig) -> ModelConfig:
-    return config.model_copy(update={"adapter": None})
-
-
-def _with_weights(model: Model, params: Any) -> Model:
-    return Model(_beneath(model.config), params, model.tokenizer, model.template, model.defaults)
-
-
-def _rollout(prompt: Prompt, found: Completion) -> Rollout:
-    draws = [token.draw for token in found.tokens if token.draw is not None]
-    logprobs = [draw.logprob for draw in draws]
-    if not all(map(math.isfinite, logprobs)):
-        raise FloatingPointError(f"the sampler's log-probabilities of prompt {prompt.number} are not finite")
-    kept = [draw.ids for draw in draws] if any(draw.ids for draw in draws) else []
-    return Rollout(prompt, found.token_ids, logprobs, found.text, found.finish_reason == "length", kept=kept)
 
 
 def _reward_batch(rollouts: Sequence[Rollout], state: TrainerState) -> RewardBatch:

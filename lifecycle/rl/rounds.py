@@ -13,7 +13,8 @@ import numpy as np
 
 from lifecycle.rl.advantages import has_spread
 from lifecycle.rl.batch import Scores
-from lifecycle.rl.rollouts import Prompt, Scored
+from lifecycle.rl.rollouts import Scored
+from lifecycle.rl.sampling import Prompt
 from lifecycle.training.packing import permutation
 
 # Samples prompts of a step, of which so many were sampled before, and scores them.

@@ -208,7 +208,7 @@ def _check_job(config: RunConfig, stages: list[Stage]) -> None:
                 require_kept(stage.name, start.stage, start.step, config.train)
             train, model = config.train[stage.name], config.trained_model(stage.name)
             frozen_part(model, train.frozen(model))
-            for field, other in config.held_models(stage.name).items():
+            for field, other in config.other_models(stage.name).items():
                 check_held(f"train.{stage.name}.{field}", train, model, other, config.mesh)
             require_room(f"train.{stage.name}", train, model, config.mesh)
         if stage.kind == "evaluate":

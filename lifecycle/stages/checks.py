@@ -13,7 +13,6 @@ from lifecycle.evals.tasks import TaskConfig
 from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
-from lifecycle.rl.config import RolloutConfig
 from lifecycle.stages.origins import Start, named_models
 from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.config import TASK_METRIC, CheckpointConfig, TrainConfig, is_of_task
@@ -54,7 +53,7 @@ def check_sizes(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshConfi
         check_drafter(at, train, model, mesh)
     if train.adapter is not None:
         train.adapter.check_model(f"{at}.adapter", model, mesh)
-    if isinstance(train, RolloutConfig):
+    if train.samples:
         check_sampling(at, mesh)
     require_cuts_rows(mesh, train.seq_len, f"{at}.seq_len")
     if train.faults.replay_every is not None and mesh.replica == 1:
@@ -132,7 +131,7 @@ def check_teacher(name: str, train: Mapping[str, TrainConfig], start: Start) -> 
 
 
 def check_held(at: str, train: TrainConfig, model: ModelConfig, other: ModelConfig, mesh: MeshConfig) -> None:
-    """Checks that the `other` model fits the stage whose steps run it beside its own; `at` is the setting."""
+    """Checks that the `other` model fits the stage that runs it beside its own; `at` is the setting."""
     shared = train.shared_ids if isinstance(train, DistillationConfig) else None
     least = min(other.vocab_size, model.vocab_size)
     if shared is None and other.vocab_size != model.vocab_size:
@@ -142,6 +141,9 @@ def check_held(at: str, train: TrainConfig, model: ModelConfig, other: ModelConf
         )
     if shared is not None and shared > least:
         raise ConfigError(f"{at}: shared_ids={shared} is above model.vocab_size={least}; lower it, or leave it out")
+    top_k = train.loss_top_k if isinstance(train, DistillationConfig) else None
+    if top_k is not None and top_k > (shared or least):
+        raise ConfigError(f"{at}: loss_top_k={top_k} is above the {shared or least} ids that are compared; lower it")
     if train.seq_len > other.max_seq_len:
         raise ConfigError(f"{at}: seq_len={train.seq_len} is above its max_seq_len={other.max_seq_len}; lower that")
     try:

@@ -85,7 +85,7 @@ class RunConfig(RunSettings):
         for name in self.train:
             check_sizes(f"train.{name}", self.train[name], self.trained_model(name), self.mesh)
             for field, start in named_models(self.train[name], self.train).items():
-                if start.stage is not None and field in self.train[name].held:
+                if start.stage is not None and field in self.train[name].others:
                     other = self.model_of(start.stage).trunk
                     at = f"train.{name}.{field}={start.stage}"
                     check_held(at, self.train[name], self.model_of(name), other, self.mesh)

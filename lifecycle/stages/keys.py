@@ -24,6 +24,7 @@ from lifecycle.text.row_columns import KINDS
 from lifecycle.text.tokenizer import FILES, tokenizer_at
 from lifecycle.training.adapter import ADAPTER_FILES
 from lifecycle.training.config import TrainConfig
+from lifecycle.training.distilling import DistillationConfig
 
 
 def tagging(config: RunConfig) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def training(config: RunConfig, name: str) -> dict[str, Any]:
         sampling_of(bundle)  # the export inherits it: an invalid file is rejected before training
     others = named_models(train, config.train)
     settings |= {field: None for field, start in others.items() if start.bundle is not None}  # its content is an input
-    settings |= _adapter(config, name) | _rewarded(train)
+    settings |= _adapter(config, name) | _rewarded(train) | _answered(train)
     del settings["start"], settings["model"]  # names: the weights are an input, the model is in full below
     settings["optimizer"] |= {"schedule": train.optimizer.schedule.used()}
     model = _without(config.model_of(name), ModelConfig.HOW)
@@ -154,6 +155,12 @@ def _rewarded(train: TrainConfig) -> dict[str, Any]:
         return {}
     rewards = {} if train.reward_functions is None else {"rewards": train.reward_functions.fingerprint()}
     return rewards | ({} if train.episodes is None else {"episodes": train.episodes.fingerprint})
+
+
+def _answered(train: TrainConfig) -> dict[str, Any]:
+    """What decides a student's own answers."""
+    answered = train.on_policy if isinstance(train, DistillationConfig) else None
+    return {} if answered is None else {"on_policy": answered.key()}
 
 
 def row_order(config: RunConfig, name: str) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """A stage that learns, as far as its rows are concerned, and what readers of all kinds of rows have in common."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ DROPPED_ROWS = "dropped_rows.json"
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A model that is asked before the first step, if its answers are not kept from before: the hash of its weights,
+    and what loads it."""
+
+    weights_hash: str
+    load: Callable[[], tuple[ModelConfig, Params]]
+
+
+@dataclass(frozen=True)
 class Learner:
     """The stage that the rows are for. `measured`: its settings on held-out rows; `seeds`: of the row order, by kind;
     `start_hash`: hash of `start`'s weights."""
@@ -46,6 +56,7 @@ class Learner:
     seeds: Mapping[str, int]
     own: RowsConfig
     named: Mapping[str, tuple[ModelConfig, Params]] = field(default_factory=dict)  # other models, by setting
+    asked: Mapping[str, Asked] = field(default_factory=dict)  # those that no step needs, by setting
 
     @property
     def held(self) -> Params:
@@ -74,6 +85,13 @@ class LearningRows:
             return self.batches
         assert self.rows is not None
         return RowBatches.on_mesh(self.rows, global_batch_size, mesh)
+
+
+def rows_seen(train: TrainConfig) -> float:
+    """How many rows, from the first on, the stage's steps may see. A run that goes back passes over some, and one that
+    goes on from another's step began behind them: both may see any."""
+    may_see_any = train.faults.policy == "rollback" or "@" in (train.start or "") or not train.steps
+    return math.inf if may_see_any else train.steps * train.global_batch_size
 
 
 def encoded_rows(

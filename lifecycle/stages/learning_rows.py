@@ -8,30 +8,28 @@
 | `pairs` | preference pairs, with a reference's log-probabilities if the objective needs them | the same |
 | `labelled` | answers that are good or bad, with the same | the same |
 | `prompts` | prompts; batches come from answers that are sampled and scored | the reward of the likeliest answers |
+| `taught` | tokens with a teacher's likeliest ids | the objective's means |
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
 from lifecycle.data.shards import TokenShards
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
+from lifecycle.stages.distillation_rows import distillation_rows, taught_rows
 from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, heldout_measurement, kept, list_dropped
 from lifecycle.stages.preference_rows import labelled_rows, pair_rows
 from lifecycle.stages.prompt_rows import prompt_rows
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.interface import Tokenizer
-from lifecycle.text.row_encoder import EncodedRow
-from lifecycle.text.rows import RowsReport
 from lifecycle.training.config import TrainConfig
-from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.likelihood import NextTokenConfig, SftConfig
@@ -49,7 +47,9 @@ BITS = "heldout_bits_per_byte"  # of all measured text; with `.SOURCE` behind it
 
 def read_learning_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
     """The rows of the learner's objective; `out` gets the list of dropped rows, and reference tables."""
-    return READERS[objective_kind(learner.train.objective).rows](learner, inputs, out, progress)
+    kind = objective_kind(learner.train.objective)
+    read = OF_OBJECTIVES.get(kind.name, READERS[kind.rows])
+    return read(learner, inputs, out, progress)
 
 
 def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
@@ -81,30 +81,15 @@ def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -
     pack = WrappedRows if train.wraps else ExampleRows
     for split in ("train", "heldout"):
         examples, reports[split] = encoded_rows(learner, inputs, "chat", split, progress)
-        if isinstance(train, DistillationConfig):
-            require_shared(train, examples, reports[split])
         packed[split] = pack(examples, train.seq_len, learner.seeds["chat"], reports[split].name)
     list_dropped(out, reports)
     rows: RowSource = packed["train"]
-    epoch_rows = rows.num_rows
+    epoch_rows = train.epoch_rows(len(reports["train"].names), rows.num_rows)
     if isinstance(train, SftConfig) and train.replay_share:
         shards = training_shards(inputs["tokens"], learner.tokenizer)
         replay = DocumentRows(shards, train.seq_len, learner.seeds["tokens"])
         rows = Mixture({"chat": rows, "replay": replay}, {"chat": 1 - train.replay_share, "replay": train.replay_share})
-        epoch_rows /= 1 - train.replay_share
     return LearningRows(rows, epoch_rows, (heldout_measurement(learner, packed["heldout"]),), kept("examples", reports))
-
-
-def require_shared(train: DistillationConfig, examples: Sequence[EncodedRow], report: RowsReport) -> None:
-    """Raises `ConfigError` if a row has an id that is not the same token in the teacher's vocabulary."""
-    shared = train.shared_ids
-    wrong = [] if shared is None else [i for i, example in enumerate(examples) if max(example.ids) >= shared]
-    if wrong:
-        raise ConfigError(
-            f"{len(wrong)} of {len(examples)} rows, the first of them {report.name(wrong[0])}, have ids from "
-            f"shared_ids={shared} on, which the teacher does not know; leave them out, or use a tokenizer and a "
-            "template whose tokens both models have"
-        )
 
 
 def step_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
@@ -128,6 +113,13 @@ READERS: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = 
     "pairs": pair_rows,
     "labelled": labelled_rows,
     "prompts": prompt_rows,
+    "taught": taught_rows,
+}
+
+
+# Those whose rows have more than their kind's.
+OF_OBJECTIVES: dict[str, Callable[[Learner, Inputs, Path, Progress], LearningRows]] = {
+    "distillation": distillation_rows
 }
 
 

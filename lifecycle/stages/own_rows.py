@@ -14,7 +14,7 @@ in every run and for every kind of rows. A prompt that more than the held-out sh
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,10 @@ from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, texts_in
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_columns import KINDS, require_named
-from lifecycle.text.row_encoder import Encoded, RowEncoder, UnusableRow, apart
+from lifecycle.text.row_encoder import Encoded, EncodedRow, RowEncoder, UnusableRow, apart
 from lifecycle.text.row_files import RowData, RowError, read_rows
 from lifecycle.text.rows import RowsReport, encode_row
+from lifecycle.text.taught_rows import IGNORED
 
 TRAIN, HELDOUT = SIDES = ("train", "heldout")
 DOUBLED, CONTRADICTORY = "doubled", "contradictory"
@@ -45,6 +46,12 @@ class OwnRow:
     name: str
     columns: dict[str, Any]
     read: Any = None
+    decoded: str | None = None  # the text of a row of tokens
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """All texts of the row."""
+        return texts_in(self.columns if self.decoded is None else self.decoded)
 
 
 def read_own(
@@ -83,7 +90,7 @@ def read_own(
             if (first := seen.setdefault(_content(own, name), name)) != name:
                 report.drop(name, DOUBLED, f" (as {first})")
                 continue
-            rows.append(OwnRow(number, line, name, own, read))
+            rows.append(OwnRow(number, line, name, own, read, encoder.decoded(own)))
         if report.rows == before:
             raise RowError(f"{place}: it has no rows; correct rows.{kind}")
         for setting, known in names.items():
@@ -154,7 +161,7 @@ def without_overlaps(
     """The rows without those of which a text overlaps an evaluation row."""
     kept = []
     for row in rows:
-        hits = [hit for text in texts_in(row.columns) if (hit := index.worst(index.match(text)))]
+        hits = [hit for text in row.texts if (hit := index.worst(index.match(text)))]
         worst = max(hits, key=lambda hit: hit.share, default=None)
         if worst is not None and worst.share >= min_overlap:
             report.drop(row.name, OVERLAPPING, f" ({worst.item.name}, {worst.share:.0%})")
@@ -200,6 +207,9 @@ def _prompt(row: Mapping[str, Any]) -> Any:
         said = row["messages"][: roles.index("assistant") if "assistant" in roles else None]
     elif "chosen" in row:
         said = apart(row)[0]
+    elif "input_ids" in row:
+        learned = [label != IGNORED for label in row["labels"]]
+        return " ".join(map(str, EncodedRow(row["input_ids"], learned).prompt_ids))
     else:
         return row["text"]
     # a string prompt and a conversation with that one message ask the same

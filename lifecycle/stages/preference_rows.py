@@ -8,16 +8,24 @@ from typing import Any
 from lifecycle.core.config import digest
 from lifecycle.core.progress import Progress
 from lifecycle.model.config import Precision
-from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, heldout_measurement, kept, list_dropped
+from lifecycle.stages.learner import (
+    Learner,
+    LearningRows,
+    encoded_rows,
+    heldout_measurement,
+    kept,
+    list_dropped,
+    rows_seen,
+)
 from lifecycle.stages.stage import Inputs
 from lifecycle.text.row_encoder import EncodedGroup, EncodedRow
 from lifecycle.text.rows import RowsReport
-from lifecycle.training.config import TrainConfig
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.packing import RowSource
 from lifecycle.training.preference import DpoConfig
-from lifecycle.training.reference import ReferenceRows, ReferenceSettings, Table, reference_logprobs
+from lifecycle.training.reference import ReferenceRows, ReferenceSettings, reference_logprobs
 from lifecycle.training.served import served_by
+from lifecycle.training.tables import Table
 
 
 def pair_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
@@ -82,13 +90,6 @@ def _group_rows(
     list_dropped(out, reports)
     hooks = (heldout_measurement(learner, rows["heldout"]),)
     return LearningRows(rows["train"], rows["train"].num_rows, hooks, kept(kind, reports))
-
-
-def rows_seen(train: TrainConfig) -> float:
-    """How many rows, from the first on, the stage's steps may see. A run that goes back passes over some, and one that
-    goes on from another's step began behind them: both may see any."""
-    may_see_any = train.faults.policy == "rollback" or "@" in (train.start or "") or not train.steps
-    return math.inf if may_see_any else train.steps * train.global_batch_size
 
 
 def _reference(

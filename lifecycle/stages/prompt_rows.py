@@ -6,8 +6,6 @@ import jax
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
-from lifecycle.inference.model import Model
-from lifecycle.inference.sampling import SamplingParams
 from lifecycle.parallel.placement import rows_of_process
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import RolloutConfig
@@ -16,11 +14,12 @@ from lifecycle.rl.hook import AnswerHeldout, LogRollouts
 from lifecycle.rl.measured import measured_columns
 from lifecycle.rl.openings import Conversations
 from lifecycle.rl.reward_stage import model_reward
-from lifecycle.rl.rollouts import Prompt, Sampler
+from lifecycle.rl.rollouts import Sampler
 from lifecycle.rl.samples import Samples
+from lifecycle.rl.sampling import Prompt
 from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, kept, list_dropped
 from lifecycle.stages.stage import Inputs
-from lifecycle.text.chat import ChatTemplate
+from lifecycle.stages.student_rows import blank_model
 from lifecycle.text.rows import RowsReport
 
 
@@ -36,7 +35,7 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
         encoded, reports[split] = encoded_rows(learner, inputs, "prompts", split, progress)
         prompts[split] = [Prompt(number, row.ids, row.prompt, row.columns) for number, row in enumerate(encoded)]
     list_dropped(out, reports)
-    model = _model(learner, inputs)
+    model = blank_model(learner, inputs)
     by_model = None
     if settings.reward is not None:
         by_model = model_reward(*learner.named["reward"], settings, learner.mesh)
@@ -51,10 +50,4 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
         LogRollouts(batches, samples, progress),
         AnswerHeldout(settings.eval_every, sampler, answered, samples),
     )
-    return LearningRows(None, settings.epoch_rows(len(prompts["train"])), hooks, kept("prompts", reports), batches)
-
-
-def _model(learner: Learner, inputs: Inputs) -> Model:
-    """The model without its weights, which each step gives."""
-    template = ChatTemplate.load(inputs["tokenizer"].path, learner.tokenizer)
-    return Model(learner.model, {}, learner.tokenizer, template, SamplingParams(stop_ids=tuple(template.stop_ids)))
+    return LearningRows(None, settings.epoch_rows(len(prompts["train"]), 0), hooks, kept("prompts", reports), batches)

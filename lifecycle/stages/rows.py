@@ -8,7 +8,6 @@ tokenizer and chat template, and fitted into the rows of every stage that will r
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +17,6 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.decontaminate import OverlapIndex, eval_items, texts_in
 from lifecycle.data.docstrings import make_docstring_rows
-from lifecycle.rl.config import RolloutConfig
-from lifecycle.rl.openings import Conversations, Openings
-from lifecycle.rl.rewards import Rewards
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.gym_rows import make_gym_rows
@@ -37,14 +33,19 @@ from lifecycle.stages.own_rows import (
     without_overlaps,
 )
 from lifecycle.stages.row_origins import GENERATED, epoch_of, write_origins
+from lifecycle.stages.row_readers import Reader, openings_of, readers_of
 from lifecycle.stages.stage import Inputs, Outcome
-from lifecycle.text.chat import ChatError, ChatTemplate
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import KINDS, require_named
-from lifecycle.text.row_encoder import Encoded, EncodedPrompt, RowEncoder, TemplateOnUse, UnusableRow, segments_of
+from lifecycle.text.row_encoder import (
+    Encoded,
+    EncodedPrompt,
+    RowEncoder,
+    TemplateOnUse,
+)
 from lifecycle.text.row_files import RowData, RowError, read_rows, write_rows
-from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row, fit
+from lifecycle.text.rows import EXAMPLES, RowsReport, encode_row
 from lifecycle.text.rows import TOO_MANY as TOO_MANY_FOR_STAGE
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.config import TrainConfig
@@ -76,7 +77,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     encoder = row_encoder(config.rows, inputs, tokenizer)
     index = OverlapIndex(eval_items(keys.evaluation_files(config)), config.decontamination.ngram)
     names: dict[str, set[str]] = {"ignore": set(), "rename": set()}
-    readers = {kind: _readers(config, kind, inputs, tokenizer) for kind in KINDS}
+    readers = {kind: readers_of(config, kind, inputs, tokenizer) for kind in KINDS}
     made = {kind: _Made.of(kind, readers[kind], encoder, out) for kind in KINDS}
     for kind in KINDS:
         if config.rows.of(kind):
@@ -109,21 +110,13 @@ def rows_file(folder: Path, kind: str, side: str) -> Path:
 
 def epoch_rows(train: TrainConfig, lengths: Sequence[int]) -> float:
     """How many rows of a stage's batches an epoch of its own rows has, which have these lengths."""
-    if isinstance(train, RolloutConfig):
-        return train.epoch_rows(len(lengths))
-    return (num_wrapped_rows if train.wraps else num_packed_rows)(lengths, train.seq_len)
+    rows = (num_wrapped_rows if train.wraps else num_packed_rows)(lengths, train.seq_len)
+    return train.epoch_rows(len(lengths), rows)
 
 
 def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> RowEncoder:
     """The encoder of the run's rows."""
     return RowEncoder(TemplateOnUse(inputs["tokenizer"].path, tokenizer), settings.special_tokens)
-
-
-def openings_of(train: TrainConfig, inputs: Inputs, tokenizer: Tokenizer) -> Openings | None:
-    """How a stage's rows begin its episodes; None for a stage without any. Raises `ConfigError` and `ChatError`."""
-    if not isinstance(train, RolloutConfig) or train.episodes is None:
-        return None
-    return Openings(train.episodes, Conversations(ChatTemplate.load(inputs["tokenizer"].path, tokenizer)))
 
 
 @contextmanager
@@ -140,49 +133,6 @@ def stage_encoding(
         yield lambda row: openings(cast(EncodedPrompt, encode(row)))
     finally:
         openings.close()
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A stage that reads rows of a kind, as far as its rows are concerned."""
-
-    stage: str
-    train: TrainConfig
-    openings: Openings | None
-
-    @cached_property
-    def _rewards(self) -> Rewards | None:
-        return self.train.reward_functions if isinstance(self.train, RolloutConfig) else None
-
-    def look(self, encoded: Encoded) -> int | str:
-        """How many tokens a row has for it, or why it drops the row; raises `RowError` for a prompt that the stage's
-        rewards cannot score."""
-        if isinstance(encoded, EncodedPrompt):
-            row = {**encoded.columns, "prompt": encoded.prompt, "completion": ""}
-            if self._rewards is not None and (problem := self._rewards.row_problem(row)):
-                raise RowError(f"train.{self.stage}: {problem}")
-            encoded = self._opened(encoded)
-        try:
-            fitted = fit(encoded, self.train.longest_row, self.train.truncation)
-        except UnusableRow as reason:
-            return str(reason)
-        return sum(len(segment.ids) for segment in segments_of(fitted))
-
-    def _opened(self, encoded: EncodedPrompt) -> EncodedPrompt:
-        try:
-            return encoded if self.openings is None else self.openings(encoded)
-        except (RowError, ChatError) as error:
-            raise RowError(f"train.{self.stage}: {error}") from None
-
-    def close(self) -> None:
-        """Ends what it has started."""
-        if self.openings is not None:
-            self.openings.close()
-
-
-def _readers(config: RunConfig, kind: str, inputs: Inputs, tokenizer: Tokenizer) -> list[Reader]:
-    stages = {stage: config.train[stage] for stage in config.reads(kind)}
-    return [Reader(stage, train, openings_of(train, inputs, tokenizer)) for stage, train in stages.items()]
 
 
 @dataclass
@@ -265,6 +215,7 @@ class _Made:
                         report.keep(row.name)
                 report.require(config.rows.max_dropped if side == TRAIN else 1, TOO_MANY_FOR_STAGE)
                 _note(report, progress)
+            reader.require_prompts(config.rows.max_dropped)
             if self.rows(TRAIN):
                 stats.setdefault("epoch_rows", {})[reader.stage] = self._epoch_rows(config, number)
 
@@ -297,7 +248,7 @@ class _Made:
         lengths = [kept[at].read[number] for at in epoch_of([row.file for row in kept], weights, self.kind)]
         train = self.readers[number].train
         rows = epoch_rows(train, lengths)
-        train.resolved(rows / (1 - getattr(train, "replay_share", 0.0)))
+        train.resolved(rows)
         return rows
 
     def write(self, out: Path) -> None:

@@ -216,12 +216,17 @@ class RunSettings(Section):
         named = named_models(self.train[stage], self.train)
         return {"bundle": self.starts[stage], **{f"bundle:{field}": start for field, start in named.items()}}
 
-    def held_models(self, stage: str) -> dict[str, ModelConfig]:
-        """The models that a training stage's steps run beside its own, by setting, as they are. Raises `ConfigError`
-        for a bundle that cannot be read."""
+    def other_models(self, stage: str) -> dict[str, ModelConfig]:
+        """The models that a training stage runs as they are, by setting. Raises `ConfigError` for a bundle that cannot
+        be read."""
         train = self.train[stage]
         starts = named_models(train, self.train)
-        return {name: self._model_at(f"train.{stage}.{name}", starts[name]) for name in train.held}
+        return {name: self._model_at(f"train.{stage}.{name}", starts[name]) for name in train.others}
+
+    def held_models(self, stage: str) -> dict[str, ModelConfig]:
+        """Those of them that the stage's steps run beside its own."""
+        held = self.train[stage].held
+        return {name: model for name, model in self.other_models(stage).items() if name in held} if held else {}
 
     def held_flops(self, stage: str) -> float:
         """Matmul FLOPs per token of these models: a forward pass."""

@@ -23,11 +23,12 @@ from lifecycle.stages.adapters import start_with_adapter
 from lifecycle.stages.branches import changes
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.drafters import with_drafter
-from lifecycle.stages.learning_rows import Learner, read_learning_rows, require_sources
+from lifecycle.stages.learner import Asked, Learner
+from lifecycle.stages.learning_rows import read_learning_rows, require_sources
 from lifecycle.stages.origins import named_models
 from lifecycle.stages.sessions import RecordSession, finished_sessions
 from lifecycle.stages.stage import Inputs, Outcome
-from lifecycle.stages.weights import named_model, start_weights, with_score
+from lifecycle.stages.weights import named_model, start_weights, weights_hash, with_score
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.tokenizer import load_tokenizer
@@ -61,10 +62,12 @@ def run(
     seeds = {kind: config.seed + order for kind, order in keys.row_order(config, name).items()}
     as_used = {"precision": None} | ({"mtp_weight": 0.0} if train.modules_weight else {})
     measured = train.model_copy(update=as_used)
-    named = {
-        field: named_model(config, name, field, inputs, tokenizer, mesh) for field in named_models(train, config.train)
-    }
-    learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds, config.rows, named)
+    found = named_models(train, config.train)
+    loaded = partial(named_model, config, name, inputs=inputs, tokenizer=tokenizer, mesh=mesh)
+    asked_before = {*train.others} - {*train.held}
+    named = {field: loaded(field) for field in found if field not in asked_before}
+    asked = {field: Asked(weights_hash(found[field], inputs), partial(loaded, field)) for field in asked_before}
+    learner = Learner(train, model, mesh, measured, tokenizer, start, start_hash, seeds, config.rows, named, asked)
     learned = read_learning_rows(learner, inputs, out, progress)
     train = train.resolved(learned.epoch_rows)
     if model.drafter is not None and isinstance(start, dict):

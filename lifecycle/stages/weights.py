@@ -53,11 +53,12 @@ def start_weights(config: RunConfig, name: str, inputs: Inputs, tokenizer: Token
 def named_model(
     config: RunConfig, name: str, setting: str, inputs: Inputs, tokenizer: Tokenizer, mesh: Mesh
 ) -> tuple[ModelConfig, Params]:
-    """The model that a setting of a training stage names, sharded over `mesh`: one that the stage's steps hold as they
-    compute with it, without a copy in float32, else as it was trained, with its score if it is a reward model."""
+    """The model that a setting of a training stage names, sharded over `mesh`: one that the stage runs as it is in the
+    dtype that it computes in, without a copy in float32, else as it was trained, with its score if it is a reward
+    model."""
     train, start = config.train[name], named_models(config.train[name], config.train)[setting]
-    if setting in train.held:
-        model, num_rows = config.held_models(name)[setting], config.model_of(name).vocab_size
+    if setting in train.others:
+        model, num_rows = config.other_models(name)[setting], config.model_of(name).vocab_size
         if start.bundle is not None:
             shared = train.shared_ids if isinstance(train, DistillationConfig) else None
             require_same_ids(f"train.{name}.{setting}={start.bundle}", load_tokenizer(start.bundle), tokenizer, shared)
@@ -65,6 +66,14 @@ def named_model(
         return model.model_copy(update={"vocab_size": num_rows}), params
     assert start.stage is not None, "the settings were checked"
     return _trained_model(config, start.stage, inputs, mesh)
+
+
+def weights_hash(start: Start, inputs: Inputs) -> str:
+    """The hash of a finished stage's weights, or of a bundle."""
+    if start.stage is not None:
+        return inputs[start.stage].content_hash
+    assert start.bundle is not None
+    return content_hash(start.bundle)
 
 
 def with_rows(model: ModelConfig, params: Params, num_rows: int, mesh: Mesh) -> Params:

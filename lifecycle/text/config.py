@@ -76,6 +76,7 @@ class RowsConfig(Section):
     labelled: RowsFiles = ()
     steps: RowsFiles = ()
     prompts: RowsFiles = ()
+    taught: RowsFiles = ()
     # Columns that the files have and no stage needs, and columns with other names: {THEIRS: OURS}. Any other column
     # that is not read is an error.
     ignore: tuple[str, ...] = ()

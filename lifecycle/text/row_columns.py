@@ -7,6 +7,7 @@
 | `labelled` | `prompt, completion, label`                              | answers, each good or bad    |
 | `steps`    | `prompt, completions, labels`                            | steps of answers             |
 | `prompts`  | `prompt`, and whatever the reward functions read         | reinforcement learning       |
+| `taught`   | `input_ids, labels, teacher_ids, teacher_logprobs`       | a teacher's distributions    |
 
 Rows of messages may also have `tools` and `chat_template_kwargs`, for the chat template. What must hold: no column is
 passed over. One that nobody reads is an error with the mend: a run leaves it out, names it anew, or states from which
@@ -40,6 +41,7 @@ KINDS: Mapping[str, RowKind] = {
     "labelled": RowKind((("prompt", "completion", "label"),)),
     "steps": RowKind((("prompt", "completions", "labels"),)),
     "prompts": RowKind((("prompt",),), keeps_rest=True),
+    "taught": RowKind((("input_ids", "labels", "teacher_ids", "teacher_logprobs"),)),
 }
 
 

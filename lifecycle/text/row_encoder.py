@@ -7,6 +7,7 @@
 | `labelled` | one              | the completion and its end                             | `label`  |
 | `steps`    | one              | the last token of each step, by the step's label       | -        |
 | `prompts`  | one              | nothing: it is answered                                | -        |
+| `taught`   | one              | the tokens with labels (`text/taught_rows.py`)         | -        |
 
 Text is encoded in parts: a prompt has the ids that it has alone, as when it is answered. A string row begins with BOS
 where the model's contexts do, and what is learned of it ends with EOS, each once; names of special tokens in it are
@@ -27,6 +28,7 @@ from lifecycle.text.chat import ChatTemplate, Message, Rendered
 from lifecycle.text.interface import Tokenizer
 from lifecycle.text.row_columns import is_messages, used_columns
 from lifecycle.text.row_files import RowData, RowError
+from lifecycle.text.taught_rows import Told, told_of
 
 RESERVED = ("messages", "tools", "add_generation_prompt")  # what a template is told by its caller
 SAID = ("content", "tool_calls", "reasoning_content", "thinking")  # parts of an assistant's message
@@ -45,6 +47,22 @@ class EncodedRow:
     ids: list[int]
     loss_mask: list[bool]
     labels: list[float] | None = None
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What comes before the last run of targets; all, if there are none."""
+        last = next((at for at in reversed(range(len(self.ids))) if self.loss_mask[at]), None)
+        if last is None:
+            return self.ids
+        before = next((at for at in reversed(range(last)) if not self.loss_mask[at]), -1)
+        return self.ids[: before + 1]
+
+
+@dataclass(frozen=True)
+class EncodedTaught(EncodedRow):
+    """Ids, and what a teacher says of those that are learned, in order."""
+
+    told: Told = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,7 @@ class RowEncoder:
         """The function that encodes rows of a kind."""
         return {
             "chat": self.encode_chat, "pairs": self.encode_pair, "labelled": self.encode_labelled,
-            "steps": self.encode_steps, "prompts": self.encode_prompt,
+            "steps": self.encode_steps, "prompts": self.encode_prompt, "taught": self.encode_taught,
         }[kind]  # fmt: skip
 
     def encode_chat(self, row: RowData) -> EncodedRow:
@@ -185,6 +203,18 @@ class RowEncoder:
         if prompt[-1].get("role") == "assistant":
             raise RowError("prompt ends with the assistant's message, and it is to be answered; end it with the user's")
         return EncodedPrompt(self.open_conversation(row, prompt).ids, prompt, others)
+
+    def encode_taught(self, row: RowData) -> EncodedTaught:
+        """A row of tokens, with what a teacher says of those that are learned."""
+        used_columns("taught", row)
+        mask, told = told_of(row, self._tokenizer.vocab_size)
+        if not any(mask):
+            raise UnusableRow("no token has a label")
+        return EncodedTaught(row["input_ids"], mask, told=told)
+
+    def decoded(self, row: RowData) -> str | None:
+        """The text of a row of tokens; None of one that has its text itself."""
+        return self._tokenizer.decode(row["input_ids"]) if "input_ids" in row else None
 
     def open_conversation(self, row: RowData, messages: Any) -> Rendered:
         """Messages up to where the assistant's next one begins, with the tools and the template's variables of a row.

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from lifecycle.model.params import Params
 from lifecycle.parallel.placement import rows_of_process
-from lifecycle.training.packing import DataStateError, Row, RowSource, empty_row
+from lifecycle.training.packing import DataStateError, RowSource, stacked
 
 type HostBatch = dict[str, np.ndarray]  # [this process's rows of B, ...] arrays
 
@@ -170,15 +170,11 @@ class _Random:
 
     def __getitem__(self, index: SupportsIndex) -> HostBatch:
         first = self._offset + operator.index(index) * self._global_batch_size
-        return _stacked([self._rows.row(first + row) for row in self._held])
-
-
-def _stacked(rows: list[Row]) -> HostBatch:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return stacked([self._rows.row(first + row) for row in self._held], len(self._held))
 
 
 def one_epoch(rows: RowSource, *, global_batch_size: int, first: int = 0) -> Iterator[HostBatch]:
     """Full batches of one pass over epoch 0, from row `first` on, the last one padded. For evaluation."""
     for begin in range(first, rows.num_rows, global_batch_size):
         part = [rows.row(i) for i in range(begin, min(begin + global_batch_size, rows.num_rows))]
-        yield _stacked(part + [empty_row(part[0])] * (global_batch_size - len(part)))
+        yield stacked(part, global_batch_size)

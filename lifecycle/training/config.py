@@ -233,13 +233,27 @@ class TrainConfig(VariantSection):
         return False
 
     @property
-    def held(self) -> tuple[str, ...]:
-        """The settings that name models which the stage's steps run beside its own, and do not change."""
+    def others(self) -> tuple[str, ...]:
+        """The settings that name models which the stage runs as they are, in its steps or before them."""
         return ()
 
     def is_new_batch(self, number: int) -> bool:
         """Whether what is in the batch of this number was in none before."""
         return True
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Those of `others` that the stage's steps run beside its own model."""
+        return ()
+
+    @property
+    def samples(self) -> bool:
+        """Whether steps learn from what the stage's own weights say."""
+        return False
+
+    def epoch_rows(self, units: int, rows: int) -> float:
+        """How many rows of batches the stage takes until it has gone once through its `units`, which fill `rows`."""
+        return rows
 
     @property
     def modules_weight(self) -> float:

@@ -28,10 +28,10 @@ from lifecycle.training.packing import (
     PackedUnits,
     PackingError,
     Row,
-    best_fit_decreasing,
-    empty_row,
     hash_examples,
     packed_row,
+    stacked,
+    units_in_rows,
 )
 
 OTHER = "other_"  # before the columns of sequences that are measured and not learned
@@ -101,17 +101,11 @@ class GroupRows(FixedRows):
 
 
 def packed_groups(groups: Sequence[Group], seq_len: int, num_rows: int, grad_accum: int = 1) -> dict[str, np.ndarray]:
-    """Groups in exactly `num_rows` rows, `[num_rows, ...]`; `P` is the number of groups. Empty rows are those of a
-    step's last micro-batches (`training/step.py`). Raises `PackingError` if the groups do not fit."""
-    order = sorted(range(len(groups)), key=lambda i: -groups[i].length)
-    bins = best_fit_decreasing([groups[i].length for i in order], seq_len)
-    if len(bins) > num_rows:
-        raise PackingError(f"{len(groups)} groups need {len(bins)} rows of {seq_len} positions, not {num_rows}")
-    listed = [[order[place] for place in places] for places in bins]
+    """Groups in exactly `num_rows` rows, `[num_rows, ...]`, `stacked`; `P` is the number of groups. Raises
+    `PackingError` if they do not fit."""
+    listed = units_in_rows([group.length for group in groups], seq_len, num_rows, "groups")
     rows = [_row([groups[unit] for unit in units], units, seq_len, len(groups)) for units in listed]
-    rows += [empty_row(rows[0])] * (num_rows - len(rows))
-    places = np.argsort(np.arange(num_rows).reshape(-1, grad_accum).T.reshape(-1))
-    return {name: np.stack([rows[place][name] for place in places]) for name in rows[0]}
+    return stacked(rows, num_rows, grad_accum)
 
 
 def _row(groups: Sequence[Group], numbers: Sequence[int], seq_len: int, width: int) -> Row:

@@ -46,6 +46,10 @@ class SftConfig(TrainConfig):
         """How much noise steps add to embeddings."""
         return self.neftune_noise_alpha
 
+    def epoch_rows(self, units: int, rows: int) -> float:
+        """As `TrainConfig.epoch_rows`, among the replayed ones."""
+        return rows / (1 - self.replay_share)
+
     @property
     def wraps(self) -> bool:
         """Whether rows are cut where a batch's row ends."""

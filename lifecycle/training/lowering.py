@@ -19,6 +19,7 @@ from lifecycle.parallel.mesh import AnyMesh, computing_on, tree_shardings
 from lifecycle.parallel.placement import batch_sharding
 from lifecycle.text.row_encoder import EncodedRow
 from lifecycle.training.config import TrainConfig
+from lifecycle.training.distilling import DivergenceConfig
 from lifecycle.training.faults import abstract_faults
 from lifecycle.training.group_rows import Group, GroupRows
 from lifecycle.training.objectives.objective import build_objective
@@ -32,6 +33,7 @@ from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, abstract_state, state_shardings
 from lifecycle.training.step import make_train_step
 from lifecycle.training.step_rows import StepRows
+from lifecycle.training.taught import blank_columns
 
 ANSWER = 512
 
@@ -105,7 +107,9 @@ def example_row(train: TrainConfig) -> Row:
         answer = replace(_answer(train.seq_len), labels=[1.0] * train.seq_len)
         return StepRows([answer], train.seq_len, seed=0).row(0)
     if kind.rows not in SEGMENTS:
-        return packed_row([_answer(train.seq_len)], train.seq_len)
+        row = packed_row([_answer(train.seq_len)], train.seq_len)
+        num = train.num_told if isinstance(train, DivergenceConfig) else None
+        return row if num is None else row | blank_columns(train.seq_len, num)
     assert kind.rows != "prompts", "batches of rollouts: `rl/lowering.py`"
     size = SEGMENTS[kind.rows]
     segments = [_answer(min(ANSWER, train.seq_len // size))] * size

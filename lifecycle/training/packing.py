@@ -203,6 +203,31 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     return bins
 
 
+def units_in_rows(lengths: Sequence[int], seq_len: int, num_rows: int, what: str) -> list[list[int]]:
+    """Which units are in each of at most `num_rows` rows, by number. Raises `PackingError` if they do not fit; `what`
+    the units are."""
+    order = sorted(range(len(lengths)), key=lambda unit: -lengths[unit])
+    bins = best_fit_decreasing([lengths[unit] for unit in order], seq_len)
+    if len(bins) > num_rows:
+        raise PackingError(f"{len(lengths)} {what} need {len(bins)} rows of {seq_len} positions, not {num_rows}")
+    return [[order[place] for place in places] for places in bins]
+
+
+def stacked(rows: Sequence[Row], num_rows: int, grad_accum: int = 1) -> dict[str, np.ndarray]:
+    """Rows as a batch of `num_rows`; empty ones are those of a step's last micro-batches (`training/step.py`)."""
+    rows = [*rows, *[empty_row(rows[0])] * (num_rows - len(rows))]
+    places = np.argsort(np.arange(num_rows).reshape(-1, grad_accum).T.reshape(-1))
+    return {name: np.stack([rows[place][name] for place in places]) for name in rows[0]}
+
+
+def packed_examples(
+    examples: Sequence[MaskedIds], seq_len: int, num_rows: int, grad_accum: int = 1
+) -> dict[str, np.ndarray]:
+    """Examples in exactly `num_rows` rows, `[num_rows, T]`, `stacked`. Raises `PackingError` if they do not fit."""
+    listed = units_in_rows([len(example.ids) for example in examples], seq_len, num_rows, "examples")
+    return stacked([packed_row([examples[unit] for unit in units], seq_len) for units in listed], num_rows, grad_accum)
+
+
 class ExampleRows(FixedRows):
     """Fine-tuning rows, packed without cutting; a position has loss if its target is in the loss mask. `name`: what
     people know an example by; its number, counted from 0, unless the caller knows better."""
@@ -212,6 +237,8 @@ class ExampleRows(FixedRows):
     ) -> None:
         self._examples, self._seq_len, self._name = examples, seq_len, name
         self._packed = PackedUnits([len(example.ids) for example in examples], seq_len, seed)
+        learned = [int(np.count_nonzero(example.loss_mask[1:])) for example in examples]
+        self._first_learned = np.concatenate([[0], np.cumsum(learned)])  # of each example's, counted over all
         self.fingerprint = digest(["examples", seq_len, seed, hash_examples(examples)])
 
     @property
@@ -222,6 +249,16 @@ class ExampleRows(FixedRows):
     def row(self, index: int) -> Row:
         """The row with this index, counted over all epochs."""
         return packed_row([self._examples[unit] for unit in self._packed.units(index)], self._seq_len)
+
+    @property
+    def num_learned(self) -> int:
+        """How many tokens of an epoch are learned."""
+        return int(self._first_learned[-1])
+
+    def learned(self, index: int) -> np.ndarray:
+        """The numbers of a row's learned tokens, in their order there, counted over all examples."""
+        first, units = self._first_learned, self._packed.units(index)
+        return np.concatenate([np.arange(first[unit], first[unit + 1]) for unit in units])
 
     def contents(self, index: int) -> dict[str, Any]:
         """Which examples are in the row, by name."""

@@ -1,25 +1,20 @@
 """A reference model's log-probabilities of groups of answers, computed once before training.
 
-A pass over a large set takes hours, so what is done is saved every half minute, and a killed pass goes on from there.
-What must hold: the table is that of an undisturbed pass, and before the first step the model's own log-probabilities
-of training rows are the table's. So both are computed with a stage's `precision`: the difference of 8-bit and plain
-products, which would count as a preference, cancels. Held-out rows are measured with the plain weights, and so is their
-reference.
+What must hold: before the first step the model's own log-probabilities of training rows are the table's. So both are
+computed with a stage's `precision`: the difference of 8-bit and plain products, which would count as a preference,
+cancels. Held-out rows are measured with the plain weights, and so is their reference.
 """
 
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from lifecycle.core.distributed import from_writer, is_writer
-from lifecycle.core.progress import Progress, Silent
+from lifecycle.core.progress import Progress
 from lifecycle.core.typing import Array, Batch
 from lifecycle.model.config import ModelConfig, Precision
 from lifecycle.model.params import Params
@@ -31,12 +26,10 @@ from lifecycle.training.heldout import each_batch
 from lifecycle.training.objectives.objective import group_logprobs
 from lifecycle.training.packing import FixedRows, Row
 from lifecycle.training.state import param_specs
+from lifecycle.training.tables import Table, filled_table
 
-SAVE_EVERY_S = 30.0
 REFERENCE, OF_OTHERS = "ref_logprobs", f"{OTHER}ref_logprobs"  # columns: of the segments, of the sequences beside them
 declare("segment", REFERENCE, OF_OTHERS)
-
-type Table = dict[str, np.ndarray]  # by column: log-probabilities [num_groups, k]
 
 
 @dataclass(frozen=True)
@@ -66,26 +59,18 @@ def reference_logprobs(
     They are kept in `path`, whose name must identify weights, rows and settings; process 0 reads it. `progress` counts
     rows.
     """
-    progress, settings = progress or Silent(), settings or ReferenceSettings()
+    settings = settings or ReferenceSettings()
     columns = (REFERENCE, OF_OTHERS) if rows.has_others else (REFERENCE,)
-    table, done = _load(path, rows, columns)
     local = partial(_both, config, rows, settings)
     logprobs = on_mesh(local, mesh, param_specs(config), {name: spec("loss_rows") for name in columns})
-    saved_at, last = time.monotonic(), min(num_rows or rows.num_rows, rows.num_rows)
-    if done >= last:
-        return table
-    for host, values in each_batch(logprobs, rows, batch_size, mesh, first=done)(params):
-        is_group = host["group_mask"] > 0
-        for name in columns:
-            table[name][host["group_ids"][is_group]] = values[name][is_group]
-        done = min(done + batch_size, rows.num_rows)
-        progress.update(min(done, last), total=last)
-        if done >= last or time.monotonic() - saved_at >= SAVE_EVERY_S:
-            _save(path, table, done)
-            saved_at = time.monotonic()
-        if done >= last:
-            break
-    return table
+
+    def parts(done: int) -> Iterator[tuple[np.ndarray, Table]]:
+        for host, values in each_batch(logprobs, rows, batch_size, mesh, first=done)(params):
+            is_group = host["group_mask"] > 0
+            yield host["group_ids"][is_group], {name: np.asarray(values[name])[is_group] for name in columns}
+
+    empty = {name: np.full((rows.num_groups, rows.size), np.nan, np.float32) for name in columns}
+    return filled_table(path, empty, parts, batch_size, min(num_rows or rows.num_rows, rows.num_rows), progress)
 
 
 def _both(
@@ -94,26 +79,6 @@ def _both(
     logprobs = partial(group_logprobs, config, params, batch, rows.size, settings.chunks, settings.precision)
     found = {REFERENCE: logprobs(length_alpha=settings.length_alpha)}
     return found | ({OF_OTHERS: logprobs(of_others=True)} if rows.has_others else {})
-
-
-def _load(path: Path, rows: GroupRows, columns: tuple[str, ...]) -> tuple[Table, int]:
-    """What has been computed so far, and of how many rows: in all processes of a job, what the writing one sees."""
-    table, done = {name: np.full((rows.num_groups, rows.size), np.nan, np.float32) for name in columns}, 0
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as stored:
-            table, done = {name: stored[name] for name in columns}, int(stored["rows"])
-    if jax.process_count() == 1:
-        return table, done
-    # bits: a sum of floats would lose -0.0
-    bits = multihost_utils.broadcast_one_to_all({name: values.view(np.int32) for name, values in table.items()})
-    return {name: np.array(values).view(np.float32) for name, values in bits.items()}, from_writer(done)
-
-
-def _save(path: Path, table: Table, done: int) -> None:
-    if is_writer():
-        unfinished = path.with_suffix(".tmp.npz")
-        np.savez(unfinished, allow_pickle=False, **table, rows=np.array(done))
-        unfinished.replace(path)
 
 
 class ReferenceRows(FixedRows):

@@ -6,8 +6,8 @@ Run after `make_family_golden.py`, in the same environment with `trl` beside (ma
 
 Writes `trl.json`: the sequences (`pairs`: chosen then rejected; `answers`, with labels and the mismatched sequences
 that KTO measures), each as ids and the number of its prompt's tokens; references; and by case TRL's settings, its loss,
-its gradient's norm over all parameters, and its metrics. The teacher of `distillation` is the golden Gemma 2, whose
-logits are capped.
+its gradient's norm over all parameters, and its metrics. The teacher of `distillation` and `few_ids` is the golden
+Gemma 2, whose logits are capped.
 """
 # pyright: reportMissingImports=false
 
@@ -15,6 +15,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from trl.data_utils import pack_dataset
 from trl.experimental.gkd import GKDTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
-from trl_losses import LOSSES, Sequence, common, dpo, metrics_of, padded, with_statistics
+from trl_losses import LOSSES, Sequence, common, dpo, few_ids, metrics_of, padded, with_statistics
 
 HERE = Path(__file__).parent
 NUM_PAIRS, NUM_ANSWERS, LENGTH, VOCAB = 6, 8, 20, 64
@@ -278,6 +279,27 @@ def distillation_cases(model: Any, teacher: Any, data: dict[str, Any]) -> dict[s
     return made
 
 
+def few_ids_cases(model: Any, teacher: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """The same by the teacher's likeliest ids."""
+    tokens, attention, completion = padded(data["answers"])
+    labels = tokens.masked_fill(completion == 0, -100)[:, 1:]
+    inputs = {"input_ids": tokens, "attention_mask": attention}
+    with torch.no_grad():
+        theirs = teacher(**inputs).logits[:, :-1]
+    made = {}
+    for beta, temperature, top_k, add_tail in product((0.0, 0.3, 1.0), (1.0, 2.0), (1, 5), (True, False)):
+        if top_k == 1 and not add_tail:
+            continue  # one id, normalised: nothing to learn
+        of = {"beta": beta, "temperature": temperature, "loss_top_k": top_k, "loss_add_tail": add_tail}
+        model.zero_grad()
+        loss = few_ids(model(**inputs).logits[:, :-1], theirs, labels, of)
+        loss.backward()
+        norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters() if p.grad is not None))
+        made["_".join(map(str, of.values()))] = {"settings": of, "loss": loss.item(), "grad_norm": norm.item()}
+        print("few ids", of, loss.item(), norm.item())
+    return made
+
+
 def golden_model(name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         write_model(HERE / "families" / name, Path(folder))
@@ -293,7 +315,8 @@ def main() -> None:
     data["score"] = draw.normal(size=model.config.hidden_size).astype(np.float32).tolist()
     data["margins"] = draw.random(NUM_PAIRS).astype(np.float32).tolist()
     data["rewards"] = reward_cases(model, data)
-    data["distillation"] = distillation_cases(model, golden_model("gemma2"), data)
+    data["distillation"] = distillation_cases(model, teacher := golden_model("gemma2"), data)
+    data["few_ids"] = few_ids_cases(model, teacher, data)
     data["moving_references"] = moving_references(model, data)
     data["process_rewards"] = process_rewards(model, data)
     data["wrapped"] = wrapped(data)

@@ -11,6 +11,7 @@ import torch
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer, SFTTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
+from trl.experimental.server_distillation import server_distillation_trainer as from_server
 
 type Sequence = dict[str, Any]  # ids, and `prompt`: how many of them are its
 type Found = tuple[torch.Tensor, dict[str, float]]  # the loss and the metrics
@@ -25,6 +26,28 @@ def padded(rows: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
         attention[i, : len(row["ids"])] = 1
         completion[i, row["prompt"] : len(row["ids"])] = 1
     return tokens, attention, completion
+
+
+def few_ids(
+    logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, settings: dict[str, Any]
+) -> torch.Tensor:
+    """The loss of a teacher behind a server, of which the likeliest ids are known: forward KL by the trainer's own
+    function. With beta above 0 that takes one id; its parts take any number."""
+    beta, top_k, add_tail = settings["beta"], settings["loss_top_k"], settings["loss_add_tail"]
+    own = (logits / settings["temperature"]).log_softmax(-1)
+    theirs, ids = (teacher / settings["temperature"]).log_softmax(-1).topk(top_k)
+    trainer = from_server.ServerDistillationTrainer
+    if beta == 0:
+        told = {"topk_logprobs": theirs, "topk_token_ids": ids}
+        known = SimpleNamespace(loss_add_tail=add_tail, _reduce_divergence_loss=trainer._reduce_divergence_loss)
+        return trainer._compute_server_forward_kl_loss(known, told, own, labels)
+    sides, known = [own.gather(-1, ids), theirs], torch.ones_like(ids, dtype=torch.bool)
+    if add_tail:
+        (sides, (known, _)) = zip(*(from_server._add_tail_bucket(side, known) for side in sides), strict=True)
+    else:
+        sides = [side - side.logsumexp(-1, keepdim=True) for side in sides]
+    values = from_server._jsd_divergence(*sides, beta, known)
+    return trainer._reduce_divergence_loss(values, completion_mask=labels != -100)
 
 
 def with_statistics(model: Any) -> Callable[..., Any]:

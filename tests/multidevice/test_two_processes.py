@@ -32,6 +32,8 @@ from lifecycle.training.checkpoints.integrity import steps_in
 from lifecycle.training.checkpoints.weights import load_params
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.training.loop import run_job
+from lifecycle.training.taught import TEACHER_IDS, TEACHER_LOGPROBS
+from tests.multidevice.taught_twice import asked_in_two_goes
 
 CLOSE = 1e-5
 
@@ -69,6 +71,15 @@ def run_processes(arguments: list[str], count: int, devices: int, status: int = 
             process.kill()
     assert [process.returncode for process in started] == [status] * count, "\n".join(error for _, error in ended)
     return [output for output, _ in ended]
+
+
+def test_two_processes_ask_a_teacher_and_go_on_from_what_one_has_kept(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "tests.multidevice.taught_twice", str(tmp_path / "two")]
+    first, second = (json.loads(said.splitlines()[-1]) for said in run_processes(program, 2, devices=1))
+    assert first == second and not (tmp_path / "two/1/t.npz").exists()
+    table = asked_in_two_goes(tmp_path / "one")
+    assert first[0] == table[TEACHER_IDS].tolist()
+    np.testing.assert_allclose(first[1], table[TEACHER_LOGPROBS], atol=CLOSE)
 
 
 @pytest.mark.parametrize(

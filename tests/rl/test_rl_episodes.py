@@ -22,8 +22,9 @@ from lifecycle.rl.episodes import Episodes
 from lifecycle.rl.hook import LogRollouts
 from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.openings import Conversations
-from lifecycle.rl.rollouts import Prompt, Rollout, Scored
+from lifecycle.rl.rollouts import Scored
 from lifecycle.rl.samples import Samples
+from lifecycle.rl.sampling import Prompt, Rollout
 from lifecycle.testing.jobs import StopAt
 from lifecycle.testing.notes import Notes
 from lifecycle.text.chat import ChatTemplate

@@ -22,12 +22,12 @@ from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
 from lifecycle.rl.batch import Scores
 from lifecycle.rl.hook import AnswerHeldout, LogRollouts, answered_metrics
 from lifecycle.rl.metrics import metrics_of
-from lifecycle.rl.rollouts import Rollout, Scored
+from lifecycle.rl.rollouts import Scored
 from lifecycle.rl.samples import Samples, samples_of
+from lifecycle.rl.sampling import Rollout
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import StopAt
 from lifecycle.testing.notes import Notes
-from lifecycle.training.batches import HostBatch
 from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
@@ -38,12 +38,6 @@ from tests.rl.toy_policy import MODEL, assert_same, batches_of, later, one_devic
 @pytest.fixture(scope="module")
 def params() -> Any:
     return random_params(MODEL)
-
-
-def assert_same(one: HostBatch, other: HostBatch) -> None:
-    assert one.keys() == other.keys()
-    for name, column in one.items():
-        np.testing.assert_array_equal(column, other[name])
 
 
 def test_a_batch_has_what_was_sampled_at_its_places(params: Any) -> None:

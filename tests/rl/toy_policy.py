@@ -17,7 +17,8 @@ from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import GrpoConfig, RolloutConfig
 from lifecycle.rl.measured import measured_columns
 from lifecycle.rl.reward_stage import ModelReward
-from lifecycle.rl.rollouts import Prompt, Sampler
+from lifecycle.rl.rollouts import Sampler
+from lifecycle.rl.sampling import Prompt
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.batches import HostBatch

@@ -15,7 +15,8 @@ from lifecycle.rl.config import GrpoConfig
 from lifecycle.rl.episodes import Episodes
 from lifecycle.rl.measured import measured_columns
 from lifecycle.rl.openings import Conversations, Openings
-from lifecycle.rl.rollouts import Prompt, Sampler
+from lifecycle.rl.rollouts import Sampler
+from lifecycle.rl.sampling import Prompt
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.row_encoder import EncodedPrompt, EncodedRow

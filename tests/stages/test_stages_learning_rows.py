@@ -21,9 +21,9 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
-from lifecycle.stages.learner import Learner, encoded_rows
+from lifecycle.stages.learner import Learner, encoded_rows, rows_seen
 from lifecycle.stages.learning_rows import chat_rows, heldout_bits, require_sources, step_rows
-from lifecycle.stages.preference_rows import pair_rows, rows_seen
+from lifecycle.stages.preference_rows import pair_rows
 from lifecycle.stages.row_origins import write_origins
 from lifecycle.stages.rows import epoch_rows
 from lifecycle.testing.families import random_params

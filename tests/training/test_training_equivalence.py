@@ -24,6 +24,7 @@ from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveK
 from lifecycle.training.policy import PolicyConfig, ValueConfig
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import make_train_step
+from lifecycle.training.taught import TEACHER_IDS, TEACHER_LOGPROBS
 
 pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
@@ -61,6 +62,7 @@ SLOW = {
     "kept": ("policy", {"loss": "grpo", "beta": 0.2, "temperature": 0.8, "loss_chunks": 2}),
     "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),
     "distillation": ("distillation", {"beta": 0.3, "temperature": 1.5, "sft_weight": 0.2}),
+    "top_k": ("distillation", {"loss_top_k": 5, "beta": 0.3, "temperature": 1.5}),
 }
 FURTHER = {
     "copy": ("dpo", {"reference": "copy", "loss": {"sigmoid": 1.0, "aot": 0.5}, "length_alpha": 0.4}),
@@ -76,6 +78,7 @@ FURTHER = {
     "dapo": ("policy", {"delta": 3.0, "sampler_cap": None}),
     "forward_kl": ("distillation", {"beta": 0.0}),
     "reverse_kl": ("distillation", {"beta": 1.0, "loss_chunks": 3}),
+    "normalised": ("distillation", {"loss_top_k": 5, "loss_add_tail": False, "sft_weight": 0.2, "loss_chunks": 3}),
     "vespo": (
         "policy",
         {"loss": "vespo", "top_entropy_quantile": 0.5, "off_policy_mask_threshold": 0.1}
@@ -104,8 +107,19 @@ def packed(name: str) -> dict[str, np.ndarray]:
         others = np.random.default_rng(0).permuted(np.tile(np.arange(MODEL.vocab_size), (*shape, 1)), axis=2)
         others = np.where(others[..., :4] == host["targets"][..., None], -1, others[..., :4])
         host[KEPT] = np.concatenate([others, host["targets"][..., None]], axis=2).astype(np.int32)
+    if "loss_top_k" in CASES[name][1]:
+        host |= told(host["loss_mask"], CASES[name][1]["loss_top_k"])
     host[mask] = host[mask] * ((np.arange(host[mask].shape[1]) < 1) | (np.arange(ROWS) % 2 == 1)[:, None])
     return host
+
+
+def told(mask: np.ndarray, num: int) -> dict[str, np.ndarray]:
+    """What a teacher might say of learned tokens: of some fewer ids."""
+    draw = np.random.default_rng(0)
+    ids = draw.permuted(np.tile(np.arange(MODEL.vocab_size), (*mask.shape, 1)), axis=2)[..., :num]
+    ids[(mask == 0) | (draw.random(mask.shape) < 0.2), num // 2 :] = -1
+    logprobs = np.log(draw.dirichlet(np.ones(num + 1), mask.shape)[..., :num])
+    return {TEACHER_IDS: ids.astype(np.int32), TEACHER_LOGPROBS: logprobs.astype(np.float32)}
 
 
 def is_of_groups(name: str) -> bool:
@@ -176,6 +190,27 @@ def test_packed_groups_are_unpacked_ones(name: str) -> None:
     alone, of_alone = one_step(name, mesh, unpacked(host, SEGMENTS[objective_kind(CASES[name][0]).rows]))
     del alone["num_tokens"]  # groups that the packed rows mask are not there
     assert_same(({name: metrics[name] for name in alone}, gradient), (alone, of_alone), ANYWHERE)
+
+
+@pytest.mark.parametrize("name", ["top_k", pytest.param("distillation", marks=pytest.mark.slow)])
+def test_packed_examples_are_unpacked_ones(name: str) -> None:
+    mesh, host = build_mesh(ONE), packed(name)
+    assert_same(stepped(name, mesh), one_step(name, mesh, apart(host)), ANYWHERE)
+
+
+def apart(host: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each example in a row of its own, at its beginning."""
+    rows = []
+    for row, segments in enumerate(host["segment_ids"]):
+        for segment in range(1, segments.max() + 1):
+            where = np.flatnonzero(segments == segment)
+            own = {name: np.zeros_like(column[row]) for name, column in host.items()}
+            for name, column in own.items():
+                column[: len(where)] = host[name][row][where]
+            own["segment_ids"] = np.minimum(own["segment_ids"], 1)
+            rows.append(own)
+    assert len(rows) > len(host["tokens"])
+    return {name: np.stack([own[name] for own in rows]) for name in host}
 
 
 def unpacked(host: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

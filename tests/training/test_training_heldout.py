@@ -76,7 +76,8 @@ class Stops(Silent):
 def test_a_stopped_pass_goes_on_where_it_was_saved(
     params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lifecycle.training.reference.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("lifecycle.training.tables.SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("lifecycle.training.tables.SAVING_SHARE", 1e9)
     rows = GroupRows([Group(pair) for pair in pairs()], SEQ_LEN, seed=0)
     ends = [(min(end, rows.num_rows), rows.num_rows) for end in range(2, rows.num_rows + 2, 2)]
 

@@ -44,7 +44,9 @@ def test_a_name_has_one_objective() -> None:
     with pytest.raises(ValueError, match=r"'dpo' is registered already, with lifecycle\.training\.objectives"):
         register(replace(kind, formula="another:formula"))
     assert objective_kind("dpo") is kind and objective_names()[:4] == ("next_token", "sft", "dpo", "orpo")
-    with pytest.raises(AssertionError, match=r"rows='pages', known: tokens, chat, steps, pairs, labelled, prompts"):
+    with pytest.raises(
+        AssertionError, match=r"rows='pages', known: tokens, chat, steps, taught, pairs, labelled, prompts"
+    ):
         ObjectiveKind("paged", DpoConfig, "pages", "another:formula")
 
 

@@ -25,7 +25,7 @@ from lifecycle.testing.jobs import TinyRun, tiny_job
 from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.adapter import AdapterTrainingConfig
 from lifecycle.training.config import CheckpointConfig, FaultsConfig, LocalCheckpointConfig, MeasuredTasksConfig
-from lifecycle.training.distilling import DistillationConfig
+from lifecycle.training.distilling import DistillationConfig, OfflineDistillationConfig, OnPolicyConfig
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.loop import run_job
@@ -36,7 +36,8 @@ from lifecycle.training.preference import CpoConfig, DpoConfig, KtoConfig, OrpoC
 OF_TRAINING = (
     NextTokenConfig, SftConfig, DpoConfig, OrpoConfig, CpoConfig, KtoConfig, OptimizerConfig, ScheduleConfig,
     CheckpointConfig, LocalCheckpointConfig, FaultsConfig, MeasuredTasksConfig, EagleConfig,
-    AdapterTrainingConfig, DistillationConfig,
+    AdapterTrainingConfig, DistillationConfig, OnPolicyConfig,
+    OfflineDistillationConfig,
 )  # fmt: skip
 STAGE = {"steps": 10, "seq_len": 8, "global_batch_size": 4}
 NEEDED: dict[type[Section], dict[str, Any]] = {
@@ -45,6 +46,8 @@ NEEDED: dict[type[Section], dict[str, Any]] = {
     MeasuredTasksConfig: {"names": ["task"]},
     EagleConfig: STAGE,
     DistillationConfig: STAGE | {"teacher": "wide"},
+    OfflineDistillationConfig: STAGE | {"loss_top_k": 4},
+    OnPolicyConfig: {"share": 0.5},
 }
 OF_MUON = ("momentum", "neuron_beta2")  # an update compiles for half a second
 NOT_FINITE = [math.nan, math.inf, -math.inf]

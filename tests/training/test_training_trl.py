@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from lifecycle.kernels.token_statistics import TokenStatistics
+from lifecycle.kernels.top_logprobs import Among, top_logprobs
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward_train, head
 from lifecycle.model.params import Params
@@ -45,6 +46,7 @@ from lifecycle.training.preference import (
 )
 from lifecycle.training.reference import OF_OTHERS, REFERENCE, ReferenceRows
 from lifecycle.training.step_rows import StepRows
+from lifecycle.training.taught import TEACHER_IDS, TEACHER_LOGPROBS
 from lifecycle.training.wrapped_rows import WrappedRows
 from lifecycle.weights.published import load_config, load_weights
 from tests.golden.family_weights import write_model
@@ -220,14 +222,27 @@ def distilled(
 
     teacher = predictions(config, *jax.jit(partial(seen, config))(load_weights(config, folder)))
     student = jax.jit(partial(seen, llama.config))(llama.params)
+    is_learned = batch["loss_mask"] > 0
+
+    def with_ids(settings: DistillationConfig) -> dict[str, Any]:
+        """The batch, with the teacher's likeliest ids if the settings ask for some."""
+        if settings.loss_top_k is None:
+            return batch
+        hidden, table = teacher.hidden, teacher.table
+        asked = settings.loss_top_k, is_learned, Among(settings.temperature), teacher.soft_cap
+        ids, logprobs = top_logprobs(hidden, table, *asked)
+        return batch | {TEACHER_IDS: jnp.where(is_learned[..., None], ids, -1), TEACHER_LOGPROBS: logprobs}
 
     @jax.jit
     def pulled_back(params: Params, grads: Any) -> jax.Array:
         return optax.global_norm(jax.vjp(partial(seen, llama.config), params)[1](grads)[0])
 
     def found(settings: DistillationConfig) -> tuple[float, float, dict[str, float]]:
+        told = with_ids(settings)
+
         def loss(hidden: jax.Array, table: jax.Array) -> tuple[jax.Array, Any]:
-            sums = distillation(settings, replace(predictions(llama.config, hidden, table), teacher=teacher), {})
+            own = replace(predictions(llama.config, hidden, table), teacher=teacher, batch=told)
+            sums = distillation(settings, own, {})
             return sums.loss / sums.count, sums
 
         (value, sums), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*student)
@@ -242,6 +257,18 @@ def test_distillation_is_trls(name: str, distilled: Any) -> None:
     loss, norm, means = distilled(DistillationConfig(**SIZES, teacher="gemma2", **case["settings"]))
     assert loss == pytest.approx(case["loss"], rel=LOSS) and norm == pytest.approx(case["grad_norm"], rel=NORM)
     assert means == pytest.approx(case["metrics"], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if "_2.0_5_" in n else [pytest.mark.long]) for n in TRL["few_ids"]]
+)
+def test_distillation_by_few_ids_is_trls(name: str, distilled: Any) -> None:
+    case = TRL["few_ids"][name]
+    loss, norm, means = distilled(DistillationConfig(**SIZES, teacher="gemma2", **case["settings"]))
+    assert loss == pytest.approx(case["loss"], rel=LOSS) and norm == pytest.approx(case["grad_norm"], rel=NORM)
+    if case["settings"]["loss_add_tail"]:
+        whole = TRL["distillation"][f"0.5_{case['settings']['temperature']}"]["metrics"]
+        assert means == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
 
 def test_process_rewards_are_those_of_a_classifier(llama: Llama) -> None:

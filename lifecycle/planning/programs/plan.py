@@ -22,10 +22,11 @@ from lifecycle.planning.estimate.step import StepEstimate, estimate_step
 from lifecycle.planning.programs.compiler import compile_program, in_thread
 from lifecycle.planning.programs.kept import CompilationCache, compilation_key, versions
 from lifecycle.planning.programs.lowering import Kind, PlannedProgram, engine_programs, train_program
-from lifecycle.planning.programs.rollouts import rollout_programs
+from lifecycle.planning.programs.rollouts import answering_programs, rollout_programs
 from lifecycle.planning.topology import Topology, mesh_of_one, mesh_over
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.training.config import TrainConfig
+from lifecycle.training.distilling import DistillationConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -92,10 +93,14 @@ def plan_stage(
     """Plans of all programs that a training stage's steps run, each as soon as it is ready; `others`: the models that
     they run beside the stage's own; `reward`: the model that scores rollouts, if one does. Raises `ConfigError` as
     `plan_train_step`."""
-    if not isinstance(train, RolloutConfig):
+    if isinstance(train, RolloutConfig):
+        programs = rollout_programs(model, train, mesh_over(topology, mesh), section, reward)
+    elif isinstance(train, DistillationConfig) and train.samples:
+        programs = answering_programs(model, train, mesh_over(topology, mesh), section, others or {})
+    else:
         yield plan_train_step(model, train, mesh, topology, section, is_tuned, progress, others)
         return
-    for program in rollout_programs(model, train, mesh_over(topology, mesh), section, reward):
+    for program in programs:
         yield plan_program(program, topology, is_tuned, progress)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Batch, Float, Int, Shaped
 from lifecycle.kernels.cross_entropy import cross_entropy, cross_entropy_and_metrics
 from lifecycle.kernels.divergence import Divergence, Predictions, divergence
-from lifecycle.kernels.kept_logits import kept_logprobs
+from lifecycle.kernels.kept_logits import kept_logprobs, logits_of
 from lifecycle.kernels.token_statistics import TokenStatistics, token_statistics
 from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, psum, psum_identity_grad
@@ -87,6 +87,20 @@ class TokenLikelihoods(RowColumns):
         """The log-probability of each target among the ids `kept` of its position, at a temperature."""
         settings = self.soft_cap, self.chunks, temperature
         return kept_logprobs(self.hidden, self.table, self.column("targets"), kept, *settings)
+
+    def logprobs_of(
+        self, ids: Int[Array, "B T kept"], temperature: float
+    ) -> tuple[Float[Array, "B T kept"], Float[Array, "B T"]]:
+        """The log-probabilities of each learned target's `ids` at a temperature, and without a gradient the entropies
+        of the distributions; anything for ids that are none, and for other targets."""
+        targets = self.column("targets")[..., None]
+        *others, target = jnp.split(self.logits_of(jnp.concatenate([ids, targets], -1)), [ids.shape[-1]], axis=-1)
+        known = self.statistics(temperature)  # of the targets, whose logits give the normaliser
+        return (others[0] - target) / temperature + known.logprobs[..., None], jax.lax.stop_gradient(known.entropies)
+
+    def logits_of(self, ids: Int[Array, "B T kept"]) -> Float[Array, "B T kept"]:
+        """The logits of each position's `ids`; anything for ids that are none."""
+        return logits_of(self.hidden, self.table, ids, self.soft_cap, self.chunks)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lifecycle.core.config import ConfigError, nearest
 from lifecycle.training.config import SETTINGS, TrainConfig
-from lifecycle.training.distilling import DistillationConfig
+from lifecycle.training.distilling import DistillationConfig, OfflineDistillationConfig
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.preference import (
@@ -24,7 +24,7 @@ from lifecycle.training.preference import (
 )
 
 SEGMENTS = {"pairs": 2, "labelled": 1, "prompts": 1}  # kinds of rows that are groups of segments, and how many
-ROWS = ("tokens", "chat", "steps", *SEGMENTS)  # kinds of rows that a stage can read
+ROWS = ("tokens", "chat", "steps", "taught", *SEGMENTS)  # kinds of rows that a stage can read
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,9 @@ register(
     ObjectiveKind(
         "distillation", DistillationConfig, "chat", f"{PACKAGE}.distillation:distillation", models=("teacher",)
     )
+)
+register(
+    ObjectiveKind("offline_distillation", OfflineDistillationConfig, "taught", f"{PACKAGE}.distillation:distillation")
 )
 register(
     ObjectiveKind(

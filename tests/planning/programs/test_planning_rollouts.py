@@ -18,13 +18,14 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.planning.compiled.memory import bytes_by_part
 from lifecycle.planning.compilers import TPU_COMPILER
 from lifecycle.planning.programs.lowering import PlannedProgram
-from lifecycle.planning.programs.rollouts import rollout_programs
+from lifecycle.planning.programs.rollouts import answering_programs, rollout_programs
 from lifecycle.planning.topology import parse_topology, prepare
 from lifecycle.rl.config import GrpoConfig, PpoConfig, RolloutConfig
 from lifecycle.rl.lowering import example_row as row_of_rollouts
 from lifecycle.rl.packed import packed, with_rewards
-from lifecycle.rl.rollouts import Prompt, Rollout
+from lifecycle.rl.sampling import Prompt, Rollout
 from lifecycle.testing.tiny_rows import labelled_rows, pair_rows
+from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.lowering import example_row
 from lifecycle.training.packing import Row
 from lifecycle.training.preference import DpoConfig, KtoConfig
@@ -52,6 +53,8 @@ def kinds_of(row: Row) -> dict[str, tuple[str, int]]:
 def test_example_rows_are_like_those_that_stages_read() -> None:
     assert kinds_of(example_row(DpoConfig(**SIZES))) == kinds_of(pair_rows().row(0))
     assert kinds_of(example_row(KtoConfig(**SIZES))) == kinds_of(labelled_rows().row(0))
+    few = example_row(DistillationConfig(teacher="wide", loss_top_k=3, **SIZES))
+    assert few["teacher_ids"].shape == few["teacher_logprobs"].shape == (32, 3)
 
 
 def test_an_example_row_of_rollouts_is_like_a_row_of_some() -> None:
@@ -101,6 +104,20 @@ def test_how_often_programs_run_for_a_step() -> None:
     """6 completions of 4 tokens in 4 slots, one after the other into the one device."""
     runs = {name: program.runs_per_step for name, program in programs(grpo(beta=0.1, num_iterations=2)).items()}
     assert runs == {"a": 1, "a-logprobs": 0.5, "a-prefill": 3, "a-decode": 4}
+
+
+def test_the_programs_of_a_student_that_answers() -> None:
+    """Half of the steps answer 4 prompts with up to 8 tokens in 2 slots, beside the teacher."""
+    own = {"share": 0.5, "max_completion_tokens": 8, "num_slots": 2}
+    train = DistillationConfig.model_validate(SIZES | {"teacher": "wide", "on_policy": own})
+    made = answering_programs(MODEL, train, build_mesh(MeshConfig()), "train.a", {"teacher": MODEL})
+    found = {program.name: program for program in made}
+    assert {name: program.runs_per_step for name, program in found.items()} == {
+        "a": 1, "a-prefill": 2, "a-decode": 8,
+    }  # fmt: skip
+    beside = bytes_by_part(found["a-decode"].beside())
+    assert beside["teacher"] == beside["the trainer's parameters"] == 4 * num_params(MODEL)
+    assert "func.func public @main" in found["a-decode"].lower().as_text()
 
 
 def test_every_program_of_rollouts_is_lowered() -> None:

@@ -1,0 +1,174 @@
+"""Steps on the student's own answers: which they are, what they ask, and that a killed run makes them again."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lifecycle.core.config import validate
+from lifecycle.core.progress import Silent
+from lifecycle.core.runlog import METRICS, read_log
+from lifecycle.core.timesheet import TIMES, account, read_sessions
+from lifecycle.inference.model import Model
+from lifecycle.inference.sampling import SamplingParams
+from lifecycle.rl.sampling import Completions, Prompt
+from lifecycle.rl.student import LogAnswers, StepDraws, StudentBatches
+from lifecycle.testing.families import random_params
+from lifecycle.testing.jobs import StopAt
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.row_encoder import EncodedRow
+from lifecycle.training.batches import RowBatches
+from lifecycle.training.distilling import DistillationConfig
+from lifecycle.training.job import TrainJob
+from lifecycle.training.loop import run_job
+from lifecycle.training.objectives.objective import build_objective
+from lifecycle.training.packing import DataStateError, ExampleRows
+from lifecycle.training.served import served_by
+from tests.rl.toy_policy import MODEL, SEED, TOKENIZER, one_device
+
+TEACHER = MODEL.model_copy(update={"d_ff": 32})
+NUM_IDS = 200
+
+
+def settings(share: float = 0.5, **own: Any) -> DistillationConfig:
+    tree: dict[str, Any] = {
+        "teacher": "wide", "steps": 6, "seq_len": 32, "global_batch_size": 4, "log_every": 1,
+        "on_policy": {"share": share, "max_completion_tokens": 6, "max_prompt_tokens": 10, "num_slots": 4},
+        "optimizer": {"learning_rate": 0.01}, "checkpoint": {"every": 1}, "shared_ids": NUM_IDS,
+    }  # fmt: skip
+    return validate(DistillationConfig, tree | own)
+
+
+def examples() -> list[EncodedRow]:
+    """Of two turns, of which the last one is asked again."""
+    made = []
+    for number in range(9):
+        turns = [(False, f"{number}?"), (True, "a"), (False, "and?"), (True, "b" * (1 + number % 3))]
+        ids = [TOKENIZER.bos_id, *(i for _, text in turns for i in TOKENIZER.encode(text))]
+        made.append(EncodedRow(ids, [False, *(is_said for is_said, text in turns for _ in text)]))
+    return made
+
+
+def batches_of(train: DistillationConfig, own: list[EncodedRow] | None = None, seed: int = SEED) -> StudentBatches:
+    rows = own or examples()
+    prompts = [Prompt(number, row.prompt_ids, "") for number, row in enumerate(rows)]
+    blank = Model(MODEL, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
+    assert train.answering is not None
+    completions = Completions(blank, train.answering, one_device(), num_ids=train.shared_ids)
+    taken = RowBatches.on_mesh(ExampleRows(rows, train.seq_len, seed), train.global_batch_size, one_device())
+    return StudentBatches(taken, prompts, train, completions, served_by(MODEL, train, one_device()), seed)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return random_params(MODEL)
+
+
+def later(params: Any, steps: int) -> Any:
+    return jax.tree.map(lambda array: array * 1.05**steps, params)
+
+
+def test_a_share_of_the_steps_is_drawn_and_counted_from_any_of_them() -> None:
+    draws = StepDraws(0.3, seed=1)
+    own = [draws.is_own(step) for step in range(2000)]
+    assert 0.27 < np.mean(own) < 0.33 and own != [StepDraws(0.3, seed=2).is_own(step) for step in range(2000)]
+    assert all(map(StepDraws(1.0, seed=1).is_own, range(100)))
+    for first in (0, 700):
+        own_before, rows_before = StepDraws(0.3, 1, first).before(1500)
+        assert own_before == sum(own[first:1500]) and own_before + rows_before == 1500 - first
+
+
+def test_a_prompt_is_what_comes_before_the_last_answer() -> None:
+    row = examples()[2]
+    prompt = row.prompt_ids
+    assert TOKENIZER.decode(prompt[1:]) == "2?aand?" and len(row.ids) == len(prompt) + 3
+    end = EncodedRow([*row.ids, 7, 8], [*row.loss_mask, False, False])  # what follows the answer is no part of it
+    assert end.prompt_ids == prompt
+    assert EncodedRow([1, 2], [True, True]).prompt_ids == [] and EncodedRow([1, 2], [False] * 2).prompt_ids == [1, 2]
+
+
+def test_batches_are_rows_or_answers_and_neither_passes_over_any(params: Any) -> None:
+    """Answers are in the rows' columns and shapes, of ids that the teacher has, each behind its prompt."""
+    train = settings()
+    batches, rows = batches_of(train), ExampleRows(examples(), train.seq_len, SEED)
+    prompts, taken = [], 0
+    for step in range(8):
+        batch = batches.batch(step, later(params, step))
+        contents, told = batches.contents(step), batches.told(step)
+        if "prompts" not in contents[0]:
+            expected = [rows.row(taken * 4 + index)["tokens"] for index in range(4)]
+            np.testing.assert_array_equal(batch["tokens"], np.stack(expected))
+            assert told == {"on_policy": 0.0} and not batches.spent(step)
+            taken += 1
+            continue
+        prompts += contents[0]["prompts"]
+        assert told["on_policy"] == 1 and 1 <= told["completions/mean_length"] <= told["completions/max_length"] <= 6
+        assert batches.spent(step) == {"generation": told["generation_s"]}
+        assert {name: column.shape for name, column in batch.items()} == dict.fromkeys(batch, (4, 32))
+        learned = batch["targets"][batch["loss_mask"] > 0]
+        assert len(learned) == round(told["completions/mean_length"] * 8) and learned.max() < NUM_IDS
+        starts = {tuple(row.ids[:8]) for row in examples()}
+        segments = [row["tokens"] for row in split(batch)]
+        assert len(segments) == 8 and all(tuple(segment[:8].tolist()) in starts for segment in segments)
+    assert taken and sorted(prompts[:9]) == list(range(9)) and len(prompts) > 9
+
+
+def split(batch: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    return [
+        {name: column[row][ids == segment] for name, column in batch.items()}
+        for row, ids in enumerate(batch["segment_ids"])
+        for segment in range(1, ids.max() + 1)
+    ]
+
+
+def test_the_state_has_both_orders(params: Any) -> None:
+    batches = batches_of(settings())
+    made = [batches.batch(step, later(params, step)) for step in range(7)]
+    for at in (1, 4):
+        again = batches_of(settings())
+        assert again.restore(batches.state(at)) == at
+        for step in range(at, 7):
+            batch = again.batch(step, later(params, step))
+            for name, column in made[step].items():
+                np.testing.assert_array_equal(batch[name], column)
+        assert again.state(6) == batches.state(6)
+    with pytest.raises(DataStateError, match="other prompts"):
+        batches_of(settings(), examples()[:8]).restore(
+            {**batches.state(1), "rows": batches_of(settings(), examples()[:8]).state(1)["rows"]}
+        )
+
+
+def test_a_whole_share_takes_no_row(params: Any) -> None:
+    batches = batches_of(settings(1.0))
+    assert all(batches.contents(step)[0].keys() == {"prompts"} for step in range(50))
+    assert batches.state(50)["rows"]["row"] == 0 and batches.state(50)["place"] == 50 * 8
+
+
+@pytest.mark.parametrize("share", [0.5, pytest.param(1.0, marks=pytest.mark.long)])
+def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(share: float, params: Any, tmp_path: Path) -> None:
+    def run(out: Path, progress: Silent) -> dict[str, Any]:
+        train = settings(share)
+        objective, batches = build_objective(MODEL, train, {"teacher": TEACHER}), batches_of(train)
+        held = {"teacher": random_params(TEACHER, 1)}
+        job = TrainJob(MODEL, train, one_device(), objective, batches, jax.tree.map(np.asarray, params), out, held=held)
+        return run_job(job, progress, [LogAnswers(batches)])
+
+    whole = run(tmp_path / "whole", Silent())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", StopAt(3))
+    again = run(tmp_path / "killed", Silent())
+    assert again["params_hash"] == whole["params_hash"] and again["loss"] == whole["loss"] > 0
+    logs = [told(tmp_path / name) for name in ("whole", "killed")]
+    assert logs[0] == logs[1] and {record["on_policy"] for record in logs[0]} == ({0.0, 1.0} if share < 1 else {1.0})
+    assert any("completions/clipped_ratio" in record for record in logs[0])
+    times = account(read_sessions(tmp_path / "whole" / TIMES))
+    assert times.seconds["generation"] > 0
+
+
+def told(out: Path) -> list[dict[str, Any]]:
+    records = [record for record in read_log(out / METRICS) if "on_policy" in record]
+    return [
+        {name: value for name, value in record.items() if name not in ("generation_s", "time")} for record in records
+    ]
