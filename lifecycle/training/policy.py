@@ -67,9 +67,9 @@ class PolicyConfig(TrainConfig):
     off_policy_mask_threshold: Float32 | None = None
     # The share of the batch's tokens that teach, those of the highest entropy ("Beyond the 80/20 Rule": 0.2).
     top_entropy_quantile: Float32 = Field(default=1.0, gt=0, le=1)
-    # The divergence's estimate times the ratio of policies, whose gradient is then unbiased (DeepSeek-V3.2; TRL's
-    # default).
-    use_bias_correction_kl: bool = False
+    # The divergence's estimate times the ratio of policies, whose gradient is then unbiased (DeepSeek-V3.2, section
+    # 3.1; TRL's default).
+    use_bias_correction_kl: bool = True
     # Tokens weigh by the ratio of trainer and sampler, but not more than this (truncated importance sampling).
     sampler_cap: Float32 | None = Field(default=None, gt=0)
 
@@ -103,10 +103,8 @@ class PolicyConfig(TrainConfig):
                 raise ValueError(f"{name} is no setting of loss={self.loss}; leave it out")
         if self.kl != "k3" and not self.beta:
             raise ValueError(f"kl={self.kl} is an estimator for beta above 0; set beta, or leave it out")
-        if self.use_bias_correction_kl and not self.beta:
-            raise ValueError(
-                "use_bias_correction_kl corrects the divergence of beta above 0; set beta, or leave it out"
-            )
+        if not self.use_bias_correction_kl and not self.beta:
+            raise ValueError("use_bias_correction_kl is of the divergence of beta above 0; set beta, or leave it out")
         if self.form.surrogate == "vespo" and self.level not in (None, "token"):
             raise ValueError(f"loss=vespo weighs completions itself, and has no level={self.level}; leave it out")
         return self

@@ -71,6 +71,8 @@ CONFIGS: dict[str, type[TrainConfig]] = {
 def settings_of(case: Mapping[str, Any]) -> TrainConfig:
     """The case's settings by our names."""
     given = dict(case["settings"])
+    if case["kind"] == "policy" and "beta" in given:
+        given.setdefault("use_bias_correction_kl", False)  # as `trl_losses.py` has it
     own: dict[str, Any] = {"objective": "policy", "max_completion_tokens": 16} if case["kind"] == "policy" else {}
     if "loss_types" in given:
         types = given.pop("loss_types")
