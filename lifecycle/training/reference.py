@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -24,9 +23,9 @@ from lifecycle.parallel.placement import on_mesh
 from lifecycle.training.group_rows import OTHER, GroupRows
 from lifecycle.training.heldout import each_batch
 from lifecycle.training.objectives.objective import group_logprobs
-from lifecycle.training.packing import FixedRows, Row
+from lifecycle.training.packing import Row
 from lifecycle.training.state import param_specs
-from lifecycle.training.tables import Table, filled_table
+from lifecycle.training.tables import Table, TableRows, filled_table
 
 REFERENCE, OF_OTHERS = "ref_logprobs", f"{OTHER}ref_logprobs"  # columns: of the segments, of the sequences beside them
 declare("segment", REFERENCE, OF_OTHERS)
@@ -81,21 +80,8 @@ def _both(
     return found | ({OF_OTHERS: logprobs(of_others=True)} if rows.has_others else {})
 
 
-class ReferenceRows(FixedRows):
+class ReferenceRows(TableRows[GroupRows]):
     """Group rows with a reference's log-probabilities `[P, k]`, looked up in a table."""
-
-    def __init__(self, rows: GroupRows, table: Table) -> None:
-        self._rows, self._table = rows, table
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of an epoch."""
-        return self._rows.num_rows
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the rows."""
-        return self._rows.fingerprint  # the table depends on the rows and the weights that the run starts from
 
     def row(self, index: int) -> Row:
         """A row with the reference's columns."""
@@ -103,7 +89,3 @@ class ReferenceRows(FixedRows):
         for name, values in self._table.items():
             row[name] = np.where(row["group_mask"][:, None] > 0, values[row["group_ids"]], np.float32(0))
         return row
-
-    def contents(self, index: int) -> dict[str, Any]:
-        """Which groups are in the row."""
-        return self._rows.contents(index)

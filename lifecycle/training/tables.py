@@ -8,6 +8,7 @@ pass, in each process of a job.
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from lifecycle.core.distributed import from_writer, is_writer
 from lifecycle.core.progress import Progress, Silent
+from lifecycle.training.packing import FixedRows, RowSource
 
 SAVE_EVERY_S, SAVING_SHARE = 30.0, 0.05
 
@@ -67,3 +69,25 @@ def _save(path: Path, table: Table, done: int) -> None:
         unfinished = path.with_suffix(".tmp.npz")
         np.savez(unfinished, allow_pickle=False, **table, rows=np.array(done))
         unfinished.replace(path)
+
+
+class TableRows[R: RowSource](FixedRows):
+    """Rows with columns that are looked up in a table, which depends on the rows and on what is in the stage's key.
+    What uses it defines `row`."""
+
+    def __init__(self, rows: R, table: Table) -> None:
+        self._rows, self._table = rows, table
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return self._rows.num_rows
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the rows."""
+        return self._rows.fingerprint
+
+    def contents(self, index: int) -> dict[str, Any]:
+        """What is in the row."""
+        return self._rows.contents(index)

@@ -7,7 +7,6 @@ own weights in its compute dtype, and by blocks, without logits `[B, T, V]`.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -25,9 +24,9 @@ from lifecycle.parallel.placement import in_plain_order, on_mesh
 from lifecycle.text.taught_rows import Told
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.heldout import each_batch
-from lifecycle.training.packing import ExampleRows, FixedRows, Row
+from lifecycle.training.packing import ExampleRows, Row
 from lifecycle.training.state import param_specs
-from lifecycle.training.tables import Table, filled_table
+from lifecycle.training.tables import Table, TableRows, filled_table
 
 # Columns `[T, K]`: ids, the likeliest first, -1 where there are none; and their log-probabilities at the temperature.
 TEACHER_IDS, TEACHER_LOGPROBS = "teacher_ids", "teacher_logprobs"
@@ -94,21 +93,8 @@ def given_table(each: Sequence[Told], num: int) -> Table:
     return table
 
 
-class TaughtRows(FixedRows):
+class TaughtRows(TableRows[ExampleRows]):
     """Rows with what a teacher says of their learned tokens, `[T, K]`, looked up in a table."""
-
-    def __init__(self, rows: ExampleRows, table: Table) -> None:
-        self._rows, self._table = rows, table
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of an epoch."""
-        return self._rows.num_rows
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the rows."""
-        return self._rows.fingerprint  # the table depends on the rows and on what is in the stage's key
 
     def row(self, index: int) -> Row:
         """A row with the teacher's columns."""
@@ -118,10 +104,6 @@ class TaughtRows(FixedRows):
         for name, column in self._table.items():
             row[name][is_learned] = column[learned]
         return row
-
-    def contents(self, index: int) -> dict[str, Any]:
-        """Which examples are in the row."""
-        return self._rows.contents(index)
 
 
 def blank_columns(length: int, num: int) -> Row:
