@@ -127,7 +127,7 @@ def test_rows_of_a_runs_artifacts_are_not_there(base: Path, tmp_path: Path) -> N
         score_bundle(load_config(BundleTasksConfig, path, [f"root={tmp_path}"]), base, Silent())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mesh_gives_the_same_scores_and_is_no_part_of_the_question(base: Path, tmp_path: Path) -> None:
     path = tasks(tmp_path, KINDS, chat=False)
     one = score_bundle(load_config(BundleTasksConfig, path), base, Silent())

@@ -158,7 +158,7 @@ def test_a_module_drafts_what_it_says_of_whole_rows() -> None:
     assert 0 < stats.accepted_tokens < stats.draft_tokens
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_module_that_knows_drafts_several_tokens_by_itself() -> None:
     model, module = knowing(0.0)
     plain, with_drafts = run(model, None), run(model, Module(module, model.config, DRAFTS), model.config.max_seq_len)

@@ -225,7 +225,7 @@ def test_a_model_is_opened_in_all_processes_or_in_none(tiny: Model) -> None:
 BANK = BankSizes(1, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_come_to_all_processes_between_turns(tiny: Model, tmp_path: Path) -> None:
     """While requests run: also where one is unloaded before its request begins, and another takes its place."""
     for seed in (1, 2):

@@ -86,7 +86,13 @@ def test_a_reference_in_the_step_gives_what_a_table_of_it_does(name: str, how: s
     assert float(optax.global_norm(grads)) == pytest.approx(float(optax.global_norm(of_grads)), rel=1e-5)
 
 
-@pytest.mark.parametrize("case", TRL["moving_references"], ids=("soft", "hard"))
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(TRL["moving_references"][0], id="soft"),
+        pytest.param(TRL["moving_references"][1], id="hard", marks=pytest.mark.long),
+    ],
+)
 def test_a_reference_that_moves_gives_trls_losses(case: dict[str, Any], mesh: Mesh, tmp_path: Path) -> None:
     write_model(GOLDEN / "families/llama2", tmp_path)
     train = DpoConfig(**SIZES, reference="copy", **case["settings"])

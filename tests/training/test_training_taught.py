@@ -143,7 +143,7 @@ def test_a_stopped_pass_goes_on_and_a_finished_one_loads_no_teacher(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("beta", [0.4, *(pytest.param(one, marks=pytest.mark.long) for one in (0.0, 1.0))])
 def test_all_ids_are_the_live_teacher(beta: float, rows: ExampleRows, tmp_path: Path) -> None:
     params, held = random_params(MODEL), {"teacher": random_params(TEACHER, 1)}
     own = {"beta": beta, "temperature": 1.5, "loss_top_k": MODEL.vocab_size}
