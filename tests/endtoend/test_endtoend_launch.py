@@ -109,10 +109,8 @@ def curve(run: Debug, stage: str) -> dict[str, list[float]]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "stages", [("pretrain",), pytest.param(("pretrain", "sft", "prefer"), marks=pytest.mark.long)], ids=len
-)
+@pytest.mark.long
+@pytest.mark.parametrize("stages", [("pretrain",), ("pretrain", "sft", "prefer")], ids=len)
 def test_two_processes_train_like_one(undisturbed: Debug, tmp_path: Path, stages: tuple[str, ...]) -> None:
     two = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "rows")
     settings = ("mesh.fsdp=2", "evaluate.after=[prefer]", MEASURED)

@@ -122,7 +122,7 @@ def test_chat_answers_what_comes_in(undisturbed: Debug) -> None:
     assert "production is version" in ended.stdout and "model" in ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_file_of_prompts_is_answered_by_a_stage_and_by_a_version(undisturbed: Debug) -> None:
     """And a prompt of the command line by a bundle, with the same words."""
     rows, out = undisturbed.root / "questions.jsonl", undisturbed.root / "answers.jsonl"

@@ -85,7 +85,7 @@ def test_outputs_and_scores_are_those_of_transformers(example: dict[str, Any]) -
     np.testing.assert_allclose([own.score for own in beams.finished], example["scores"], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_engines_programs_find_what_whole_forward_passes_find(model: Model) -> None:
     """Prompts that end before, at and behind a page's end, more of them than fit at once; beams part and die."""
     from tests.inference.test_inference_engine import whole_logits

@@ -96,7 +96,7 @@ def test_log_probabilities_vectors_and_beams_are_numbers_or_an_error(model: Mode
         beam_search(bad, [[65, BAD]], BeamConfig(num_beams=2), 4, num_slots=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_adapter_that_overflows_spoils_its_own_requests_only(model: Model) -> None:
     good, bad = (random_adapter(model.config, seed, RANK) for seed in (1, 2))
     huge = {name: LowRank(pair.a, pair.b * np.float32(1e38)) for name, pair in bad.matrices.items()}
