@@ -104,7 +104,7 @@ def curve(run: Debug, stage: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for record in read_log(run.artifact(stage).path / "metrics.jsonl"):
         for name, value in record.items():
-            if name not in ("tokens_per_s", "cpu_s", "compile_s", "save_stall_s"):
+            if name not in ("tokens_per_s", "step_time", "cpu_s", "compile_s", "save_stall_s"):
                 found.setdefault(name, []).append(value)
     return found
 
