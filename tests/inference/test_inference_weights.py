@@ -80,8 +80,8 @@ def test_likelihoods_are_those_of_the_programs_and_near_the_plain_weights(
     np.testing.assert_allclose(scores, loglikelihoods(config, plain, pairs, make_mesh()), rtol=near)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("weights", [pytest.param("int8", marks=pytest.mark.long), "int4"])
+@pytest.mark.long
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_the_kernel_decodes_what_xla_does(monkeypatch: pytest.MonkeyPatch, weights: WeightFormat) -> None:
     if not has_kernel("vnni"):
         pytest.skip("needs llvmlite (uv sync) and a CPU with AVX-512 VNNI")

@@ -49,8 +49,7 @@ REQUESTS = [(size, SAMPLED if size % 3 == 0 else GREEDY) for size in (1, 2, 3, 5
 # Dense layers with windows and tied tables; biases and caps; experts and sinks; latents. Each pair of axes meets on
 # some mesh; `matrix` has more of them, and axes of all devices.
 CASES = [("wide", {"fsdp": 4, "tensor": 2})]
-SLOW = [("latent", {"fsdp": 2, "expert": 4})]
-LONG = [("experts", {"replica": 2, "expert": 2, "tensor": 2})]  # the gate has them with latents
+LONG = [("latent", {"fsdp": 2, "expert": 4}), ("experts", {"replica": 2, "expert": 2, "tensor": 2})]
 MORE = [
     ("projection", {"replica": 2, "fsdp": 2, "tensor": 2}),
     ("dense", {"tensor": 8}),
@@ -100,7 +99,7 @@ def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) ->
 @pytest.mark.parametrize(
     ("name", "axes"),
     [*CASES, *(pytest.param(*case, marks=mark) for mark, cases in
-     ((pytest.mark.slow, SLOW), (pytest.mark.long, LONG), (pytest.mark.matrix, MORE)) for case in cases)],
+     ((pytest.mark.long, LONG), (pytest.mark.matrix, MORE)) for case in cases)],
     ids=str,
 )  # fmt: skip
 def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) -> None:

@@ -73,6 +73,7 @@ def run_processes(arguments: list[str], count: int, devices: int, status: int = 
     return [output for output, _ in ended]
 
 
+@pytest.mark.long
 def test_two_processes_ask_a_teacher_and_go_on_from_what_one_has_kept(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "tests.multidevice.taught_twice", str(tmp_path / "two")]
     first, second = (json.loads(said.splitlines()[-1]) for said in run_processes(program, 2, devices=1))

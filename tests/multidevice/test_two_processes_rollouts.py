@@ -31,7 +31,15 @@ def by_two(out: Path, own: dict[str, Any], stop: int | None = None) -> str:
     return "".join(told)
 
 
-@pytest.mark.parametrize("own", [{}, pytest.param({"max_staleness": 1}, marks=pytest.mark.long)], ids=["now", "ahead"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        pytest.param({"beta": 0.1, "reward": "judge"}, marks=pytest.mark.long),
+        pytest.param({"max_staleness": 1, "beta": 0.1}, marks=pytest.mark.long),
+    ],
+    ids=["functions", "model", "ahead"],
+)
 def test_two_processes_learn_from_rewards_as_one(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,7 +149,9 @@ def batches_and(batches: PolicyBatches, state: dict[str, Any], params: Any) -> H
     return batches.batch(batches.restore(state), params)
 
 
-@pytest.mark.parametrize("own", [AHEAD, ROUNDS, PIECES], ids=["ahead", "rounds", "pieces"])
+@pytest.mark.parametrize(
+    "own", [AHEAD, pytest.param(ROUNDS, marks=pytest.mark.long), PIECES], ids=["ahead", "rounds", "pieces"]
+)
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(
     own: dict[str, Any], params: Any, tmp_path: Path
 ) -> None:

@@ -43,10 +43,13 @@ def trained(out: Path, axes: dict[str, int], own: dict[str, Any], stop: int | No
     from tests.rl.toy_policy import MODEL, SEED, prompts, sampler_of, settings  # asks for devices: the job comes first
 
     mesh, scored = build_mesh(MeshConfig(**axes)), MODEL.model_copy(update={"has_score": True})
-    config = settings(rewards=[{"function": f"{__file__}:counted"}], reward="judge", beta=0.1, **own)
+    config = settings(rewards=[{"function": f"{__file__}:counted"}], **own)
     placed = jax.jit(lambda: random_params(MODEL), out_shardings=tree_shardings(mesh, logical_axes(MODEL)))()
-    judge = jax.jit(lambda: random_params(scored), out_shardings=tree_shardings(mesh, logical_axes(scored)))()
-    sampler = sampler_of(config, MODEL, model_reward(scored, judge, config, mesh), mesh)
+    by_model = None
+    if config.reward is not None:
+        judge = jax.jit(lambda: random_params(scored), out_shardings=tree_shardings(mesh, logical_axes(scored)))()
+        by_model = model_reward(scored, judge, config, mesh)
+    sampler = sampler_of(config, MODEL, by_model, mesh)
     columns = measured_columns(MODEL, config, mesh, placed)
     held = rows_of_process(mesh, config.global_batch_size, jax.process_index())
     batches = PolicyBatches(prompts(), config, sampler, SEED, columns, held)

@@ -230,7 +230,7 @@ def test_a_student_learns_from_its_own_answers(tmp_path: Path) -> None:
     assert sum(record.get("on_policy", 0) for record in records) == prompts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_student_learns_from_a_teacher_that_was_asked_before(tmp_path: Path) -> None:
     notes = Notes()
     made = bring_up_to_date(run_from(tree_of(tmp_path, loss_top_k=16)), ["small"], notes)
