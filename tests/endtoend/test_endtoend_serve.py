@@ -179,6 +179,7 @@ def test_chat_talks_to_a_training_stage(undisturbed: Debug) -> None:
     assert "the weights of stage pretrain" in ended.stdout and "model" in ended.stdout
 
 
+@pytest.mark.slow
 def test_chat_with_an_unknown_version_names_the_known_ones(undisturbed: Debug) -> None:
     with pytest.raises(RegistryError, match=r"no version or alias 'nosuch'.*production"):
         chat(undisturbed.config, "nosuch", f"root={undisturbed.root}", f"name={undisturbed.name}")

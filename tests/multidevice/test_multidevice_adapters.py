@@ -39,7 +39,7 @@ def case_of(model: str, adapter: dict[str, Any], axes: dict[str, int], *marks: p
 
 
 CASES = [
-    case_of("dense", DORA, {"replica": 2, "fsdp": 2, "tensor": 2}),
+    case_of("dense", DORA, {"replica": 2, "fsdp": 2, "tensor": 2}, pytest.mark.slow),
     case_of("wide", NF4, {"replica": 2, "fsdp": 2, "tensor": 2}, pytest.mark.long),
     case_of("projection", {}, {"fsdp": 2, "expert": 2, "context": 2}, pytest.mark.long),
     case_of("latent", DORA, {"stage": 2, "fsdp": 2, "tensor": 2}, pytest.mark.long),

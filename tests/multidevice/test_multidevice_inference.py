@@ -157,6 +157,7 @@ def test_a_mesh_searches_with_beams_as_one_device_does() -> None:
         np.testing.assert_allclose([own.score for own in one], [own.score for own in other], atol=CLOSE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_a_mesh_embeds_what_one_device_does(pooling: Pooling) -> None:
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
@@ -237,6 +238,7 @@ def test_on_a_mesh_too_a_request_alone_equals_the_same_in_a_batch() -> None:
         assert generate(model, [prompt], own, mesh=mesh) == [completion]
 
 
+@pytest.mark.slow
 def test_two_engines_on_one_mesh_answer_side_by_side() -> None:
     """Each device runs both engines' collectives in one order: neither waits for the other for ever."""
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))

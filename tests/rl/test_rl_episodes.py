@@ -97,6 +97,7 @@ def run(out: Path, progress: Silent, config: GrpoConfig) -> dict[str, Any]:
     return run_job(job, progress, [LogRollouts(batches, Samples(out, progress), progress)])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     config = settings(num_iterations=2)
     whole = run(tmp_path / "whole", Silent(), config)

@@ -55,10 +55,10 @@ PLAIN = ("sigmoid", "hinge", "ipo", "sigmoid_norm", "nca_pair", "bco_pair", "spp
 BY_DEFAULT = {
     "dft": ("sft", {"loss": "dft"}),
     "dpo": ("dpo", {"loss": dict.fromkeys((*SMOOTHED, *PLAIN), 0.1), "label_smoothing": 0.1, "length_alpha": 0.4}),
-    "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
     "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2, "sampler_cap": 2.0}),
 }
 SLOW = {
+    "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
     "kept": ("policy", {"loss": "grpo", "beta": 0.2, "temperature": 0.8, "loss_chunks": 2}),
     "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),
     "distillation": ("distillation", {"beta": 0.3, "temperature": 1.5, "sft_weight": 0.2}),
