@@ -65,11 +65,6 @@ class RolloutConfig(PolicyConfig):
         """The most tokens that a prompt may have."""
         return self.max_prompt_tokens
 
-    @property
-    def samples(self) -> bool:
-        """Always."""
-        return True
-
     def epoch_rows(self, units: int, rows: int) -> float:
         """As `TrainConfig.epoch_rows`: until each prompt has been answered once."""
         return units / self.prompts_per_step * self.num_iterations * self.global_batch_size

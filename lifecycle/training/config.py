@@ -183,11 +183,6 @@ class TrainConfig(VariantSection):
         return True
 
     @property
-    def has_empty_rows(self) -> bool:
-        """Whether batches have room for longer rows than most are, so that many of their rows are empty."""
-        return False
-
-    @property
     def needs_reference(self) -> bool:
         """Whether the objective compares with the stage's initial weights, which cannot be fresh ones."""
         return False
@@ -248,7 +243,8 @@ class TrainConfig(VariantSection):
 
     @property
     def samples(self) -> bool:
-        """Whether steps learn from what the stage's own weights say."""
+        """Whether steps learn from what the stage's own weights say. Batches then have room for answers of the greatest
+        length, so that many of their rows are empty."""
         return False
 
     def epoch_rows(self, units: int, rows: int) -> float:

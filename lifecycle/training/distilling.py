@@ -118,11 +118,6 @@ class DistillationConfig(DivergenceConfig):
         return Answering(**{**dict(own), **filled})
 
     @property
-    def has_empty_rows(self) -> bool:
-        """Whether batches have room for answers of the greatest length."""
-        return self.on_policy is not None
-
-    @property
     def samples(self) -> bool:
         """Whether steps learn from what the stage's own weights say."""
         return self.on_policy is not None

@@ -80,8 +80,8 @@ class PolicyConfig(TrainConfig):
     }  # fmt: skip
 
     @property
-    def has_empty_rows(self) -> bool:
-        """Batches have room for completions of the greatest length."""
+    def samples(self) -> bool:
+        """Always."""
         return True
 
     @property

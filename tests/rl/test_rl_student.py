@@ -1,5 +1,6 @@
 """Steps on the student's own answers: which they are, what they ask, and that a killed run makes them again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,19 @@ def examples() -> list[EncodedRow]:
     return made
 
 
-def batches_of(train: DistillationConfig, own: list[EncodedRow] | None = None, seed: int = SEED) -> StudentBatches:
+def batches_of(
+    train: DistillationConfig,
+    own: list[EncodedRow] | None = None,
+    seed: int = SEED,
+    held: Sequence[int] | None = None,
+) -> StudentBatches:
     rows = own or examples()
     prompts = [Prompt(number, row.prompt_ids, "") for number, row in enumerate(rows)]
     blank = Model(MODEL, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
     assert train.answering is not None
     completions = Completions(blank, train.answering, one_device(), num_ids=train.shared_ids)
     taken = RowBatches.on_mesh(ExampleRows(rows, train.seq_len, seed), train.global_batch_size, one_device())
-    return StudentBatches(taken, prompts, train, completions, served_by(MODEL, train, one_device()), seed)
+    return StudentBatches(taken, prompts, train, completions, served_by(MODEL, train, one_device()), seed, held)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +144,13 @@ def test_the_state_has_both_orders(params: Any) -> None:
         batches_of(settings(), examples()[:8]).restore(
             {**batches.state(1), "rows": batches_of(settings(), examples()[:8]).state(1)["rows"]}
         )
+
+
+def test_a_process_has_its_rows_of_the_answers_of_all(params: Any) -> None:
+    train = settings(1.0)
+    whole, part = (batches_of(train, held=held).batch(0, params) for held in (None, [0, 3]))
+    for name, column in whole.items():
+        np.testing.assert_array_equal(part[name], column[[0, 3]])
 
 
 def test_a_whole_share_takes_no_row(params: Any) -> None:

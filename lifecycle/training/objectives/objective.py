@@ -99,7 +99,7 @@ def _of_tokens(
         return with_routers(model, sums, routers)
 
     specs = {name: param_specs(other) for name, other in held.items()}
-    return Objective(loss, nothing, specs, train.has_empty_rows, needs_step=train.noise_alpha is not None)
+    return Objective(loss, nothing, specs, train.samples, needs_step=train.noise_alpha is not None)
 
 
 def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) -> Objective:
@@ -125,7 +125,7 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
         return with_routers(model, sums, routers)
 
     if of_context is None:
-        return Objective(loss, has_empty_rows=train.has_empty_rows)
+        return Objective(loss, has_empty_rows=train.samples)
 
     def context(params: Params, batch: Batch) -> Context:
         groups = GroupLikelihoods(
@@ -133,7 +133,7 @@ def _of_segments(kind: ObjectiveKind, model: ModelConfig, train: TrainConfig) ->
         )
         return jax.tree.map(lambda value: replicated_share(value, "seq"), of_context(train, groups))
 
-    return Objective(loss, context, has_empty_rows=train.has_empty_rows)
+    return Objective(loss, context, has_empty_rows=train.samples)
 
 
 def token_likelihoods(
