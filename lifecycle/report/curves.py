@@ -135,6 +135,15 @@ OF_POLICIES = (
         },
         axis="share",
     ),
+    Curves("Age of a step's completions", "steps since they began", {"sampling/staleness": "mean"}, axis="amount"),
+    Curves(
+        "Completions in pieces",
+        "in a step",
+        {"sampling/rounds": "pieces of each", "sampling/carried_groups": "groups that go on"},
+        axis="amount",
+    ),
+    Curves("Steps on own answers", "1, or 0 on the rows' answers", {"on_policy": "on policy"}, axis="share"),
+    Curves("Micro-batches with something to learn", "share", {"frac_computed": "computed"}, axis="share"),
     Curves("Time of a step's completions", "seconds", {"generation_s": "sampled", "reward_s": "scored"}, axis="amount"),
 )
 OF_EXPERTS = (
