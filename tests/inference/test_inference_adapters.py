@@ -93,6 +93,7 @@ def assert_alike(found: Completion, expected: Completion) -> None:
         assert token.logprob == pytest.approx(wanted.logprob, abs=WHOLE_MODEL)
 
 
+@pytest.mark.slow
 def test_greedy_tokens_are_those_of_merged_weights(model: Model, engine: Engine) -> None:
     adapter = load(engine, 1)
     (found,) = answers(engine, adapter)
@@ -199,11 +200,8 @@ def test_an_adapter_of_dora_is_refused(engine: Engine) -> None:
         engine.adapters.load(replace(plain, matrices=scaled))
 
 
-FEW = ("gemma2", "deepseek_v3")
-
-
 @pytest.mark.parametrize(
-    "name", [*FEW, *(pytest.param(name, marks=pytest.mark.long) for name in MODELS if name not in FEW)]
+    "name", [pytest.param(name, marks=() if name == "gemma2" else pytest.mark.long) for name in MODELS]
 )
 def test_every_family_computes_with_an_adapter_of_each_row_as_with_merged_weights(name: str) -> None:
     """Two tokens of each of three rows, the second without an adapter."""

@@ -252,6 +252,7 @@ def test_adapters_come_to_all_processes_between_turns(tiny: Model, tmp_path: Pat
         assert not job.raised and not job.lost
 
 
+@pytest.mark.slow
 def test_an_adapter_is_loaded_in_all_processes_or_in_none(
     tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def test_drafts_are_what_followed_the_newest_tokens_before(tokens: list[int]) ->
     assert drafts.tolist() == expected_drafts(tokens, DRAFTS)
 
 
+@pytest.mark.slow
 def test_the_faster_way_is_taken_and_the_other_tried_now_and_then() -> None:
     policy = DraftPolicy()
     asked: list[bool] = []

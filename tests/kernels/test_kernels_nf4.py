@@ -1,4 +1,6 @@
-"""NF4 by an independent computation from the papers, and what holds for any weight."""
+"""NF4 by an independent computation from the papers, by bitsandbytes, and what holds for any weight."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from scipy.stats import norm
 
 from lifecycle.kernels.nf4 import BLOCK, VALUES, Nf4Weight, columns_per_group, dense, dynamic_map, quantised
 
+GOLDEN = Path(__file__).parents[1] / "golden/nf4.npz"
 OFFSET = 0.9677083  # of the outermost quantile, QLoRA's published code
 
 
@@ -93,3 +96,18 @@ def test_shards_of_whole_blocks_are_those_of_the_weight() -> None:
         assert np.array_equal(dense(held, jnp.int32(shard), 4), expected[..., own])
     bits = 8 * sum(part.nbytes for part in vars(whole).values()) / weight.size
     assert bits == 4 + 8 / 64 + 64 / (64 * 256)
+
+
+def test_codes_and_scales_are_those_of_bitsandbytes() -> None:
+    """Of scales, all but a few: what is within 1e-6 of halfway between two numbers it rounds either way."""
+    golden = np.load(GOLDEN)
+    weight = jnp.asarray((golden["numbers"] * golden["factors"]).T)
+    assert columns_per_group(weight.shape[1]) == weight.shape[1]  # one mean and one span of all scales, as it has
+    found = jax.jit(quantised)(weight)
+    np.testing.assert_array_equal(np.concatenate([found.codes & 15, found.codes >> 4]), golden["codes"].T)
+    scales, expected = dynamic_map()[np.asarray(found.scales)] * found.spans + found.means, golden["scales"].T
+    is_same = np.isclose(scales, expected, rtol=1e-5, atol=1e-6)
+    assert is_same.mean() > 0.98
+    np.testing.assert_allclose(scales, expected, atol=0.0157 * float(found.spans[0, 0]))  # the map's widest gap
+    whole = np.asarray(VALUES)[golden["codes"]].T * expected
+    np.testing.assert_allclose(np.asarray(dense(found))[:, is_same[0]], whole[:, is_same[0]], rtol=1e-5, atol=1e-6)

@@ -216,7 +216,9 @@ def gated_unit(gate: Array, up: Array, down: Array, grad: Array, activation: Act
     return values(gate, up, down, grad)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu", "clamped"])
+@pytest.mark.parametrize(
+    "activation", ["silu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gelu", "clamped"))]
+)
 def test_a_v6es_gated_product_is_as_exact_as_those_of_other_chips(
     activation: Activation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

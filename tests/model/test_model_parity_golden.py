@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 GOLDEN = Path(__file__).parents[1] / "golden/families"
 WHOLE_MODEL = 1e-4  # float32, a whole model
 PADDING, CHUNK, PROMPT = 5, 4, 6
+DEFAULT = ("deepseek_v3", "gemma3_text", "gpt_oss", "llama3", "mixtral", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,12 @@ class Golden:
         return self.tokens.shape[1]
 
 
-@pytest.fixture(scope="module", params=sorted(path.parent.name for path in GOLDEN.glob("*/config.json")))
+def families() -> list[Any]:
+    names = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
+    return [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(scope="module", params=families())
 def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Golden:
     source, folder = GOLDEN / request.param, tmp_path_factory.mktemp(request.param)
     write_model(source, folder)

@@ -157,7 +157,7 @@ def test_a_mesh_searches_with_beams_as_one_device_does() -> None:
         np.testing.assert_allclose([own.score for own in one], [own.score for own in other], atol=CLOSE, rtol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_a_mesh_embeds_what_one_device_does(pooling: Pooling) -> None:
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
@@ -230,6 +230,7 @@ def test_prompts_of_several_chunks_are_prefilled_by_groups_side_by_side() -> Non
     assert_alike(generate(model, prompts, GREEDY, mesh=mesh), generate(model, prompts, GREEDY))
 
 
+@pytest.mark.slow
 def test_on_a_mesh_too_a_request_alone_equals_the_same_in_a_batch() -> None:
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
     prompts, params = requests()
@@ -238,7 +239,7 @@ def test_on_a_mesh_too_a_request_alone_equals_the_same_in_a_batch() -> None:
         assert generate(model, [prompt], own, mesh=mesh) == [completion]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_engines_on_one_mesh_answer_side_by_side() -> None:
     """Each device runs both engines' collectives in one order: neither waits for the other for ever."""
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
@@ -252,6 +253,7 @@ def test_two_engines_on_one_mesh_answer_side_by_side() -> None:
     assert_alike([one for one, _ in completions], one_device("dense"))
 
 
+@pytest.mark.slow
 def test_prompts_are_scored_on_a_mesh_as_on_one_device() -> None:
     """By groups of which only some ask."""
     model, (prompts, params) = model_of("dense"), requests()

@@ -94,7 +94,7 @@ def measured(subject: EvaluatedModel) -> dict[str, float]:
     return TaskMeasurement(tasks, model.config, subject.mesh, model.tokenizer.vocab_size).measure(model.params)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "axes",
     [{"fsdp": 2, "tensor": 2}, pytest.param({"stage": 2, "context": 2, "fsdp": 2}, marks=pytest.mark.matrix)],

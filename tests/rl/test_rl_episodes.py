@@ -65,7 +65,11 @@ def test_tokens_are_those_of_the_rendered_conversation() -> None:
     assert scored.scores.values["Beat"] == pytest.approx([r.played.reward if r.played else 0 for r in scored.rollouts])
 
 
-@pytest.mark.parametrize("own", [{}, {"temperature": 0.8, "top_k": 12, "top_p": 0.9}], ids=["whole", "cut"])
+@pytest.mark.parametrize(
+    "own",
+    [{}, pytest.param({"temperature": 0.8, "top_k": 12, "top_p": 0.9}, marks=pytest.mark.slow)],
+    ids=["whole", "cut"],
+)
 def test_the_trainer_learns_the_models_own_tokens_and_agrees_on_their_likelihood(own: dict[str, Any]) -> None:
     config = settings(**own)
     made = batches_of(config, None).of_step(0, talker())

@@ -76,7 +76,9 @@ def test_pieces_by_the_same_weights_are_the_completions_at_once(params: Any) -> 
     batches.close()
 
 
-@pytest.mark.parametrize("own", [{}, {"top_k": 4, "top_p": 0.9}], ids=["all ids", "top-k"])
+@pytest.mark.parametrize(
+    "own", [{}, pytest.param({"top_k": 4, "top_p": 0.9}, marks=pytest.mark.slow)], ids=["all ids", "top-k"]
+)
 def test_what_is_in_flight_is_in_the_state(own: dict[str, Any], params: Any) -> None:
     config = settings(**PIECES, **own)
     batches = batches_of(config, params)

@@ -91,6 +91,7 @@ def test_a_batch_depends_on_step_and_weights_only(params: Any) -> None:
     assert_same(resumed.batch(3, other), first[3])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(params: Any, tmp_path: Path) -> None:
     def run(out: Path, progress: Silent) -> dict[str, Any]:
         config = settings(num_iterations=2, beta=0.1)
@@ -219,10 +220,13 @@ def test_single_samples_are_compared_with_each_other(totals: list[float], flat: 
     assert (found["frac_reward_zero_std"], found["reward_std"]) == pytest.approx((flat, spread))
 
 
-FILTERS = [{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 50, "top_p": 0.6}, {"top_k": 20, "min_p": 0.3}]
+FILTERS = [{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 50, "top_p": 0.6}]
+SLOW_FILTERS = [{"top_k": 20, "min_p": 0.3}]
 
 
-@pytest.mark.parametrize("own", FILTERS, ids=str)
+@pytest.mark.parametrize(
+    "own", [*FILTERS, *(pytest.param(own, marks=pytest.mark.slow) for own in SLOW_FILTERS)], ids=str
+)
 def test_trainer_and_sampler_have_one_distribution(params: Any, own: dict[str, Any]) -> None:
     """With a temperature, and with filters that leave out most ids; also as the older policy of several steps."""
     config = settings(num_iterations=2, **own)

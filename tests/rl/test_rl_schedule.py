@@ -150,7 +150,9 @@ def batches_and(batches: PolicyBatches, state: dict[str, Any], params: Any) -> H
 
 
 @pytest.mark.parametrize(
-    "own", [AHEAD, pytest.param(ROUNDS, marks=pytest.mark.long), PIECES], ids=["ahead", "rounds", "pieces"]
+    "own",
+    [AHEAD, pytest.param(ROUNDS, marks=pytest.mark.long), pytest.param(PIECES, marks=pytest.mark.slow)],
+    ids=["ahead", "rounds", "pieces"],
 )
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(
     own: dict[str, Any], params: Any, tmp_path: Path
@@ -295,9 +297,9 @@ class Recorded(PolicyBatches):
     ("own", "every", "passed"),
     [
         pytest.param({}, 1, {1: 1}, id="to a checkpoint", marks=pytest.mark.slow),
-        pytest.param({}, 100, {0: 2}, id="to the start", marks=pytest.mark.slow),
-        pytest.param(AHEAD, 1, {1: 1}, id="ahead"),
-        pytest.param(ROUNDS, 100, {0: 2}, id="rounds"),
+        pytest.param({}, 100, {0: 2}, id="to the start", marks=pytest.mark.long),
+        pytest.param(AHEAD, 1, {1: 1}, id="ahead", marks=pytest.mark.slow),
+        pytest.param(ROUNDS, 100, {0: 2}, id="rounds", marks=pytest.mark.long),
     ],
 )
 def test_a_run_that_goes_back_learns_and_logs_as_one_without_those_batches(

@@ -159,7 +159,9 @@ def test_a_whole_share_takes_no_row(params: Any) -> None:
     assert batches.state(50)["rows"]["row"] == 0 and batches.state(50)["place"] == 50 * 8
 
 
-@pytest.mark.parametrize("share", [0.5, pytest.param(1.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.long)]
+)
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(share: float, params: Any, tmp_path: Path) -> None:
     def run(out: Path, progress: Silent) -> dict[str, Any]:
         train = settings(share)

@@ -131,7 +131,7 @@ def test_a_fresh_adapter_begins_as_the_weights_that_it_is_beside(made: dict[str,
     assert begun[0] == pytest.approx(begun[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["prefer", pytest.param("short", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["prefer", pytest.param("short", marks=pytest.mark.long)])
 def test_the_exported_weights_are_those_that_were_trained(
     config: RunConfig, tree: dict[str, Any], made: dict[str, Artifact], stage: str
 ) -> None:

@@ -206,7 +206,7 @@ def test_a_student_learns_from_a_stage_and_no_checkpoint_has_the_teacher(tmp_pat
     assert again["small"].path == made["small"].path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bundle_is_a_teacher(tmp_path: Path) -> None:
     """Its tables have more rows than the student's."""
     bundle = bundle_in(tmp_path / "bundle", MODEL | {"vocab_size": 272}, seed=3)

@@ -101,6 +101,7 @@ def test_loss_and_gradients_are_those_of_peft(name: str, tmp_path: Path) -> None
         np.testing.assert_allclose(grad, wanted[key], atol=1e-4 * np.abs(wanted[key]).max(), rtol=0, err_msg=key)
 
 
+@pytest.mark.slow
 def test_frozen_weights_have_no_gradient() -> None:
     """A step without the products that make the weights' gradients: two thirds of the FLOPs, and the narrow ones'."""
     model = ModelConfig(

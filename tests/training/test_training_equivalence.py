@@ -53,18 +53,18 @@ GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))  # its state a
 SMOOTHED = ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired")
 PLAIN = ("sigmoid", "hinge", "ipo", "sigmoid_norm", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "sft")
 BY_DEFAULT = {
-    "dft": ("sft", {"loss": "dft"}),
     "dpo": ("dpo", {"loss": dict.fromkeys((*SMOOTHED, *PLAIN), 0.1), "label_smoothing": 0.1, "length_alpha": 0.4}),
     "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2, "sampler_cap": 2.0}),
 }
 SLOW = {
+    "dft": ("sft", {"loss": "dft"}),
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
-    "kept": ("policy", {"loss": "grpo", "beta": 0.2, "temperature": 0.8, "loss_chunks": 2}),
     "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),
-    "distillation": ("distillation", {"beta": 0.3, "temperature": 1.5, "sft_weight": 0.2}),
     "top_k": ("distillation", {"loss_top_k": 5, "beta": 0.3, "temperature": 1.5}),
 }
 FURTHER = {
+    "kept": ("policy", {"loss": "grpo", "beta": 0.2, "temperature": 0.8, "loss_chunks": 2}),
+    "distillation": ("distillation", {"beta": 0.3, "temperature": 1.5, "sft_weight": 0.2}),
     "copy": ("dpo", {"reference": "copy", "loss": {"sigmoid": 1.0, "aot": 0.5}, "length_alpha": 0.4}),
     "sft": ("sft", {}),
     "noise": ("sft", {"neftune_noise_alpha": 10.0}),
@@ -182,7 +182,12 @@ def test_any_mesh_is_one_device(name: str, axes: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dpo", "kto", *(pytest.param(n, marks=pytest.mark.long) for n in ("orpo", "cpo", "reward"))]
+    "name",
+    [
+        "dpo",
+        pytest.param("kto", marks=pytest.mark.slow),
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("orpo", "cpo", "reward")),
+    ],
 )
 def test_packed_groups_are_unpacked_ones(name: str) -> None:
     mesh, host = build_mesh(ONE), packed(name)
@@ -192,7 +197,9 @@ def test_packed_groups_are_unpacked_ones(name: str) -> None:
     assert_same(({name: metrics[name] for name in alone}, gradient), (alone, of_alone), ANYWHERE)
 
 
-@pytest.mark.parametrize("name", ["top_k", pytest.param("distillation", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("top_k", marks=pytest.mark.slow), pytest.param("distillation", marks=pytest.mark.long)]
+)
 def test_packed_examples_are_unpacked_ones(name: str) -> None:
     mesh, host = build_mesh(ONE), packed(name)
     assert_same(stepped(name, mesh), one_step(name, mesh, apart(host)), ANYWHERE)

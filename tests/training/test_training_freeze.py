@@ -71,6 +71,7 @@ def test_a_frozen_embedding_is_as_if_its_gradient_were_zero(frozen: Path, tmp_pa
     assert not np.array_equal(weights(frozen)["head"], start["head"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_the_trained_part_and_the_frozen_one_is_written_once(frozen: Path) -> None:
     folder = frozen / CHECKPOINTS
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6", "frozen"]
@@ -83,6 +84,7 @@ def test_a_checkpoint_has_the_trained_part_and_the_frozen_one_is_written_once(fr
         assert np.array_equal(read(name, None), array)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_frozen_parameters_that_it_saved(frozen: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_job(job(tmp_path, "embed"), StopAt(5))

@@ -274,7 +274,9 @@ def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, 
         np.testing.assert_allclose(before, after, atol=2 * RUN.learning_rate)  # of Adam's first two steps, warming up
 
 
-@pytest.mark.parametrize(("policy", "owns_start"), [("stop", False), ("stop", True), ("rollback", True)])
+@pytest.mark.parametrize(
+    ("policy", "owns_start"), [pytest.param("stop", False, marks=pytest.mark.slow), ("stop", True), ("rollback", True)]
+)
 def test_initial_weights_that_nobody_needs_leave_the_devices(tmp_path: Path, policy: str, owns_start: bool) -> None:
     """A run that may go back to its beginning needs them, and so does one that was given those of others."""
     job = tiny_job(tmp_path, replace(SHORT, steps=2))
@@ -370,6 +372,7 @@ class OnlyGood(RowBatches):
         return {**host, "label": np.ones_like(host["label"])}
 
 
+@pytest.mark.slow
 def test_a_metric_of_which_a_step_has_nothing_is_not_logged(tmp_path: Path) -> None:
     job = tiny_job(tmp_path, TinyRun(objective="kto", steps=1, grad_accum=1))
     batches = OnlyGood.on_mesh(rows_of(TinyRun(objective="kto")), job.train.global_batch_size, job.mesh)

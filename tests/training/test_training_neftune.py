@@ -63,6 +63,7 @@ def test_it_differs_from_step_to_step_and_from_segment_to_segment() -> None:
     assert len(np.unique(firsts)) > 0.99 * firsts.size
 
 
+@pytest.mark.long
 def test_only_steps_have_it() -> None:
     mesh = build_mesh(MeshConfig())
     rows, params = ExampleRows(EXAMPLES, SEQ_LEN, seed=0), random_params(MODEL)

@@ -57,7 +57,9 @@ def referred(how: str) -> tuple[ModelConfig, Params, ModelConfig, Params]:
     return model, params, plain, own
 
 
-@pytest.mark.parametrize(("name", "how", "own"), [("dpo", "copy", DPO), ("kto", "base", {})])
+@pytest.mark.parametrize(
+    ("name", "how", "own"), [("dpo", "copy", DPO), pytest.param("kto", "base", {}, marks=pytest.mark.long)]
+)
 def test_a_reference_in_the_step_gives_what_a_table_of_it_does(name: str, how: str, own: dict[str, Any]) -> None:
     model, params, plain, reference = referred(how)
     batch: Any = dict(next(one_epoch(rows_of(TinyRun(objective=name)), global_batch_size=ROWS)))
@@ -89,7 +91,7 @@ def test_a_reference_in_the_step_gives_what_a_table_of_it_does(name: str, how: s
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(TRL["moving_references"][0], id="soft"),
+        pytest.param(TRL["moving_references"][0], id="soft", marks=pytest.mark.slow),
         pytest.param(TRL["moving_references"][1], id="hard", marks=pytest.mark.long),
     ],
 )

@@ -180,6 +180,7 @@ WORKS: dict[type[Section], Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_intervals_and_limits_may_be_as_large_as_a_number_can_be(tmp_path: Path) -> None:
     """What is counted in Python: how often something is done, and for how long."""
     most, long = 2**64 - 1, 1e308
