@@ -31,9 +31,10 @@ import yaml
 
 from lifecycle.core.huge_pages import restart_with_huge_pages
 from lifecycle.inference.bundle import load_params
+from lifecycle.inference.chunks import Chunk
 from lifecycle.inference.programs import Programs
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.inference.scheduler import MAX_STEPS, Chunk
+from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.inference.slots import SlotTable
 from lifecycle.model.cache import pages_of
 from lifecycle.model.config import ModelConfig

@@ -18,13 +18,13 @@ from jax.sharding import Mesh
 
 from lifecycle.core.config import ConfigError
 from lifecycle.inference.beams import BeamConfig, Beams, Hypothesis
+from lifecycle.inference.chunks import Chunk, prompt_chunks
 from lifecycle.inference.generation import NotFiniteError, is_finite
 from lifecycle.inference.intake import ContextLengthError
 from lifecycle.inference.model import Model
 from lifecycle.inference.pages import NO_PAGE, PagePlan
 from lifecycle.inference.programs import Programs, num_groups
 from lifecycle.inference.sampling import MAX_TOP_LOGPROBS, Sampled, SamplingParams
-from lifecycle.inference.scheduler import Chunk, prompt_chunks
 from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.state import SlotState
 from lifecycle.model.cache import page_kind

@@ -5,9 +5,11 @@ character or shows a part of a stop string.
 """
 
 import asyncio
+import hashlib
 import itertools
 import secrets
 import threading
+from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
@@ -220,6 +222,14 @@ class Generation:
     def may_share(self) -> bool:
         """Whether cached tokens of its prompt need not be computed: not if it asks for their log-probabilities."""
         return self.params.prompt_logprobs is None
+
+    @property
+    def twin_key(self) -> bytes | None:
+        """The prompt and what its computation depends on: the adapter, and whether its tokens are penalised."""
+        if not self.may_share:
+            return None
+        is_penalised = bytes([self.params.repetition_penalty != 1])
+        return hashlib.blake2b(array("q", self.prompt).tobytes() + is_penalised + self.cache_key).digest()
 
     @property
     def num_predicted(self) -> int:

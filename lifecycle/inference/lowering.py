@@ -9,10 +9,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import PyTree
-from lifecycle.inference.decoding import DecodeRows
+from lifecycle.inference.chunks import Chunk
 from lifecycle.inference.pages import PagePlan
-from lifecycle.inference.programs import PromptRows, decode, prefill
-from lifecycle.inference.scheduler import MAX_STEPS, Chunk
+from lifecycle.inference.programs import DispatchRows, decode, fork, prefill
+from lifecycle.inference.scheduler import MAX_STEPS, Fork
 from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.state import SlotState, check_mesh, init_slots, num_groups, page_plan
 from lifecycle.model.config import CacheFormat, ModelConfig, WeightFormat
@@ -42,6 +42,12 @@ class AbstractEngine:
         table = self._table()
         size = table.plan.chunk
         return self._traced(prefill, table.prompt_rows([Chunk(slot=0, start=0, size=size, padded=size)], [[0] * size]))
+
+    def fork(self) -> jax.stages.Traced:
+        """A slot of each group goes on from another one's chunk, the longest there is."""
+        table = self._table()
+        chunk = Chunk(slot=0, start=0, size=table.plan.chunk, padded=table.plan.chunk)
+        return self._traced(fork, table.fork_rows([Fork(chunk, slot=min(1, self.num_slots - 1))]))
 
     def decode(self) -> jax.stages.Traced:
         """A decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step."""
@@ -73,7 +79,7 @@ class AbstractEngine:
         sizes = self.num_slots, plan, self.length, self.config.vocab_size, num_groups(self.mesh)
         return SlotTable(*sizes, num_kept=self.num_kept)
 
-    def _traced(self, program: Any, rows: PromptRows | DecodeRows) -> jax.stages.Traced:
+    def _traced(self, program: Any, rows: DispatchRows) -> jax.stages.Traced:
         """`program` is a jitted function; `jax.stages.Wrapped` does not say what `trace` takes."""
         params, state = self.arguments()
         rows = jax.tree.map(lambda x: _shape(x, NamedSharding(self.mesh, P())), rows)

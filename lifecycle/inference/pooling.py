@@ -51,6 +51,11 @@ class Embedding(Generation):
         """A mean needs the states of all tokens, also of cached ones."""
         return self.pooling == "last"
 
+    @property
+    def twin_key(self) -> None:
+        """Its states are its own."""
+        return None
+
     def begin(self) -> None:
         """Called by the engine: the prompt's first chunk follows, also after the request has given up its slot."""
         self._sum = None

@@ -1,6 +1,6 @@
-"""The device programs of continuous batching, prefill and decode, with their weights and cache.
+"""The device programs of continuous batching, prefill, fork and decode, with their weights and cache.
 
-Both programs take the slots' state, donated, and return it. What must hold: few compiled shapes, none after the
+All programs take the slots' state, donated, and return it. What must hold: few compiled shapes, none after the
 warm-up. A prompt is prefilled in chunks padded to one of `BUCKETS`; the number of decode steps in a dispatch is an
 argument, not a shape. A slot that is not decoding is padding: it reads the cache and writes nothing.
 
@@ -28,6 +28,7 @@ from lifecycle.core.typing import Array, Bool, Int
 from lifecycle.inference.adapters import AdapterBank, BankSizes
 from lifecycle.inference.decoding import Decoded, DecodeRows, decode_steps
 from lifecycle.inference.drafting import Computed, Drafter
+from lifecycle.inference.forks import ForkRows, forked
 from lifecycle.inference.pooling import ChunkStates, chunk_states
 from lifecycle.inference.prompt_scores import score_prompt
 from lifecycle.inference.sampling import History, Sampled, SamplingRows, sample
@@ -68,6 +69,9 @@ class PromptRows:
     adapters: Int[Array, " G"] | None  # places in the bank, if there is one
 
 
+type DispatchRows = PromptRows | ForkRows | DecodeRows
+
+
 @partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
 def prefill(
     config: ModelConfig,
@@ -99,6 +103,25 @@ def decode(
     return _on_mesh(partial(decode_steps, config, num_ids), config, mesh, drafter, params, state, rows, bank)
 
 
+@partial(jax.jit, static_argnames=("config", "num_ids", "mesh"), donate_argnames="state")
+def fork(
+    config: ModelConfig,
+    num_ids: int,
+    mesh: AnyMesh,
+    drafter: None,
+    params: Params,
+    state: SlotState,
+    rows: ForkRows,
+    bank: Bank = None,
+) -> tuple[Sampled, SlotState]:
+    """In each group a slot goes on from the chunk that another one has just got (`inference/forks.py`)."""
+
+    def local(_: Any, params: Params, state: SlotState, rows: ForkRows) -> tuple[Sampled, SlotState]:
+        return forked(config, num_ids, state, rows)
+
+    return _on_mesh(local, config, mesh, drafter, params, state, rows, bank)
+
+
 def _on_mesh[Out](
     local: Callable[[Drafter | None, Params, SlotState, Any], tuple[Out, SlotState]],
     config: ModelConfig,
@@ -106,7 +129,7 @@ def _on_mesh[Out](
     drafter: Drafter | None,
     params: Params,
     state: SlotState,
-    rows: PromptRows | DecodeRows,
+    rows: DispatchRows,
     bank: Bank,
 ) -> tuple[Out, SlotState]:
     """`local` run by every device on its part of the weights, the state and the rows; all get what was sampled."""
@@ -149,7 +172,7 @@ def _prefill(
         computed = Computed(rows.tokens, behind, positions, hidden, taken, rows.pages, "chunk")
         newest, own = drafter.follow(params, computed, held.newest[slot][None], held.cache)
         held = replace(held, cache=own, newest=held.newest.at[written].set(newest[0], mode="drop"))
-    return (sampled, scored, chunk_states(hidden[0], size)), SlotState(replace(cache, tables={}), history, held)
+    return (sampled, scored, chunk_states(hidden[0], size)), SlotState(replace(cache, tables={}), history, scores, held)
 
 
 class Programs:
@@ -165,7 +188,7 @@ class Programs:
         mesh: Mesh | None = None,
         cache_tokens: int | None = None,
         drafter: Drafter | None = None,
-        on_launch: Callable[[PromptRows | DecodeRows], None] = lambda _: None,
+        on_launch: Callable[[DispatchRows], None] = lambda _: None,
         kv_cache: CacheFormat | None = None,
         adapters: BankSizes | None = None,
     ) -> None:
@@ -183,11 +206,11 @@ class Programs:
         self.cache_bytes = sum(array.nbytes for array in jax.tree.leaves(self._state.caches))
         self.adapters = None if adapters is None else AdapterBank(config, adapters, mesh)
 
-    def compile(self, every: Sequence[PromptRows | DecodeRows]) -> None:
+    def compile(self, every: Sequence[DispatchRows]) -> None:
         """Compiles what dispatches with such arguments run, side by side; none is launched."""
 
-        def one(rows: PromptRows | DecodeRows) -> None:
-            program: Any = prefill if isinstance(rows, PromptRows) else decode
+        def one(rows: DispatchRows) -> None:
+            program: Any = {PromptRows: prefill, ForkRows: fork, DecodeRows: decode}[type(rows)]
             with self._bank() as bank:
                 lowered = program.lower(*self._given, self._params, self._state, rows, bank)
             lowered.compile()  # the call finds it
@@ -203,6 +226,13 @@ class Programs:
             (sampled, scored, states), self._state = prefill(*self._given, self._params, self._state, rows, bank)
         scored = jax.tree.map(np.asarray, scored) if rows.want_prompt else None
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scored, states
+
+    def fork(self, rows: ForkRows) -> Sampled:
+        """In host memory the token after each group's copy, `[G, 1]`."""
+        self._on_launch(rows)
+        with self._launch, self._bank() as bank:
+            sampled, self._state = fork(*self._given, self._params, self._state, rows, bank)
+        return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled)
 
     def decode(self, rows: DecodeRows) -> Decoded:
         """A dispatch of up to `num_steps` steps, in host memory."""

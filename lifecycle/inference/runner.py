@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.core.platform import platform
 from lifecycle.inference.adapters import BankSizes, HeldAdapter, leased, place_of
+from lifecycle.inference.chunks import Chunk
 from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.generation import (
     Assembler,
@@ -33,7 +35,7 @@ from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import ChunkStates, Embedding, Pooling
 from lifecycle.inference.programs import Programs
 from lifecycle.inference.sampling import Sampled, SamplingParams
-from lifecycle.inference.scheduler import DISPATCH_S, Chunk, Scheduler
+from lifecycle.inference.scheduler import DISPATCH_S, Scheduler
 from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.speculation import DraftPolicy
 from lifecycle.inference.stats import EngineStats
@@ -91,7 +93,9 @@ class Runner:
         )
         self.adapters = self._programs.adapters
         plan, groups = self._programs.plan, self._programs.num_groups
-        self._scheduler = Scheduler[Generation](num_slots, max_queue, plan, groups, dispatch_s)
+        self._scheduler = Scheduler[Generation](
+            num_slots, max_queue, plan, groups, dispatch_s, may_fork=drafter is None
+        )
         self.takes_predictions = drafter is not None and drafter.reads_context
         needs = {"has_context": self.takes_predictions, "has_bank": adapters is not None}
         self._table = SlotTable(num_slots, plan, length, vocab_size, groups, **needs, num_kept=num_kept)
@@ -171,10 +175,13 @@ class Runner:
         """Compiles every shape. Accelerators run each too, writing nothing: they may lack the memory for it."""
         prefills = [self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]) for padded in self._programs.plan.buckets]
         decode = self._table.decode_rows(0)
-        self._programs.compile([decode, *prefills])
+        forks = [self._table.fork_rows([])] if self._drafts is None else []
+        self._programs.compile([decode, *prefills, *forks])
         if platform() != "cpu":
             for rows in prefills:
                 self._programs.prefill(rows)
+            for rows in forks:
+                self._programs.fork(rows)
             self._programs.decode(decode)
         self._intake.grammars.warm_up()
         if self.adapters is not None:
@@ -272,6 +279,7 @@ class Runner:
         self._charge(began, {g.id: chunk.size for g, chunk in zip(generations, chunks, strict=True)})
         counters, num_tokens = self._counters, sum(chunk.size for chunk in chunks)
         self._counters = replace(counters, prefill_tokens=counters.prefill_tokens + num_tokens)
+        self._fork(chunks)
         for generation, chunk in zip(generations, chunks, strict=True):
             with self._contained(chunk.slot):
                 if isinstance(generation, Embedding):
@@ -279,9 +287,23 @@ class Runner:
                 else:
                     self._prefilled(generation, chunk, sampled, scored)
 
+    def _fork(self, chunks: Sequence[Chunk]) -> None:
+        """Lets requests go on from chunks that others have just got, before any of those may end."""
+        for forks in zip_longest(*(self._scheduler.forks(chunk) for chunk in chunks)):
+            own = [fork for fork in forks if fork is not None]
+            for chunk, slot in own:
+                for each in (chunk.slot, slot):
+                    self._table.set_pages(each, self._scheduler.tables(each))
+            began = time.perf_counter()
+            sampled = self._programs.fork(self._table.fork_rows(own))
+            self._charge(began, {self._scheduler.request(slot).id: 1 for _, slot in own})
+            for chunk, slot in own:
+                with self._contained(slot):
+                    self._deliver(slot, sampled, self._table.group(slot), chunk.end)
+
     def _prefilled(self, generation: Generation, chunk: Chunk, sampled: Sampled, scored: Sampled | None) -> None:
         """Gives a request the log-probabilities of a chunk, if it asks for them, and after the last one a token."""
-        group, end, num_top = self._table.group(chunk.slot), chunk.start + chunk.size, generation.params.prompt_logprobs
+        group, end, num_top = self._table.group(chunk.slot), chunk.end, generation.params.prompt_logprobs
         if scored is not None and num_top is not None and not _output(generation).num_tokens:
             generation.prompt_tokens += tokens_of(scored, group, num_top)
         if end == len(generation.prompt):
@@ -293,7 +315,7 @@ class Runner:
         """Gives an embedding its chunk's states; its slot is free after the last chunk."""
         group = self._table.group(chunk.slot)
         embedding.add(np.asarray(states.sum)[group], np.asarray(states.last)[group])
-        if chunk.start + chunk.size == len(embedding.prompt):
+        if chunk.end == len(embedding.prompt):
             embedding.finish()
             self._release(chunk.slot)
             embedding.put(Event("", (), "stop"))

@@ -8,18 +8,18 @@ arrival, but none is passed over for ever; a prompt is chunked by its own length
 does not depend on the others.
 """
 
+import math
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from lifecycle.inference.pages import GroupPages, PagePlan, Row, chunk_names
+from lifecycle.inference.chunks import Chunk, prompt_chunks
+from lifecycle.inference.pages import GroupPages, PagePlan, chunk_names
+from lifecycle.inference.requests import Asked, ClosedError, HeldSlot, QueueFullError, Request, most_tokens
 
-# A chunk's padded length, for each of which prefill is compiled; of 135 M parameters in float32 on two cores they take
-# 55, 150, 267 and 528 ms. Only whole chunks of the longest are cached, so a CPU, which gains nothing from 256, has 128.
-BUCKETS = (16, 64, 128, 256)
-CPU_BUCKETS = BUCKETS[:-1]
-PREFILL_TOKENS = 512  # a group of slots takes chunks until it has this many padded tokens, then decodes
+# A group of slots takes chunks until it has this many padded tokens, then decodes: somebody reads along. Where nobody
+# does, it first fills its slots: a decode step takes as long for few of them (docs/log.md, "eight answers").
+PREFILL_TOKENS = 512
 # Decode steps in one dispatch, at most. 199 tokens of a 1.3 M-parameter model, context 512, CPU-seconds with 1 and with
 # 16 steps a dispatch: one slot 0.15 and 0.05, eight slots 0.36 and 0.28.
 MAX_STEPS = 16
@@ -32,93 +32,6 @@ STEP_WEIGHT = 0.2  # of the newest measurement in the running mean of a decode s
 MAX_PASSED = 64  # requests of a higher priority that may be admitted before one that has waited longer
 
 
-class QueueFullError(RuntimeError):
-    """The queue is full; try again later."""
-
-
-class ClosedError(RuntimeError):
-    """No more requests are accepted."""
-
-
-class Request(Protocol):
-    """The part of a request that the scheduler reads."""
-
-    @property
-    def prompt(self) -> Sequence[int]:
-        """Token ids."""
-        ...
-
-    @property
-    def max_tokens(self) -> int:
-        """How many tokens it generates at most."""
-        ...
-
-    @property
-    def priority(self) -> int:
-        """Lower ones go first."""
-        ...
-
-    @property
-    def cache_key(self) -> bytes:
-        """What its cached tokens depend on beside the tokens: only requests with the same key share them."""
-        ...
-
-    @property
-    def may_share(self) -> bool:
-        """Whether cached tokens of its prompt need not be computed."""
-        ...
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether it is to end at the next turn."""
-        ...
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens `start ... start + size - 1` of the prompt in a slot, padded to `padded`. `is_first`: of those that are
-    computed."""
-
-    slot: int
-    start: int
-    size: int
-    padded: int
-    is_first: bool = False
-
-
-def prompt_chunks(length: int, buckets: Sequence[int], begin: int = 0) -> Iterator[tuple[int, int, int]]:
-    """Cuts a prompt of `length` tokens, from position `begin` on: `(start, size, padded)` of each chunk."""
-    for start in range(begin, length, buckets[-1]):
-        size = min(buckets[-1], length - start)
-        yield start, size, next(bucket for bucket in buckets if bucket >= size)
-
-
-@dataclass(eq=False)
-class _Asked[R: Request]:
-    """An accepted request. It gets a slot where there are pages for its first `needed` tokens."""
-
-    request: R
-    number: int
-    names: Sequence[bytes]
-    needed: int
-    passed: int = 0  # how many that came later have been admitted
-
-
-@dataclass
-class _Slot[R: Request]:
-    """A slot's request, the chunks of its prompt that are not prefilled, its pages, and its tokens in the cache."""
-
-    asked: _Asked[R]
-    row: Row
-    length: int  # of its prompt, or of all tokens but the newest
-    chunks: deque[Chunk] = field(default_factory=deque[Chunk])
-
-    @property
-    def age(self) -> tuple[int, int]:
-        """Its place in the order of requests."""
-        return self.asked.request.priority, self.asked.number
-
-
 class Admission[R](NamedTuple):
     """A request that has got a slot; its first `num_cached` tokens need not be computed."""
 
@@ -127,9 +40,11 @@ class Admission[R](NamedTuple):
     num_cached: int
 
 
-def _most(request: Request) -> int:
-    """The tokens that a request may have in the end."""
-    return len(request.prompt) + request.max_tokens
+class Fork(NamedTuple):
+    """A slot whose request goes on from the last `chunk` of another one's equal prompt."""
+
+    chunk: Chunk
+    slot: int
 
 
 class Scheduler[R: Request]:
@@ -137,19 +52,28 @@ class Scheduler[R: Request]:
     the pages of `plan`."""
 
     def __init__(
-        self, num_slots: int, max_queue: int, plan: PagePlan, num_groups: int = 1, dispatch_s: float = DISPATCH_S
+        self,
+        num_slots: int,
+        max_queue: int,
+        plan: PagePlan,
+        num_groups: int = 1,
+        dispatch_s: float = DISPATCH_S,
+        may_fork: bool = True,
     ) -> None:
-        """`dispatch_s` is the duration that `decode_steps` aims at; with infinity it always plans `MAX_STEPS`."""
+        """`dispatch_s` is the duration that `decode_steps` aims at; with infinity, where nobody reads along, it always
+        plans `MAX_STEPS`, and prompts are prefilled as long as a slot is free. `may_fork`: whether equal prompts in a
+        group of slots are computed once."""
         assert num_slots % num_groups == 0, "groups have the same number of slots"
         self.num_slots, self.max_queue = num_slots, max_queue
         self._group_size = num_slots // num_groups
         self._plan = plan
         self._pages = [GroupPages(plan) for _ in range(num_groups)]
-        self._dispatch_s = dispatch_s
+        self._dispatch_s, self._may_fork = dispatch_s, may_fork
+        self._prefill_tokens = math.inf if dispatch_s == math.inf else PREFILL_TOKENS
         self._step_s = DISPATCH_S / 2
         self._num_accepted = 0
-        self._waiting: list[_Asked[R]] = []
-        self._slots: dict[int, _Slot[R]] = {}
+        self._waiting: list[Asked[R]] = []
+        self._slots: dict[int, HeldSlot[R]] = {}
         self._free = set(range(num_slots))
         self._is_closed = False
 
@@ -218,7 +142,8 @@ class Scheduler[R: Request]:
             )
         self._num_accepted += 1
         names = chunk_names(request.prompt, self._plan.chunk, request.cache_key)
-        self._waiting.append(_Asked(request, self._num_accepted, names, len(request.prompt)))
+        twin_key = request.twin_key if self._may_fork else None
+        self._waiting.append(Asked(request, self._num_accepted, names, twin_key, len(request.prompt)))
 
     def close(self) -> None:
         """Rejects further requests; accepted ones continue."""
@@ -232,8 +157,8 @@ class Scheduler[R: Request]:
         return [asked.request for asked in removed] + [self.release(slot) for slot in freed], freed
 
     def admit(self) -> list[Admission[R]]:
-        """Gives free slots, where most of a prompt is cached and then of the emptiest groups, to the requests whose
-        turn it is; none goes before one that finds no pages."""
+        """Gives free slots to the requests whose turn it is: where most of a prompt is cached, then where an equal one
+        waits to be computed, then of the emptiest groups. None goes before one that finds no pages."""
         admitted: list[Admission[R]] = []
         while self._free and self._waiting:
             asked = self._next()
@@ -245,28 +170,36 @@ class Scheduler[R: Request]:
             admitted.append(admission)
         return admitted
 
-    def _next(self) -> _Asked[R]:
+    def _next(self) -> Asked[R]:
         oldest = min(self._waiting, key=lambda asked: asked.number)
         if oldest.passed >= MAX_PASSED:
             return oldest
         return min(self._waiting, key=lambda asked: (asked.request.priority, asked.number))
 
-    def _open(self, asked: _Asked[R]) -> Admission[R] | None:
+    def _open(self, asked: Asked[R]) -> Admission[R] | None:
         """A slot for a request, with pages for the tokens that it has; None if no group has so many."""
         length, names = len(asked.request.prompt), asked.names
         shared = [pages.num_shared(names, length) if asked.request.may_share else 0 for pages in self._pages]
-        active = Counter(map(self._group, self._slots))
-        for slot in sorted(self._free, key=lambda slot: (-shared[(g := self._group(slot))], active[g], slot)):
+        active, twins = Counter(map(self._group, self._slots)), self._groups_of_twins(asked.twin_key)
+        for slot in sorted(self._free, key=lambda s: (-shared[(g := self._group(s))], g not in twins, active[g], s)):
             group = self._group(slot)
             row = self._pages[group].open_row(names, shared[group], asked.needed)
             if row is None:
                 continue
             self._free.remove(slot)
-            cuts = enumerate(prompt_chunks(length, self._plan.buckets, shared[group]))
-            chunks = deque(Chunk(slot, *cut, is_first=number == 0) for number, cut in cuts)
-            self._slots[slot] = _Slot(asked, row, length, chunks)
+            self._slots[slot] = HeldSlot(asked, row, length, self._chunks(slot, length, shared[group]))
             return Admission(slot, asked.request, shared[group])
         return None
+
+    def _groups_of_twins(self, key: bytes | None) -> set[int]:
+        """The groups with a slot whose prompt is equal and not yet whole."""
+        if key is None:
+            return set()
+        return {self._group(slot) for slot, held in self._slots.items() if held.chunks and held.asked.twin_key == key}
+
+    def _chunks(self, slot: int, length: int, num_shared: int) -> deque[Chunk]:
+        cuts = enumerate(prompt_chunks(length, self._plan.buckets, num_shared))
+        return deque(Chunk(slot, *cut, is_first=number == 0) for number, cut in cuts)
 
     def _group(self, slot: int) -> int:
         return slot // self._group_size
@@ -274,7 +207,8 @@ class Scheduler[R: Request]:
     def take_prefills(self) -> list[list[Chunk]]:
         """This turn's prefill dispatches, in order: chunks of one padded length, at most one of each group of slots.
 
-        Within a group the oldest request goes first, up to `PREFILL_TOKENS`.
+        Within a group the oldest request goes first, up to `PREFILL_TOKENS` where somebody reads along. A request whose
+        prompt another one's slot computes waits for it (`forks`).
         """
         queues = [self._take_chunks(group) for group in range(len(self._pages))]
         dispatches: list[list[Chunk]] = []
@@ -285,9 +219,13 @@ class Scheduler[R: Request]:
 
     def _take_chunks(self, group: int) -> deque[Chunk]:
         taken: deque[Chunk] = deque()
-        budget = PREFILL_TOKENS
+        budget = self._prefill_tokens
+        computing: set[bytes | None] = set()
         for slot, held in self._slots.items():
-            while budget > 0 and held.chunks and self._group(slot) == group:
+            if self._group(slot) != group or not held.chunks or held.asked.twin_key in computing:
+                continue
+            computing |= {held.asked.twin_key} - {None}
+            while budget > 0 and held.chunks:
                 taken.append(held.chunks.popleft())
                 budget -= taken[-1].padded
         return taken
@@ -299,6 +237,33 @@ class Scheduler[R: Request]:
         pages.move(held.row, chunk.start, chunk.start + chunk.size)
         if chunk.size == self._plan.chunk:
             pages.name_chunk(held.row, chunk.start)
+
+    def forks(self, chunk: Chunk) -> list[Fork]:
+        """The slots that go on from a chunk which has just been computed, the last of its prompt, and of which they
+        have room for a copy; with its copy each has its whole prompt. What comes before the chunk they share."""
+        held, group = self._slots[chunk.slot], self._group(chunk.slot)
+        key = held.asked.twin_key
+        if key is None or chunk.end < held.length:
+            return []
+        found: list[Fork] = []
+        for slot, other in self._slots.items():
+            if other.asked.twin_key == key and self._group(slot) == group and other.is_untouched:
+                if other.chunks[0].start != chunk.start:
+                    self._share_more(slot, other)
+                if other.chunks[0].start == chunk.start:
+                    other.chunks.clear()
+                    self._pages[group].move(other.row, chunk.start, chunk.end)
+                    found.append(Fork(chunk, slot))
+        return found
+
+    def _share_more(self, slot: int, held: HeldSlot[R]) -> None:
+        """Shares what has been cached since the request got its slot."""
+        pages, asked = self._pages[self._group(slot)], held.asked
+        pages.close_row(held.row)
+        shared = pages.num_shared(asked.names, held.length)
+        row = pages.open_row(asked.names, shared, asked.needed)
+        assert row is not None, "it needs no more pages than it has given back"
+        held.row, held.chunks = row, self._chunks(slot, held.length, shared)
 
     def decode_steps(self, is_constrained: bool = False) -> int:
         """The number of decode steps of the next dispatch; 0 if no slot decodes. `is_constrained`: some slots make only
@@ -315,7 +280,7 @@ class Scheduler[R: Request]:
         for slot, held in sorted(self._slots.items(), key=lambda item: item[1].age):
             if held.chunks or slot not in self._slots:
                 continue
-            pages, end = self._pages[self._group(slot)], min(held.length + num_steps, _most(held.asked.request))
+            pages, end = self._pages[self._group(slot)], min(held.length + num_steps, most_tokens(held.asked.request))
             while slot in self._slots and pages.lacks(held.row, end):
                 given_up.append(self._give_up_youngest(self._group(slot)))
             if slot in self._slots:
@@ -326,7 +291,7 @@ class Scheduler[R: Request]:
         slot = max((s for s in self._slots if self._group(s) == group), key=lambda s: self._slots[s].age)
         asked, length = self._slots[slot].asked, self._slots[slot].length
         # a page more than it had, or it would come back at once only to give up again
-        asked.needed = min(max(asked.needed, length + self._plan.size), _most(asked.request))
+        asked.needed = min(max(asked.needed, length + self._plan.size), most_tokens(asked.request))
         self.release(slot)
         self._waiting.append(asked)
         return slot

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from lifecycle.inference.bad_words import forbidden
+from lifecycle.inference.chunks import Chunk
 from lifecycle.inference.decoding import DecodeRows
 from lifecycle.inference.drafting import LONGEST, NONE
 from lifecycle.inference.forbidden import NO_TOKEN, forbidden_rows, newest
+from lifecycle.inference.forks import ForkRows
 from lifecycle.inference.grammar import ALL, no_masks
 from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.programs import MAX_STOP_IDS, PromptRows
 from lifecycle.inference.sampling import MAX_BIASES, SamplingParams, SamplingRows
-from lifecycle.inference.scheduler import Chunk
+from lifecycle.inference.scheduler import Fork
 from lifecycle.kernels.adapted import NO_ADAPTER
 
 
@@ -151,6 +153,31 @@ class SlotTable:
             adapters=self._adapters(slots),
         )
 
+    def fork_rows(self, forks: Sequence[Fork]) -> ForkRows:
+        """The arguments of a fork dispatch: at most one fork per group of slots."""
+        slots, own, positions = np.zeros((3, self.num_groups), np.int32)
+        to = np.full(self.num_groups, self.group_size, np.int32)
+        shape = self.num_groups, self.plan.chunk // self.plan.size
+        pages: dict[str, Any] = {kind: np.zeros(shape, np.int32) for kind in self.pages}
+        copies = {kind: np.full(shape, self.plan.num_pages[kind], np.int32) for kind in self.pages}
+        for chunk, slot in forks:
+            group = self.group(slot)
+            slots[group], own[group], positions[group] = chunk.slot, slot, chunk.end
+            to[group] = slot % self.group_size
+            held = slice(chunk.start // self.plan.size, -(-chunk.end // self.plan.size))
+            for kind, tables in self.pages.items():
+                count = held.stop - held.start
+                pages[kind][group, :count], copies[kind][group, :count] = tables[[chunk.slot, slot], held]
+        return ForkRows(
+            slot=_argument(slots % self.group_size),
+            to=_argument(to),
+            pages=_arguments(pages),
+            copies=_arguments(copies),
+            position=_argument(positions),
+            sampling=self._sampling(own),
+            want_top=_argument(self.wants_top[[fork.slot for fork in forks]].any()),
+        )
+
     def group(self, slot: int) -> int:
         """The group of a slot: its row in a prefill dispatch."""
         return slot // self.group_size
@@ -172,7 +199,7 @@ class SlotTable:
         )
 
     def _pages(self, slots: np.ndarray | slice) -> Any:
-        return {kind: _argument(tables[slots]) for kind, tables in self.pages.items()}
+        return _arguments({kind: tables[slots] for kind, tables in self.pages.items()})
 
     def _adapters(self, slots: np.ndarray | slice) -> Any:
         return _argument(self.adapter[slots]) if self._has_bank else None
@@ -181,6 +208,10 @@ class SlotTable:
         columns: dict[str, Any] = {known.name: getattr(self, known.name) for known in fields(SamplingRows)}
         given: dict[str, Any] = {name: _argument(own[slots]) for name, own in columns.items() if own is not None}
         return SamplingRows(**given)
+
+
+def _arguments(values: Mapping[str, np.ndarray]) -> Any:
+    return {kind: _argument(own) for kind, own in values.items()}
 
 
 def _argument(values: Any) -> Any:

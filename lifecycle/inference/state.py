@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.platform import platform
+from lifecycle.core.typing import Array, Float
+from lifecycle.inference.chunks import BUCKETS, CPU_BUCKETS
 from lifecycle.inference.drafting import Drafter, NewPages
 from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.sampling import History
-from lifecycle.inference.scheduler import BUCKETS, CPU_BUCKETS
 from lifecycle.kernels.cpu_kernels import has_kernel
 from lifecycle.kernels.paged_rows import PAGE
 from lifecycle.model.cache import KVCache, init_pages, page_kinds, pages_of
@@ -30,6 +31,7 @@ class SlotState:
 
     cache: KVCache
     history: History
+    scores: Float[Array, "G V"]  # logits after the newest chunk of each group of slots
     drafter: Any = None  # what a drafter keeps of them
 
     @property
@@ -41,7 +43,7 @@ class SlotState:
         """A tree like the state whose leaves are tuples of logical axis names."""
         rows: Any = ("batch", None)
         drafter = None if self.drafter is None else self.drafter.logical_axes()
-        return SlotState(self.cache.logical_axes(), History(rows, rows, rows), drafter)
+        return SlotState(self.cache.logical_axes(), History(rows, rows, rows), rows, drafter)
 
 
 def page_plan(
@@ -86,7 +88,8 @@ def init_slots(
     cache = init_pages(config, num_pages, length, dtype, page=plan.size, kv_cache=kv_cache, is_apart=True)
     pages = NewPages(num_pages, num_slots, length, plan.size, kv_cache)
     held = None if drafter is None else drafter.empty(pages)
-    return SlotState(cache, History.empty(num_slots, config.vocab_size), held)
+    scores = jnp.zeros((num_groups, config.vocab_size), jnp.float32)
+    return SlotState(cache, History.empty(num_slots, config.vocab_size), scores, held)
 
 
 def empty_slots(

@@ -13,6 +13,7 @@ not stored.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import jax
@@ -200,6 +201,22 @@ def init_cache(
     cache = init_pages(config, dict.fromkeys(kinds, batch * per_row), length, dtype, is_apart, page, kv_cache)
     table = jnp.arange(batch * per_row, dtype=jnp.int32).reshape(batch, per_row)
     return replace(cache, tables=dict.fromkeys(kinds, table))
+
+
+def with_copies(config: ModelConfig, cache: KVCache, pages: Tables, copies: Tables) -> KVCache:
+    """A cache with the contents of `pages` in the pages `copies` too, `[B, M]` both; there are none beyond a kind's
+    last, so that these are not written."""
+    stacks = dict(cache.stacks)
+    for group in layer_groups(config):
+        for number, name in enumerate(group.stacks, group.first):
+            kind = page_kind(config.kind(number))
+            copied = partial(_copied, pages[kind].ravel(), copies[kind].ravel())
+            stacks[name] = jax.tree.map(copied, stacks[name])
+    return replace(cache, stacks=stacks)
+
+
+def _copied(pages: Int[Array, " N"], copies: Int[Array, " N"], array: Array) -> Array:
+    return array.at[:, copies].set(array[:, pages], mode="drop")
 
 
 def _empty(config: ModelConfig, rows: tuple[int, int], page: int, dtype: jnp.dtype | str) -> Stack:

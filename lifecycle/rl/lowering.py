@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.core.typing import PyTree
+from lifecycle.inference.chunks import BUCKETS
 from lifecycle.inference.lowering import AbstractEngine
-from lifecycle.inference.scheduler import BUCKETS
 from lifecycle.inference.state import num_groups
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, abstract_params, logical_axes, without_adapter
@@ -62,17 +62,23 @@ def runs_per_step(settings: RolloutConfig, num_slots: int, mesh: AnyMesh) -> dic
     """How often each kind of program runs for a train step, if every prompt and completion is as long as may be."""
     num = settings.prompts_per_step * settings.group_size
     piece = settings.max_completion_tokens if settings.partial is None else settings.partial.tokens
-    sampling = sampling_runs(settings, num, num_slots, mesh, piece)
+    sampling = sampling_runs(settings, num, num_slots, mesh, piece, settings.group_size)
     return {kind: runs / settings.num_iterations for kind, runs in {"scoring": 1.0, **sampling}.items()}
 
 
 def sampling_runs(
-    settings: SamplingSettings, num: int, num_slots: int, mesh: AnyMesh, piece: int | None = None
+    settings: SamplingSettings, num: int, num_slots: int, mesh: AnyMesh, piece: int | None = None, group_size: int = 1
 ) -> dict[str, float]:
-    """How often the engine's programs run for `num` completions that are as long as may be, in pieces of so many
-    tokens: of each piece the tokens before it are prefilled."""
+    """How often the engine's programs run for `num` completions that are as long as may be, `group_size` of each
+    prompt, in pieces of so many tokens. Of each further piece the tokens before it are prefilled; the prompt itself
+    once for as many completions as a group of slots holds."""
+    groups = num_groups(mesh)
     begins = range(0, settings.max_completion_tokens, piece or settings.max_completion_tokens)
-    chunks = -(-num // num_groups(mesh)) * sum(-(-(settings.max_prompt_tokens + at) // BUCKETS[-1]) for at in begins)
+    shared = min(group_size, max(num_slots // groups, 1))
+    chunks = sum(
+        -(-num // (groups * (1 if at else shared))) * -(-(settings.max_prompt_tokens + at) // BUCKETS[-1])
+        for at in begins
+    )
     tokens = -(-num // num_slots) * settings.max_completion_tokens
     return {"prefill": float(chunks), "decode": float(tokens)}
 

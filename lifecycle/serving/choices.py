@@ -11,8 +11,8 @@ from lifecycle.inference.forbidden import ForbiddenError
 from lifecycle.inference.generation import Completion, EngineError, Event, Generation, NotFiniteError, collect
 from lifecycle.inference.grammar import GrammarError
 from lifecycle.inference.intake import ContextLengthError
+from lifecycle.inference.requests import ClosedError, QueueFullError
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.serving.errors import RequestError
 from lifecycle.weights.adapters import AdapterError
 

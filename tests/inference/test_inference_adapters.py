@@ -15,9 +15,9 @@ from lifecycle.inference.engine import Engine
 from lifecycle.inference.generate import generate
 from lifecycle.inference.generation import Completion, EngineError
 from lifecycle.inference.model import Model
+from lifecycle.inference.requests import ClosedError, QueueFullError
 from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.model.adapters import adapter_tree, with_adapters
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.decoder import forward_cached

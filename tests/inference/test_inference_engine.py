@@ -20,8 +20,8 @@ from lifecycle.inference.generate import generate
 from lifecycle.inference.generation import Assembler, EngineError, Token, collect
 from lifecycle.inference.intake import ContextLengthError
 from lifecycle.inference.model import Model
+from lifecycle.inference.requests import ClosedError, QueueFullError
 from lifecycle.inference.sampling import SamplingParams
-from lifecycle.inference.scheduler import ClosedError, QueueFullError
 from lifecycle.inference.slots import SlotTable
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits

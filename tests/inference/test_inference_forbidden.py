@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.inference.bad_words import spellings
+from lifecycle.inference.chunks import Chunk
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.forbidden import ForbiddenError, forbidden_rows, newest, without_forbidden
 from lifecycle.inference.generate import generate
 from lifecycle.inference.generation import Completion, EngineError
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import History, SamplingParams
-from lifecycle.inference.scheduler import Chunk
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 
 SLOTS = 2

@@ -3,25 +3,17 @@
 import math
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from lifecycle.inference.chunks import BUCKETS, Chunk, prompt_chunks
 from lifecycle.inference.pages import NO_PAGE, PagePlan
-from lifecycle.inference.scheduler import (
-    BUCKETS,
-    MAX_PASSED,
-    MAX_STEPS,
-    PREFILL_TOKENS,
-    Chunk,
-    ClosedError,
-    QueueFullError,
-    Scheduler,
-    prompt_chunks,
-)
+from lifecycle.inference.requests import ClosedError, QueueFullError
+from lifecycle.inference.scheduler import MAX_PASSED, MAX_STEPS, PREFILL_TOKENS, Scheduler
 
 
 @dataclass(eq=False)
@@ -35,6 +27,7 @@ class Ask:
     may_share: bool = True
     letter: int = 0  # of which its prompt consists
     cache_key: bytes = b""
+    has_twins: bool = False
     chunks: list[Chunk] = field(default_factory=list)  # since it has its slot
     made: int = 0  # tokens, since it has its slot
     left: int = 0
@@ -46,6 +39,10 @@ class Ask:
     @property
     def max_tokens(self) -> int:
         return self.tokens
+
+    @property
+    def twin_key(self) -> bytes | None:
+        return bytes([self.letter, *self.length.to_bytes(2)]) if self.has_twins else None
 
 
 PAGE, CHUNK, LENGTH = 64, BUCKETS[-1], 1024
@@ -70,12 +67,15 @@ class Turns(RuleBasedStateMachine):
         per_group=st.integers(1, 3),
         max_queue=st.integers(0, 4),
         spare_pages=st.integers(0, 40),
+        is_offline=st.booleans(),
     )
-    def start(self, groups: int, per_group: int, max_queue: int, spare_pages: int) -> None:
+    def start(self, groups: int, per_group: int, max_queue: int, spare_pages: int, is_offline: bool) -> None:
         """Pages for one context, and some more: fewer than the slots could fill."""
         self.groups, self.per_group, self.num_slots = groups, per_group, groups * per_group
         pages = plan(per_group, LENGTH // PAGE + spare_pages)
-        self.scheduler = Scheduler[Ask](self.num_slots, max_queue, pages, groups, dispatch_s=math.inf)
+        self.is_offline = is_offline
+        dispatch_s = math.inf if is_offline else 1.0  # which is as many steps
+        self.scheduler = Scheduler[Ask](self.num_slots, max_queue, pages, groups, dispatch_s=dispatch_s)
         self.accepted: list[Ask] = []
         self.held: dict[int, Ask] = {}
         self.is_closed = False
@@ -86,9 +86,12 @@ class Turns(RuleBasedStateMachine):
         priority=st.sampled_from((0, 0, 0, -1, 1)),
         letter=st.integers(0, 2),
         may_share=st.booleans(),
+        has_twins=st.booleans(),
     )
-    def accept(self, length: int, tokens: int, priority: int, letter: int, may_share: bool) -> None:
-        ask = Ask(length, tokens, priority=priority, letter=letter, may_share=may_share)
+    def accept(self, length: int, tokens: int, priority: int, letter: int, may_share: bool, has_twins: bool) -> None:
+        """One that has twins has one of few lengths, and shares."""
+        length, may_share = (length // 300 * 256 + 44, True) if has_twins else (length, may_share)
+        ask = Ask(length, tokens, priority=priority, letter=letter, may_share=may_share, has_twins=has_twins)
         room = self.scheduler.max_queue + self.scheduler.num_free - self.scheduler.num_waiting
         if self.is_closed:
             with pytest.raises(ClosedError):
@@ -147,11 +150,25 @@ class Turns(RuleBasedStateMachine):
             assert len({chunk.padded for chunk in chunks}) == 1
             for chunk, group in zip(chunks, groups, strict=True):
                 self.scheduler.place(chunk)
-                self._see(chunk.slot, chunk.start, chunk.start + chunk.size)
+                self._see(chunk.slot, chunk.start, chunk.end)
                 assert chunk.is_first == (not self.held[chunk.slot].chunks)
                 self.held[chunk.slot].chunks.append(chunk)
                 padded[group] += chunk.padded
-        assert max(padded) < PREFILL_TOKENS + BUCKETS[-1]
+            for chunk in chunks:
+                for fork in self.scheduler.forks(chunk):
+                    self._copy(*fork)
+        assert self.is_offline or max(padded) < PREFILL_TOKENS + BUCKETS[-1]
+        if self.is_offline:  # all prompts are whole
+            assert self.scheduler.decoding.keys() == self.held.keys()
+
+    def _copy(self, chunk: Chunk, slot: int) -> None:
+        """It had nothing of its own, and has the prompt now: shared whole chunks, and its own copy of the last."""
+        ask = self.held[slot]
+        assert not ask.chunks and ask.twin_key == self.held[chunk.slot].twin_key is not None
+        assert chunk.end == ask.length and slot // self.per_group == chunk.slot // self.per_group
+        self.cached[slot] = chunk.start
+        ask.chunks.append(replace(chunk, slot=slot, is_first=True))
+        self._see(slot, chunk.start, chunk.end)
 
     def _see(self, slot: int, start: int, end: int) -> None:
         """The slot has the pages that the tokens from `start` to `end` see, each once, and writes to none of
@@ -251,6 +268,51 @@ def test_groups_fill_evenly_and_prefill_side_by_side() -> None:
     assert [admission.slot for admission in scheduler.admit()] == [0, 2, 1, 3]
     dispatches = [[(chunk.slot, chunk.size) for chunk in chunks] for chunks in scheduler.take_prefills()]
     assert dispatches == [[(0, 10), (2, 12)], [(1, 256)], [(1, 44), (3, 60)]]
+
+
+def prefilled(scheduler: Scheduler[Ask]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """A turn's chunks, as slots and first positions, and its forks, as the slots from which and to which."""
+    chunks, forks = [], []
+    for chunk in (chunk for dispatch in scheduler.take_prefills() for chunk in dispatch):
+        scheduler.place(chunk)
+        chunks.append((chunk.slot, chunk.start))
+        forks += [(chunk.slot, fork.slot) for fork in scheduler.forks(chunk)]
+    return chunks, forks
+
+
+def test_equal_prompts_are_computed_once_in_each_group() -> None:
+    """One that ended its first chunk before its twins came goes on alone; they wait for its last one."""
+    scheduler = scheduler_of(num_slots=8, max_queue=8, num_groups=2)
+    for letter in (0, 0, 1, 1, 0):
+        scheduler.accept(Ask(300, 5, letter=letter, has_twins=True))
+    assert [admission.slot for admission in scheduler.admit()] == [0, 1, 4, 5, 2]
+    assert prefilled(scheduler) == ([(0, 0), (4, 0), (0, 256), (4, 256)], [(0, 1), (0, 2), (4, 5)])
+    assert scheduler.decoding.keys() == {0, 1, 2, 4, 5}
+    for group, letter in ((0, 0), (1, 1)):
+        tables = [scheduler.tables(4 * group + slot) for slot in range(2)]
+        assert tables[0]["full"][:4] == tables[1]["full"][:4]  # what comes before the last chunk they share
+        assert not {*tables[0]["full"][4:]} & {*tables[1]["full"][4:]}
+        scheduler.accept(Ask(300, 5, letter=letter, has_twins=True))
+    scheduler.accept(Ask(300, 5, letter=1))  # has no twins, but what is cached of it
+    assert [(admission.slot, admission.num_cached) for admission in scheduler.admit()] == [(3, 256), (6, 256), (7, 256)]
+    assert prefilled(scheduler) == ([(3, 256), (6, 256), (7, 256)], [])
+
+
+def test_without_forks_every_prompt_is_computed() -> None:
+    scheduler = scheduler_of(num_slots=2, max_queue=2, may_fork=False)
+    for _ in range(2):
+        scheduler.accept(Ask(20, 5, has_twins=True))
+    scheduler.admit()
+    assert prefilled(scheduler) == ([(0, 0), (1, 0)], [])
+
+
+@pytest.mark.parametrize(("options", "num"), [({}, 512 // 64), ({"dispatch_s": math.inf}, 12)])
+def test_prompts_fill_all_slots_first_where_nobody_reads_along(options: dict[str, Any], num: int) -> None:
+    scheduler = scheduler_of(num_slots=12, max_queue=12, **options)
+    for letter in range(12):
+        scheduler.accept(Ask(40, 5, letter=letter, has_twins=True))
+    scheduler.admit()
+    assert len(prefilled(scheduler)[0]) == num
 
 
 def test_steps_aim_at_a_dispatchs_time() -> None:

@@ -44,7 +44,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=(), top_logprob
 WORDS = tuple((token, other) for token in range(0, 256, 16) for other in (token + 3, (token + 40) % 256))
 SAMPLED = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=12, stop_ids=(), bad_words_ids=WORDS)
 # More requests than slots, windows left behind while decoding, both kinds of sampling in one batch; a page is full in
-# the middle of an answer, and a prompt has two pages.
+# the middle of an answer, and a prompt has two pages. Two prompts are asked twice.
 REQUESTS = [(size, SAMPLED if size % 3 == 0 else GREEDY) for size in (1, 2, 3, 5, 7, 8, 9, 12, 15, 16, 124, 200)]
 # Dense layers with windows and tied tables; biases and caps; experts and sinks; latents. Each pair of axes meets on
 # some mesh; `matrix` has more of them, and axes of all devices.
@@ -82,7 +82,9 @@ def one_device(name: str) -> list[Completion]:
 
 def requests() -> tuple[list[list[int]], list[SamplingParams]]:
     draw = np.random.default_rng(0)
-    return [draw.integers(0, 261, size).tolist() for size, _ in REQUESTS], [params for _, params in REQUESTS]
+    prompts = [draw.integers(0, 261, size).tolist() for size, _ in REQUESTS]
+    params = [params for _, params in REQUESTS]
+    return [*prompts, *prompts[-2:]], [*params, *(SAMPLED.model_copy(update={"seed": seed}) for seed in (8, 9))]
 
 
 def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) -> None:

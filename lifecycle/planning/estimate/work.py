@@ -50,7 +50,7 @@ def prefill_work(model: ModelConfig, max_seq_len: int, num_chunks: int) -> Work:
 
     The head runs for their last tokens only.
     """
-    from lifecycle.inference.scheduler import BUCKETS
+    from lifecycle.inference.chunks import BUCKETS
 
     model = model.trunk
     tokens = num_chunks * BUCKETS[-1]

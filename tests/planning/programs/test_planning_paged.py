@@ -14,11 +14,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lifecycle.core.typing import Array
+from lifecycle.inference.lowering import AbstractEngine
 from lifecycle.kernels.page_store import Entry, PageStore
 from lifecycle.kernels.paged import paged_attention
 from lifecycle.kernels.paged_rows import Rows
 from lifecycle.planning.compilers import TPU_COMPILER
-from lifecycle.planning.topology import devices, parse_topology, prepare
+from lifecycle.planning.topology import devices, mesh_of_one, parse_topology, prepare
+from lifecycle.testing.models import random_model
 
 pytestmark = [
     pytest.mark.aot,
@@ -69,3 +71,14 @@ def test_the_cache_is_not_copied(dtype: str, heads: int, batch: int, length: int
         compiled = jax.jit(step, donate_argnums=2).trace(*shapes((q, new, store, *tables))).lower().compile()
     memory = compiled.memory_analysis()
     assert memory is not None and memory.temp_size_in_bytes < 0.1 * store.values.size
+
+
+@pytest.mark.slow
+def test_a_fork_copies_its_pages_alone() -> None:
+    prepare()
+    mesh = mesh_of_one(parse_topology("v5e:1x1"))
+    model = random_model(num_layers=2, num_kv_heads=2, head_dim=128).config
+    engine = AbstractEngine(model, 64, 8192, mesh)
+    memory = engine.fork().lower().compile().memory_analysis()
+    assert memory is not None and memory.alias_size_in_bytes > 10**9
+    assert memory.temp_size_in_bytes < 0.01 * memory.alias_size_in_bytes
