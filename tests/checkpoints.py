@@ -10,7 +10,7 @@ import optax
 
 from lifecycle.core.progress import Silent
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
-from lifecycle.training.config import CheckpointConfig
+from lifecycle.training.checkpoints.config import CheckpointConfig
 
 LAYERS = 3
 

@@ -21,7 +21,7 @@ from lifecycle.evals.results import CHANCE, STDERR
 from lifecycle.report.curves import own_metrics
 from lifecycle.report.format import count, counts, duration, money, share, significant
 from lifecycle.report.watched import WatchedStage, memory_text, watched_stages
-from lifecycle.training.config import TASK_METRIC
+from lifecycle.training.metric_names import TASK_METRIC
 
 EVERY_S = 2.0
 LOOK_S = 30.0  # for newer logs in a store, where they come with each checkpoint

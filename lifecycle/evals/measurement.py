@@ -25,7 +25,7 @@ from lifecycle.evals.subject import Encoder
 from lifecycle.evals.tasks import TaskRow
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
-from lifecycle.training.config import TASK_METRIC
+from lifecycle.training.metric_names import TASK_METRIC
 from lifecycle.training.scoring import PackedPieces, logprobs, of_continuations, pair_pieces, row_length
 
 

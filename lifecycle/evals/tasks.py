@@ -17,7 +17,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.evals.results import EvalResult
 from lifecycle.evals.subject import Subject
 from lifecycle.evals.templates import compiled
-from lifecycle.training.config import HELD_OUT
+from lifecycle.training.metric_names import HELD_OUT
 
 type Mapped = StrictInt | str | tuple[str, ...]  # a template or a list of them; a number is itself
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from lifecycle.evals.results import CHANCE, STDERR
 from lifecycle.report.blocks import LineChart, Series, Span
 from lifecycle.report.trained import Training
-from lifecycle.training.config import HELD_OUT, TASK_METRIC, is_of_task
+from lifecycle.training.metric_names import HELD_OUT, TASK_METRIC, is_of_task
 
 MODULES = "mtp_loss_"  # with a prediction module's number behind it
 BITS = "heldout_bits_per_byte"  # with `.SOURCE` behind it: of the documents of one source

@@ -12,9 +12,9 @@ from lifecycle.rl.metrics import means
 from lifecycle.rl.rollouts import Sampler, Scored
 from lifecycle.rl.samples import HELDOUT, TRAIN, Samples, samples_of
 from lifecycle.rl.sampling import Prompt
-from lifecycle.training.config import HELD_OUT
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.hook import Hook
+from lifecycle.training.metric_names import HELD_OUT
 from lifecycle.training.run import TrainingRun
 
 

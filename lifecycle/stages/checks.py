@@ -15,10 +15,12 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
 from lifecycle.stages.origins import Start, named_models
 from lifecycle.training.adapter import PREVIOUS
-from lifecycle.training.config import TASK_METRIC, CheckpointConfig, TrainConfig, is_of_task
+from lifecycle.training.checkpoints.config import CheckpointConfig
+from lifecycle.training.config import TrainConfig
 from lifecycle.training.distilling import DistillationConfig
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.likelihood import NextTokenConfig
+from lifecycle.training.metric_names import TASK_METRIC, is_of_task
 from lifecycle.training.mixture import rows_per_period
 from lifecycle.training.preference import RewardModelConfig
 

@@ -40,7 +40,8 @@ from lifecycle.testing.tiny_rows import (
     step_rows,
 )
 from lifecycle.training.batches import HostBatch, RowBatches
-from lifecycle.training.config import CheckpointConfig, FaultsConfig, TrainConfig
+from lifecycle.training.checkpoints.config import CheckpointConfig
+from lifecycle.training.config import FaultsConfig, TrainConfig
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS, Continued, Origin, TrainJob
 from lifecycle.training.loop import run_job

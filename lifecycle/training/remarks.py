@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lifecycle.training.config import HELD_OUT
+from lifecycle.training.metric_names import HELD_OUT
 
 RECENT = 5  # logged records that a remark looks at; fewer at the end of a shorter stage
 MOST_FLAT, MOST_CUT = 0.8, 0.8  # shares of groups and of completions

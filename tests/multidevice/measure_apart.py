@@ -58,8 +58,8 @@ def main(folder: Path, mebibytes: int, hosts: int, part: str) -> None:
     from lifecycle.core.shared_folder import look_for_shared
     from lifecycle.core.store import Store
     from lifecycle.training.checkpoints.checkpointer import Checkpointer
+    from lifecycle.training.checkpoints.config import CheckpointConfig
     from lifecycle.training.checkpoints.destination import Destination
-    from lifecycle.training.config import CheckpointConfig
 
     class Counting(Store):
         fetched: ClassVar[list[int]] = []

@@ -41,7 +41,7 @@ def state_on(axis: str, mebibytes: int, devices: int, is_abstract: bool) -> dict
 def main() -> None:
     """Saves in one process and restores in another."""
     from lifecycle.training.checkpoints.checkpointer import Checkpointer
-    from lifecycle.training.config import CheckpointConfig
+    from lifecycle.training.checkpoints.config import CheckpointConfig
 
     folder, part = sys.argv[1], sys.argv[4]
     mebibytes, devices = int(sys.argv[2]), int(sys.argv[3])

@@ -19,10 +19,10 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import StopAt, TinyRun, tiny_job
+from lifecycle.training.checkpoints.config import LocalCheckpointConfig
 from lifecycle.training.checkpoints.local import Found, LocalCheckpoints
 from lifecycle.training.checkpoints.local_files import ARRAYS, INDEX, LocalPart, write_part
 from lifecycle.training.checkpoints.pieces import assembled, copied_pieces, names_by_device, route, sources
-from lifecycle.training.config import LocalCheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.training.loop import run_job
 from tests.checkpoints import Notes

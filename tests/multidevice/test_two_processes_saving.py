@@ -26,10 +26,10 @@ from lifecycle.testing.waiting import wait_until
 from lifecycle.training.checkpoints.arrays import abstract_arrays
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.commit import Commit
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.home import RUN_ID, SharedFolder
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.reading import read_arrays
-from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.hooks.hook import Hook
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.training.loop import run_job

@@ -26,7 +26,7 @@ from lifecycle.model.config import ModelConfig, MoeConfig
 from lifecycle.model.params import abstract_params
 from lifecycle.stages.export import export_weights
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
-from lifecycle.training.config import CheckpointConfig
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.published import array_shapes
 

@@ -31,8 +31,8 @@ from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
-from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
 from lifecycle.weights.modules import FOLDER
 from lifecycle.weights.published import (

@@ -18,8 +18,8 @@ from lifecycle.stages.weights import trained_params, trained_params_in_use
 from lifecycle.testing.families import random_params
 from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.integrity import FILES, CheckpointError
-from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
 
 

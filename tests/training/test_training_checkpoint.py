@@ -22,10 +22,10 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.waiting import LIMIT_S
 from lifecycle.training.checkpoints import checkpointer
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.retention import MEASURED
 from lifecycle.training.checkpoints.weights import load_params, read_params
-from lifecycle.training.config import CheckpointConfig
 from lifecycle.weights.names import unstack
 from tests.checkpoints import LAYERS, assert_bit_equal, fresh_state, save_steps
 
@@ -225,7 +225,7 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import abstract_params, logical_axes
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.weights import load_params
-from lifecycle.training.config import CheckpointConfig
+from lifecycle.training.checkpoints.config import CheckpointConfig
 
 CONFIG = ModelConfig(vocab_size=32, d_model=8, d_ff=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4)
 

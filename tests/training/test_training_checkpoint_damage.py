@@ -13,10 +13,10 @@ import pytest
 
 from lifecycle.testing.waiting import wait_until
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.continued import load_data_state, load_opt_state
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in, write_files
 from lifecycle.training.checkpoints.weights import load_params, read_params
-from lifecycle.training.config import CheckpointConfig
 from tests.checkpoints import Notes, assert_bit_equal, fresh_state, save_steps
 
 # After a failed write, which is raised as tested here, Orbax drops its other writes without awaiting them.

@@ -17,11 +17,11 @@ from lifecycle.training.checkpoints import agreement, commit, local
 from lifecycle.training.checkpoints.agreement import AgreedError, by_writer, together
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.commit import Commit
+from lifecycle.training.checkpoints.config import CheckpointConfig, LocalCheckpointConfig
 from lifecycle.training.checkpoints.home import SharedFolder
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.local import LocalCheckpoints
 from lifecycle.training.checkpoints.retention import DELETED, MEASURED
-from lifecycle.training.config import CheckpointConfig, LocalCheckpointConfig
 from tests.checkpoints import fresh_state
 
 # After a failed write, which is raised as tested here, Orbax drops its other writes without awaiting them.

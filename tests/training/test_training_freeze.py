@@ -20,9 +20,9 @@ from lifecycle.testing.jobs import StopAt, TinyRun, objective_of, tiny_job
 from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.checkpoints.arrays import abstract_arrays, saved_shapes
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.weights import load_params, read_params
-from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.freeze import frozen_part, merged, split
 from lifecycle.training.job import CHECKPOINTS, TrainJob
 from lifecycle.training.loop import run_job

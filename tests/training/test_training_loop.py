@@ -26,10 +26,11 @@ from lifecycle.model.params import Params, abstract_params, init_params
 from lifecycle.testing.jobs import KillAt, StopAt, TinyRun, command, objective_of, rows_of, tiny_job
 from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import DataStateError, HostBatch, RowBatches
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.integrity import CheckpointError, steps_in
 from lifecycle.training.checkpoints.items import PARAMS
 from lifecycle.training.checkpoints.weights import hash_params, load_params
-from lifecycle.training.config import CheckpointConfig, FaultsConfig
+from lifecycle.training.config import FaultsConfig
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.faults import DivergedError
 from lifecycle.training.hooks.hook import Hook

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.testing.jobs import TinyRun
+from lifecycle.training.checkpoints.config import CheckpointConfig, LocalCheckpointConfig
 from lifecycle.training.checkpoints.integrity import CheckpointError
 from lifecycle.training.checkpoints.retention import DELETED, delete_unwanted, kept_steps
-from lifecycle.training.config import CheckpointConfig, FaultsConfig, LocalCheckpointConfig
+from lifecycle.training.config import FaultsConfig
 from lifecycle.training.hooks.save import RETRY_S, Save
 from lifecycle.training.hooks.save_local import SaveLocal
 from lifecycle.training.likelihood import NextTokenConfig

@@ -24,7 +24,8 @@ from lifecycle.parallel.mesh import build_mesh
 from lifecycle.testing.jobs import TinyRun, tiny_job
 from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.adapter import AdapterTrainingConfig
-from lifecycle.training.config import CheckpointConfig, FaultsConfig, LocalCheckpointConfig, MeasuredTasksConfig
+from lifecycle.training.checkpoints.config import CheckpointConfig, LocalCheckpointConfig
+from lifecycle.training.config import FaultsConfig, MeasuredTasksConfig
 from lifecycle.training.distilling import DistillationConfig, OfflineDistillationConfig, OnPolicyConfig
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.likelihood import NextTokenConfig, SftConfig

@@ -22,6 +22,7 @@ from lifecycle.testing.notes import Notes
 from lifecycle.training.checkpoints.agreement import AgreedError
 from lifecycle.training.checkpoints.arrays import Shapes
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.copies import Copies
 from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.checkpoints.home import RUN_ID
@@ -30,7 +31,6 @@ from lifecycle.training.checkpoints.mirror import bring_logs
 from lifecycle.training.checkpoints.parts import PART, VALUES, is_value, split
 from lifecycle.training.checkpoints.retention import MEASURED
 from lifecycle.training.checkpoints.stored import DAMAGED, STAGING, fetch_kept
-from lifecycle.training.config import CheckpointConfig
 from tests.checkpoints import assert_bit_equal
 
 CONTEXT = ts.Context()

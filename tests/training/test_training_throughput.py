@@ -16,7 +16,7 @@ from lifecycle.core.stopping import Stopped
 from lifecycle.core.timesheet import account, read_sessions
 from lifecycle.testing.jobs import TinyRun, tiny_job
 from lifecycle.training import loop
-from lifecycle.training.config import CheckpointConfig
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.hooks.faults import GoBack
 from lifecycle.training.hooks.log import Log

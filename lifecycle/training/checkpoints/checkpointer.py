@@ -33,6 +33,7 @@ from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.agreement import TOLD, gathered, sync
 from lifecycle.training.checkpoints.arrays import abstract_arrays, require_same, stacked
 from lifecycle.training.checkpoints.commit import WRITTEN, Commit, told
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.checkpoints.home import Home, SharedFolder
 from lifecycle.training.checkpoints.integrity import CheckpointError
@@ -41,7 +42,6 @@ from lifecycle.training.checkpoints.reading import read_arrays
 from lifecycle.training.checkpoints.retention import MEASURED
 from lifecycle.training.checkpoints.stored import InStore
 from lifecycle.training.checkpoints.weights import FROZEN
-from lifecycle.training.config import CheckpointConfig
 from lifecycle.training.memory import has_room
 from lifecycle.weights.names import unstack
 

@@ -14,6 +14,7 @@ from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.training.checkpoints.agreement import by_writer
 from lifecycle.training.checkpoints.arrays import Shapes
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.integrity import (
     TOGETHER,
     CheckpointError,
@@ -27,7 +28,6 @@ from lifecycle.training.checkpoints.integrity import (
 from lifecycle.training.checkpoints.parts import prepare
 from lifecycle.training.checkpoints.retention import delete_renamed, delete_steps, delete_unwanted, require_deleted
 from lifecycle.training.checkpoints.weights import FROZEN
-from lifecycle.training.config import CheckpointConfig
 
 RUN_ID = "run_id"  # beside the checkpoints
 UNFINISHED = ocp.path.atomicity_types.TMP_DIR_SUFFIX

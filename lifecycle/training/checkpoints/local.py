@@ -27,10 +27,10 @@ from lifecycle.core.files import temporary
 from lifecycle.core.progress import Progress
 from lifecycle.core.typing import PyTree
 from lifecycle.training.checkpoints.agreement import from_first, gathered, sync
+from lifecycle.training.checkpoints.config import LocalCheckpointConfig
 from lifecycle.training.checkpoints.integrity import steps_in
 from lifecycle.training.checkpoints.local_files import HostParts, write_part
 from lifecycle.training.checkpoints.pieces import Holders, assembled, copied_pieces, names_by_device, route, sources
-from lifecycle.training.config import LocalCheckpointConfig
 
 MOST = 4  # steps on one host: two whole ones, and what a kill left
 

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.integrity import steps_in
-from lifecycle.training.config import CheckpointConfig
 
 META = "meta"  # the item of a step with its facts
 MEASURED = "heldout"  # its entry: what was measured on held-out data at this step

@@ -30,6 +30,7 @@ from lifecycle.core.published import AT_ONCE
 from lifecycle.core.store import Missing, Store, StoredObject
 from lifecycle.training.checkpoints.agreement import by_writer, from_first, together
 from lifecycle.training.checkpoints.arrays import Shapes
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.checkpoints.copies import Copies
 from lifecycle.training.checkpoints.destination import Destination
 from lifecycle.training.checkpoints.home import RUN_ID, UNFINISHED, is_id, new_id
@@ -38,7 +39,6 @@ from lifecycle.training.checkpoints.mirror import bring_logs, fetch_checkpoint, 
 from lifecycle.training.checkpoints.parts import final_name, is_value, parts_in, prepare, split
 from lifecycle.training.checkpoints.retention import MEASURED, META, delete_steps, kept_steps
 from lifecycle.training.checkpoints.weights import FROZEN
-from lifecycle.training.config import CheckpointConfig
 
 SCRATCH = "parts"  # in the store: what processes hand to process 0 in a save
 STAGING = "staging"  # in the local folder: one folder for each process

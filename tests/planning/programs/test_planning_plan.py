@@ -25,7 +25,7 @@ from lifecycle.planning.programs.fingerprint import fingerprint
 from lifecycle.planning.programs.lowering import Kind, PlannedProgram, train_program
 from lifecycle.planning.programs.plan import ProgramPlan, plan_program
 from lifecycle.planning.topology import parse_topology
-from lifecycle.training.config import CheckpointConfig
+from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.likelihood import NextTokenConfig
 from tests.planning.fakes import fake_mesh
 from tests.planning.shipped import load, pretraining
