@@ -17,9 +17,10 @@ from lifecycle.inference.chunks import Chunk, prompt_chunks
 from lifecycle.inference.pages import GroupPages, PagePlan, chunk_names
 from lifecycle.inference.requests import Asked, ClosedError, HeldSlot, QueueFullError, Request, most_tokens
 
-# A group of slots takes chunks until it has this many padded tokens, then decodes: somebody reads along. Where nobody
-# does, it first fills its slots: a decode step takes as long for few of them (docs/log.md, "eight answers").
-PREFILL_TOKENS = 512
+PREFILL_TOKENS = 512  # a group of slots takes chunks until it has this many padded tokens, then decodes
+# The same for each slot where nobody reads along: a decode step takes as long for few of them (docs/log.md, "eight
+# answers"). Beside dispatches of `MAX_STEPS` it keeps all slots busy with prompts up to four times as long as outputs.
+FILL_TOKENS = 64
 # Decode steps in one dispatch, at most. 199 tokens of a 1.3 M-parameter model, context 512, CPU-seconds with 1 and with
 # 16 steps a dispatch: one slot 0.15 and 0.05, eight slots 0.36 and 0.28.
 MAX_STEPS = 16
@@ -61,15 +62,16 @@ class Scheduler[R: Request]:
         may_fork: bool = True,
     ) -> None:
         """`dispatch_s` is the duration that `decode_steps` aims at; with infinity, where nobody reads along, it always
-        plans `MAX_STEPS`, and prompts are prefilled as long as a slot is free. `may_fork`: whether equal prompts in a
-        group of slots are computed once."""
+        plans `MAX_STEPS`, and larger groups of slots are prefilled faster. `may_fork`: whether equal prompts in a group
+        of slots are computed once."""
         assert num_slots % num_groups == 0, "groups have the same number of slots"
         self.num_slots, self.max_queue = num_slots, max_queue
         self._group_size = num_slots // num_groups
         self._plan = plan
         self._pages = [GroupPages(plan) for _ in range(num_groups)]
         self._dispatch_s, self._may_fork = dispatch_s, may_fork
-        self._prefill_tokens = math.inf if dispatch_s == math.inf else PREFILL_TOKENS
+        fill = FILL_TOKENS * self._group_size if dispatch_s == math.inf else 0
+        self._prefill_tokens = max(PREFILL_TOKENS, fill)
         self._step_s = DISPATCH_S / 2
         self._num_accepted = 0
         self._waiting: list[Asked[R]] = []
@@ -207,8 +209,8 @@ class Scheduler[R: Request]:
     def take_prefills(self) -> list[list[Chunk]]:
         """This turn's prefill dispatches, in order: chunks of one padded length, at most one of each group of slots.
 
-        Within a group the oldest request goes first, up to `PREFILL_TOKENS` where somebody reads along. A request whose
-        prompt another one's slot computes waits for it (`forks`).
+        Within a group the oldest request goes first, up to a number of tokens. A request whose prompt another
+        one's slot computes waits for it (`forks`).
         """
         queues = [self._take_chunks(group) for group in range(len(self._pages))]
         dispatches: list[list[Chunk]] = []
