@@ -1,6 +1,5 @@
 """Steps on the student's own answers: which they are, what they ask, and that a killed run makes them again."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,63 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from lifecycle.core.config import validate
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.timesheet import TIMES, account, read_sessions
-from lifecycle.inference.model import Model
-from lifecycle.inference.sampling import SamplingParams
-from lifecycle.rl.sampling import Completions, Prompt
-from lifecycle.rl.student import LogAnswers, StepDraws, StudentBatches
+from lifecycle.rl.student import StepDraws
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import StopAt
-from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.row_encoder import EncodedRow
-from lifecycle.training.batches import RowBatches
-from lifecycle.training.distilling import DistillationConfig
-from lifecycle.training.job import TrainJob
-from lifecycle.training.loop import run_job
-from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.packing import DataStateError, ExampleRows
-from lifecycle.training.served import served_by
-from tests.rl.toy_policy import MODEL, SEED, TOKENIZER, one_device
-
-TEACHER = MODEL.model_copy(update={"d_ff": 32})
-NUM_IDS = 200
-
-
-def settings(share: float = 0.5, **own: Any) -> DistillationConfig:
-    tree: dict[str, Any] = {
-        "teacher": "wide", "steps": 6, "seq_len": 32, "global_batch_size": 4, "log_every": 1,
-        "on_policy": {"share": share, "max_completion_tokens": 6, "max_prompt_tokens": 10, "num_slots": 4},
-        "optimizer": {"learning_rate": 0.01}, "checkpoint": {"every": 1}, "shared_ids": NUM_IDS,
-    }  # fmt: skip
-    return validate(DistillationConfig, tree | own)
-
-
-def examples() -> list[EncodedRow]:
-    """Of two turns, of which the last one is asked again."""
-    made = []
-    for number in range(9):
-        turns = [(False, f"{number}?"), (True, "a"), (False, "and?"), (True, "b" * (1 + number % 3))]
-        ids = [TOKENIZER.bos_id, *(i for _, text in turns for i in TOKENIZER.encode(text))]
-        made.append(EncodedRow(ids, [False, *(is_said for is_said, text in turns for _ in text)]))
-    return made
-
-
-def batches_of(
-    train: DistillationConfig,
-    own: list[EncodedRow] | None = None,
-    seed: int = SEED,
-    held: Sequence[int] | None = None,
-) -> StudentBatches:
-    rows = own or examples()
-    prompts = [Prompt(number, row.prompt_ids, "") for number, row in enumerate(rows)]
-    blank = Model(MODEL, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
-    assert train.answering is not None
-    completions = Completions(blank, train.answering, one_device(), num_ids=train.shared_ids)
-    taken = RowBatches.on_mesh(ExampleRows(rows, train.seq_len, seed), train.global_batch_size, one_device())
-    return StudentBatches(taken, prompts, train, completions, served_by(MODEL, train, one_device()), seed, held)
+from tests.rl.toy_policy import MODEL, SEED, TOKENIZER
+from tests.rl.toy_student import NUM_IDS, batches_of, examples, settings, trained
 
 
 @pytest.fixture(scope="module")
@@ -162,18 +114,11 @@ def test_a_whole_share_takes_no_row(params: Any) -> None:
 @pytest.mark.parametrize(
     "share", [pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.long)]
 )
-def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(share: float, params: Any, tmp_path: Path) -> None:
-    def run(out: Path, progress: Silent) -> dict[str, Any]:
-        train = settings(share)
-        objective, batches = build_objective(MODEL, train, {"teacher": TEACHER}), batches_of(train)
-        held = {"teacher": random_params(TEACHER, 1)}
-        job = TrainJob(MODEL, train, one_device(), objective, batches, jax.tree.map(np.asarray, params), out, held=held)
-        return run_job(job, progress, [LogAnswers(batches)])
-
-    whole = run(tmp_path / "whole", Silent())
+def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(share: float, tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", {}, share, Silent())
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", StopAt(3))
-    again = run(tmp_path / "killed", Silent())
+        trained(tmp_path / "killed", {}, share, StopAt(3))
+    again = trained(tmp_path / "killed", {}, share, Silent())
     assert again["params_hash"] == whole["params_hash"] and again["loss"] == whole["loss"] > 0
     logs = [told(tmp_path / name) for name in ("whole", "killed")]
     assert logs[0] == logs[1] and {record["on_policy"] for record in logs[0]} == ({0.0, 1.0} if share < 1 else {1.0})
