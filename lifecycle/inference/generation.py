@@ -200,7 +200,7 @@ class Generation:
         self.max_tokens = max_tokens
         self.seed = params.seed if params.seed is not None else secrets.randbits(64)
         self.is_cancelled = False
-        self.cached_tokens = 0  # of the prompt: those that were not computed again
+        self.cached_tokens = 0  # of the prompt: those that it found in the cache
         self.output: Assembler | None = None  # the engine's, from the time when the request gets a slot
         self.adapter: Lease | None = None  # the engine's, until the last event
         self.prompt_tokens: list[Token] = []  # from the second one on, if asked for; whole before the first event

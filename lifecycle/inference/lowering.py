@@ -44,10 +44,10 @@ class AbstractEngine:
         return self._traced(prefill, table.prompt_rows([Chunk(slot=0, start=0, size=size, padded=size)], [[0] * size]))
 
     def fork(self) -> jax.stages.Traced:
-        """A slot of each group goes on from another one's chunk, the longest there is."""
+        """Slots of each group go on from another one's chunk, the longest there is."""
         table = self._table()
         chunk = Chunk(slot=0, start=0, size=table.plan.chunk, padded=table.plan.chunk)
-        return self._traced(fork, table.fork_rows([Fork(chunk, slot=min(1, self.num_slots - 1))]))
+        return self._traced(fork, table.fork_rows([[Fork(chunk, slot=1)]]))
 
     def decode(self) -> jax.stages.Traced:
         """A decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step."""

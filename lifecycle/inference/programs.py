@@ -114,7 +114,7 @@ def fork(
     rows: ForkRows,
     bank: Bank = None,
 ) -> tuple[Sampled, SlotState]:
-    """In each group a slot goes on from the chunk that another one has just got (`inference/forks.py`)."""
+    """In each group slots go on from the chunk that another one has just got (`inference/forks.py`)."""
 
     def local(_: Any, params: Params, state: SlotState, rows: ForkRows) -> tuple[Sampled, SlotState]:
         return forked(config, num_ids, state, rows)
@@ -228,7 +228,7 @@ class Programs:
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scored, states
 
     def fork(self, rows: ForkRows) -> Sampled:
-        """In host memory the token after each group's copy, `[G, 1]`."""
+        """In host memory the token after each copy, `[N, 1]`."""
         self._on_launch(rows)
         with self._launch, self._bank() as bank:
             sampled, self._state = fork(*self._given, self._params, self._state, rows, bank)

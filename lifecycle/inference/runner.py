@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import batched, zip_longest
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,6 +20,7 @@ from lifecycle.core.platform import platform
 from lifecycle.inference.adapters import BankSizes, HeldAdapter, leased, place_of
 from lifecycle.inference.chunks import Chunk
 from lifecycle.inference.drafting import Drafter
+from lifecycle.inference.forks import FORKS
 from lifecycle.inference.generation import (
     Assembler,
     EngineError,
@@ -44,7 +45,7 @@ from lifecycle.model.config import CacheFormat
 
 LOG = logging.getLogger(__name__)
 
-type DispatchObserver = Callable[[float, Mapping[str, int]], None]  # device-seconds; tokens computed, by request
+type DispatchObserver = Callable[[float, Mapping[str, int]], None]  # device-seconds; tokens, by request
 
 
 class Runner:
@@ -175,7 +176,7 @@ class Runner:
         """Compiles every shape. Accelerators run each too, writing nothing: they may lack the memory for it."""
         prefills = [self._table.prompt_rows([Chunk(0, 0, 0, padded)], [[]]) for padded in self._programs.plan.buckets]
         decode = self._table.decode_rows(0)
-        forks = [self._table.fork_rows([])] if self._drafts is None else []
+        forks = [self._table.fork_rows([])] if self._drafts is None and self._table.group_size > 1 else []
         self._programs.compile([decode, *prefills, *forks])
         if platform() != "cpu":
             for rows in prefills:
@@ -289,17 +290,18 @@ class Runner:
 
     def _fork(self, chunks: Sequence[Chunk]) -> None:
         """Lets requests go on from chunks that others have just got, before any of those may end."""
-        for forks in zip_longest(*(self._scheduler.forks(chunk) for chunk in chunks)):
-            own = [fork for fork in forks if fork is not None]
-            for chunk, slot in own:
-                for each in (chunk.slot, slot):
-                    self._table.set_pages(each, self._scheduler.tables(each))
+        for forks in zip_longest(*(batched(self._scheduler.forks(chunk), FORKS) for chunk in chunks)):
+            of_groups = [own for own in forks if own is not None]
+            every = [fork for own in of_groups for fork in own]
+            for slot in {slot for chunk, slot in every} | {chunk.slot for chunk, _ in every}:
+                self._table.set_pages(slot, self._scheduler.tables(slot))
             began = time.perf_counter()
-            sampled = self._programs.fork(self._table.fork_rows(own))
-            self._charge(began, {self._scheduler.request(slot).id: 1 for _, slot in own})
-            for chunk, slot in own:
-                with self._contained(slot):
-                    self._deliver(slot, sampled, self._table.group(slot), chunk.end)
+            sampled = self._programs.fork(self._table.fork_rows(of_groups))
+            self._charge(began, {self._scheduler.request(slot).id: 1 for _, slot in every})
+            for own in of_groups:
+                for number, (chunk, slot) in enumerate(own, FORKS * self._table.group(own[0].slot)):
+                    with self._contained(slot):
+                        self._deliver(slot, sampled, number, chunk.end)
 
     def _prefilled(self, generation: Generation, chunk: Chunk, sampled: Sampled, scored: Sampled | None) -> None:
         """Gives a request the log-probabilities of a chunk, if it asks for them, and after the last one a token."""

@@ -227,6 +227,8 @@ class Scheduler[R: Request]:
             if self._group(slot) != group or not held.chunks or held.asked.twin_key in computing:
                 continue
             computing |= {held.asked.twin_key} - {None}
+            if held.asked.twin_key is not None and held.is_untouched:
+                self._share_more(slot, held)
             while budget > 0 and held.chunks:
                 taken.append(held.chunks.popleft())
                 budget -= taken[-1].padded
@@ -250,8 +252,7 @@ class Scheduler[R: Request]:
         found: list[Fork] = []
         for slot, other in self._slots.items():
             if other.asked.twin_key == key and self._group(slot) == group and other.is_untouched:
-                if other.chunks[0].start != chunk.start:
-                    self._share_more(slot, other)
+                self._share_more(slot, other)
                 if other.chunks[0].start == chunk.start:
                     other.chunks.clear()
                     self._pages[group].move(other.row, chunk.start, chunk.end)
@@ -261,8 +262,10 @@ class Scheduler[R: Request]:
     def _share_more(self, slot: int, held: HeldSlot[R]) -> None:
         """Shares what has been cached since the request got its slot."""
         pages, asked = self._pages[self._group(slot)], held.asked
-        pages.close_row(held.row)
         shared = pages.num_shared(asked.names, held.length)
+        if shared <= held.chunks[0].start:  # or less, if pages with bad contents have lost their names
+            return
+        pages.close_row(held.row)
         row = pages.open_row(asked.names, shared, asked.needed)
         assert row is not None, "it needs no more pages than it has given back"
         held.row, held.chunks = row, self._chunks(slot, held.length, shared)

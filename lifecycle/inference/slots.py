@@ -12,7 +12,7 @@ from lifecycle.inference.chunks import Chunk
 from lifecycle.inference.decoding import DecodeRows
 from lifecycle.inference.drafting import LONGEST, NONE
 from lifecycle.inference.forbidden import NO_TOKEN, forbidden_rows, newest
-from lifecycle.inference.forks import ForkRows
+from lifecycle.inference.forks import FORKS, ForkRows
 from lifecycle.inference.grammar import ALL, no_masks
 from lifecycle.inference.pages import PagePlan
 from lifecycle.inference.programs import MAX_STOP_IDS, PromptRows
@@ -153,29 +153,29 @@ class SlotTable:
             adapters=self._adapters(slots),
         )
 
-    def fork_rows(self, forks: Sequence[Fork]) -> ForkRows:
-        """The arguments of a fork dispatch: at most one fork per group of slots."""
-        slots, own, positions = np.zeros((3, self.num_groups), np.int32)
-        to = np.full(self.num_groups, self.group_size, np.int32)
-        shape = self.num_groups, self.plan.chunk // self.plan.size
-        pages: dict[str, Any] = {kind: np.zeros(shape, np.int32) for kind in self.pages}
-        copies = {kind: np.full(shape, self.plan.num_pages[kind], np.int32) for kind in self.pages}
-        for chunk, slot in forks:
-            group = self.group(slot)
-            slots[group], own[group], positions[group] = chunk.slot, slot, chunk.end
-            to[group] = slot % self.group_size
-            held = slice(chunk.start // self.plan.size, -(-chunk.end // self.plan.size))
+    def fork_rows(self, forks: Sequence[Sequence[Fork]]) -> ForkRows:
+        """The arguments of a fork dispatch: of some groups of slots at most `FORKS` each, from one chunk."""
+        slots, positions = np.zeros((2, self.num_groups), np.int32)
+        own = np.zeros((self.num_groups, FORKS), np.int32)
+        to, num_pages = np.full_like(own, self.group_size), self.plan.chunk // self.plan.size
+        pages: dict[str, Any] = {kind: np.zeros((self.num_groups, num_pages), np.int32) for kind in self.pages}
+        copies = {kind: np.full((*own.shape, num_pages), self.plan.num_pages[kind], np.int32) for kind in self.pages}
+        for chunk, held in ((of_group[0].chunk, [fork.slot for fork in of_group]) for of_group in forks):
+            group, count = self.group(chunk.slot), len(held)
+            slots[group], positions[group] = chunk.slot % self.group_size, chunk.end
+            own[group, :count], to[group, :count] = held, np.array(held) % self.group_size
+            part = slice(chunk.start // self.plan.size, -(-chunk.end // self.plan.size))
             for kind, tables in self.pages.items():
-                count = held.stop - held.start
-                pages[kind][group, :count], copies[kind][group, :count] = tables[[chunk.slot, slot], held]
+                pages[kind][group, : part.stop - part.start] = tables[chunk.slot, part]
+                copies[kind][group, :count, : part.stop - part.start] = tables[held, part]
         return ForkRows(
-            slot=_argument(slots % self.group_size),
-            to=_argument(to),
+            slot=_argument(slots),
+            to=_argument(to.ravel()),
             pages=_arguments(pages),
-            copies=_arguments(copies),
+            copies=_arguments({kind: held.reshape(-1, num_pages) for kind, held in copies.items()}),
             position=_argument(positions),
-            sampling=self._sampling(own),
-            want_top=_argument(self.wants_top[[fork.slot for fork in forks]].any()),
+            sampling=self._sampling(own.ravel()),
+            want_top=_argument(any(self.wants_top[fork.slot] for of_group in forks for fork in of_group)),
         )
 
     def group(self, slot: int) -> int:

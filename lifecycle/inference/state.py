@@ -1,4 +1,5 @@
-"""What the device keeps for the slots between dispatches: pages of the KV cache, and which tokens each slot has had."""
+"""What the device keeps for the slots between dispatches: pages of the KV cache, which tokens each slot has had, and
+the logits after each group's newest chunk."""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -17,7 +17,7 @@ class EngineStats:
     draft_tokens: int = 0  # that were verified
     accepted_tokens: int = 0  # of these
     prefill_tokens: int = 0
-    cached_tokens: int = 0  # of prompts, that were not computed again
+    cached_tokens: int = 0  # of prompts, that were found in the cache
     not_finite: int = 0  # requests that failed by numbers that are not finite
     given_up: int = 0  # times that a request gave up its slot for want of pages
     largest_batch: int = 0

@@ -71,14 +71,12 @@ def sampling_runs(
 ) -> dict[str, float]:
     """How often the engine's programs run for `num` completions that are as long as may be, `group_size` of each
     prompt, in pieces of so many tokens. Of each further piece the tokens before it are prefilled; the prompt itself
-    once for as many completions as a group of slots holds."""
+    once for its completions, and again for those of them that get slots later."""
     groups = num_groups(mesh)
     begins = range(0, settings.max_completion_tokens, piece or settings.max_completion_tokens)
-    shared = min(group_size, max(num_slots // groups, 1))
-    chunks = sum(
-        -(-num // (groups * (1 if at else shared))) * -(-(settings.max_prompt_tokens + at) // BUCKETS[-1])
-        for at in begins
-    )
+    own, slots = -(-num // groups), max(num_slots // groups, 1)  # completions and slots of a group
+    first = min(own, -(-own // group_size) + -(-own // slots) - 1)
+    chunks = sum((own if at else first) * -(-(settings.max_prompt_tokens + at) // BUCKETS[-1]) for at in begins)
     tokens = -(-num // num_slots) * settings.max_completion_tokens
     return {"prefill": float(chunks), "decode": float(tokens)}
 

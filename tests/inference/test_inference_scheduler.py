@@ -151,11 +151,17 @@ class Turns(RuleBasedStateMachine):
                 self.scheduler.place(chunk)
                 self._see(chunk.slot, chunk.start, chunk.end)
                 assert chunk.is_first == (not self.held[chunk.slot].chunks)
+                if chunk.is_first:  # more may be cached by now
+                    assert self.cached[chunk.slot] <= chunk.start < self.held[chunk.slot].length
+                    self.cached[chunk.slot] = chunk.start
                 self.held[chunk.slot].chunks.append(chunk)
                 padded[group] += chunk.padded
             for chunk in chunks:
                 for fork in self.scheduler.forks(chunk):
                     self._copy(*fork)
+                if chunk.end == (ask := self.held[chunk.slot]).length and ask.tokens % 11 == 0:
+                    assert self.scheduler.release(chunk.slot, has_bad_pages=True) is self.held.pop(chunk.slot)
+                    ask.left += 1
         assert max(padded) < PREFILL_TOKENS + BUCKETS[-1]
 
     def _copy(self, chunk: Chunk, slot: int) -> None:
@@ -293,6 +299,39 @@ def test_equal_prompts_are_computed_once_in_each_group() -> None:
     scheduler.accept(Ask(300, 5, letter=1))  # has no twins, but what is cached of it
     assert [(admission.slot, admission.num_cached) for admission in scheduler.admit()] == [(3, 256), (6, 256), (7, 256)]
     assert prefilled(scheduler) == ([(3, 256), (6, 256), (7, 256)], [])
+
+
+def test_pages_that_lose_their_names_meanwhile_are_kept_by_who_has_them() -> None:
+    """One fails whose prompt begins as those of two that wait, in so few pages that none could begin again."""
+    pages = PagePlan(PAGE, BUCKETS, {"full": 30}, {"full": None})
+    scheduler = Scheduler[Ask](3, 8, pages)
+    scheduler.accept(Ask(1025, 1))
+    scheduler.admit()
+    while not scheduler.decoding:
+        prefilled(scheduler)
+    scheduler.release(0)
+    for length, has_twins in ((1124, False), (1324, True), (1324, True)):
+        scheduler.accept(Ask(length, 1, has_twins=has_twins))
+    assert [admission.num_cached for admission in scheduler.admit()] == [1024] * 3
+    (failed,), *others = scheduler.take_prefills()
+    scheduler.place(failed)
+    scheduler.release(failed.slot, has_bad_pages=True)
+    for (chunk,) in others:
+        scheduler.place(chunk)
+        assert not scheduler.forks(chunk)  # they have other copies of the pages before it
+    assert prefilled(scheduler) == ([(2, 1024), (2, 1280)], [])
+
+
+def test_who_follows_a_cancelled_one_goes_on_from_what_it_had() -> None:
+    scheduler = scheduler_of(num_slots=2, max_queue=2)
+    asks = [Ask(900, 1, has_twins=True) for _ in range(2)]
+    for ask in asks:
+        scheduler.accept(ask)
+    scheduler.admit()
+    assert prefilled(scheduler)[0] == [(0, 0), (0, 256)]
+    asks[0].is_cancelled = True
+    scheduler.remove_cancelled()
+    assert prefilled(scheduler)[0] == [(1, 512), (1, 768)]
 
 
 def test_without_forks_every_prompt_is_computed() -> None:

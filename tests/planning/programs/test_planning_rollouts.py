@@ -101,17 +101,17 @@ def test_a_ppo_stage_also_measures_values() -> None:
 
 
 def test_how_often_programs_run_for_a_step() -> None:
-    """3 completions of each of 2 prompts, of 4 tokens, in 4 slots: a prompt is prefilled once for as many completions
-    as there are slots, and a piece of a completion with what comes before it."""
+    """3 completions of each of 2 prompts, of 4 tokens, in 4 slots: a prompt is prefilled once for its completions and
+    again for those that get slots later, and a piece of a completion with what comes before it."""
     runs = {name: program.runs_per_step for name, program in programs(grpo(beta=0.1, num_iterations=2)).items()}
-    assert runs == {"a": 1, "a-logprobs": 0.5, "a-prefill": 1, "a-decode": 4}
+    assert runs == {"a": 1, "a-logprobs": 0.5, "a-prefill": 1.5, "a-decode": 4}
     few = {program.kind: program.runs_per_step for program in programs(grpo(num_slots=2)).values()}
-    assert few == {"step": 1, "prefill": 3, "decode": 12}
+    assert few == {"step": 1, "prefill": 4, "decode": 12}
     partial = {"prompts_in_flight": 3, "tokens": 2}
     pieces = {
         program.kind: program.runs_per_step for program in programs(grpo(partial=partial, max_staleness=1)).values()
     }
-    assert pieces == {"step": 1, "prefill": 2 + 6, "decode": 8}
+    assert pieces == {"step": 1, "prefill": 3 + 6, "decode": 8}
 
 
 def test_the_programs_of_a_student_that_answers() -> None:
