@@ -155,6 +155,7 @@ def test_two_models_take_their_turns_one_at_a_time(tiny: Model) -> None:
         assert [pair[n] for pair in answers] == alone(model, [[n] for n in range(1, 9)], [GREEDY] * 8)
 
 
+@pytest.mark.slow
 def test_a_process_that_computes_something_else_ends_the_job_before_it_launches_it(tiny: Model) -> None:
     wrong = replace(tiny, params=random_model(seed=1).params)
     with job_of(following(wrong)) as job, job.engine(tiny) as engine:

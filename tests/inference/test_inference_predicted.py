@@ -49,6 +49,7 @@ def test_what_is_accepted_is_a_common_subsequence(prediction: str, output: str) 
     assert every[0] & every[1]
 
 
+@pytest.mark.slow
 def test_a_prediction_saves_steps_and_changes_nothing(model: Model) -> None:
     """Right from the first token on, or wrong in the middle; of greedy and sampled requests; and gone when another
     request has the slot."""

@@ -297,7 +297,10 @@ def test_a_sharded_vocabulary_gives_a_tpu_the_same_loss(above: float, monkeypatc
         np.testing.assert_allclose(found, wanted, atol=ONE_OP * max(1.0, float(jnp.abs(wanted).max())), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("chunks", "soft_cap", "z_weight"), [(1, None, 0.0), (1, 2.0, 0.1), (5, None, 0.1)])
+@pytest.mark.parametrize(
+    ("chunks", "soft_cap", "z_weight"),
+    [(1, None, 0.0), (1, 2.0, 0.1), pytest.param(5, None, 0.1, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("every", [*(pytest.param(every, marks=pytest.mark.slow) for every in (1, B * T + 1)), 3])
 def test_sums_over_positions_with_weight_are_those_over_all(
     every: int, chunks: int, soft_cap: float | None, z_weight: float, monkeypatch: pytest.MonkeyPatch

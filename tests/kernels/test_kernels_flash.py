@@ -52,11 +52,16 @@ CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     ),
     "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
 }
-DEFAULT = ("causal", "a length of no whole block", "window", "sinks", "all")
+DEFAULT = ("causal", "all")  # which has windows and sinks
+SLOW = ("a length of no whole block", "window", "sinks")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.long) for name in CASES]
+    "name",
+    [
+        name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.long)
+        for name in CASES
+    ],
 )
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     mask, options, dims = CASES[name]
@@ -89,7 +94,7 @@ def test_any_shape_is_as_the_reference(data: st.DataObject) -> None:
     ("length", "window"),
     [
         pytest.param(1024, None, marks=pytest.mark.long),
-        (1024, 130),
+        pytest.param(1024, 130, marks=pytest.mark.slow),
         pytest.param(1200, None, marks=pytest.mark.long),
     ],
 )
@@ -187,6 +192,7 @@ def assert_written_once(steps: np.ndarray, windows: int) -> None:
     assert np.array_equal(done[[fb.DONE_HEAD, fb.DONE_QUERY]], done[[fb.HEAD, fb.QUERY]])
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_bfloat16() -> None:
     inputs = {name: x.astype(jnp.bfloat16) for name, x in arrays(128, 2, 1, (16, 16)).items()}
     flash = partial(flash_attention, mask=row(128), scale=0.25, blocks=SMALL, interpret=True)

@@ -83,6 +83,7 @@ def test_each_value_is_near_and_finite(power: int, seed: int, is_sparse: bool) -
 ROUNDED = jax.jit(lambda w: dense(quantised(w)))
 
 
+@pytest.mark.slow
 def test_shards_of_whole_blocks_are_those_of_the_weight() -> None:
     weight = np.random.default_rng(1).standard_normal((2, 256, 512), np.float32)
     whole = jax.jit(quantised)(weight)

@@ -104,6 +104,7 @@ def test_xla_has_the_same_products_and_the_plain_weight_is_near(bits: int) -> No
     np.testing.assert_allclose(out, x @ dense(held), atol=0.02 * float(jnp.abs(out).max()))
 
 
+@pytest.mark.slow
 def test_a_table_gives_rows_and_logits() -> None:
     rng = np.random.default_rng(3)
     plain = jnp.asarray(rng.normal(size=(80, 32)), jnp.float32)

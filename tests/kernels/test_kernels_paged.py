@@ -220,7 +220,7 @@ def held(entry: Entry, groups: int, dtype: str, newest: np.ndarray) -> tuple[Pag
     ("device", "length", "dtype", "options"),
     [
         pytest.param("tpu", 1, "float32", {}, id="tokens"),
-        pytest.param("tpu", 1, "int8", {}, id="int8"),
+        pytest.param("tpu", 1, "int8", {}, id="int8", marks=pytest.mark.slow),
         pytest.param("tpu", 20, "float32", ALL_OPTIONS, id="chunks with all options"),
         pytest.param("tpu", 3, "float8_e4m3fn", {"is_latent": True}, id="fp8 latents", marks=pytest.mark.slow),
         pytest.param("tpu", 1, "float32", {"window": 3}, id="a window", marks=pytest.mark.slow),

@@ -58,6 +58,7 @@ def numpy_quantise(x: np.ndarray, axis: int, dtype: Any) -> tuple[np.ndarray, np
     return (np.rint(scaled) if dtype == np.int8 else scaled).astype(dtype).astype(np.float64), scale
 
 
+@pytest.mark.slow
 def test_a_tpu_widens_the_weights_of_inference_and_rounds_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training weight, which receives a gradient, has its rows rounded there too."""
     draw = np.random.default_rng(0)

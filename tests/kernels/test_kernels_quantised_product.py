@@ -95,7 +95,7 @@ def test_columns_have_a_scale_of_all_rows(rows: int, depth: int, columns: int, i
     assert np.abs(out - wanted).max() <= 1e-2 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.inf, pytest.param(-np.inf, marks=pytest.mark.slow)])
 def test_what_is_not_finite_stays_seen(bad: float) -> None:
     """And in its row or column only. NaNs cannot be tested here: XLA's maximum on a CPU drops them."""
     x, grad = drawn(256, 256), drawn(256, 256, seed=1)
@@ -149,7 +149,7 @@ def product(x: Array, weight: Array, grad: Array, is_cut_by_column: bool = False
     return values(x, weight, grad)
 
 
-@pytest.mark.parametrize("is_cut_by_column", [False, True])
+@pytest.mark.parametrize("is_cut_by_column", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_v6es_product_and_gradients_are_as_exact_as_those_of_other_chips(
     is_cut_by_column: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,8 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "block", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow), 5]
+    "block",
+    [pytest.param(1, marks=pytest.mark.slow), 3, *(pytest.param(size, marks=pytest.mark.slow) for size in (4, 5))],
 )
 def test_blocks_of_keys_of_any_size(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring, "BLOCK", block)
@@ -102,6 +103,7 @@ def test_blocks_of_keys_of_any_size(block: int, monkeypatch: pytest.MonkeyPatch)
     assert_same(value_and_gradients(on_devices(2, mask), inputs), of_reference(inputs, mask))
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.data())
 def test_any_positions_and_segments_in_any_order(data: st.DataObject) -> None:
@@ -123,6 +125,7 @@ def test_no_device_ever_holds_a_whole_rows_keys_or_scores() -> None:
     assert f"x{length}x" not in manual[: manual.index("sdy.return")]
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_bfloat16_with_float32_sums() -> None:
     inputs = arrays(64, dtype=jnp.bfloat16)
     found = value_and_gradients(on_devices(4, row(64)), inputs)

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
 }
 LONG = ("segments", "soft cap", "values narrower than keys")  # "all" has them too
-SLOW = ("window", "sinks")  # it has these as well
+SLOW = ("window", "sinks", "a length of no whole block")  # it has the first two as well
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     assert_same(value_and_gradients(splash, inputs), of_reference(inputs, mask, **options))
 
 
-@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 130])
+@pytest.mark.parametrize("window", [pytest.param(size, marks=pytest.mark.slow) for size in (None, 130)])
 def test_a_load_balanced_part_of_the_queries_on_each_device(window: int | None) -> None:
     num_shards, length = 4, 1024
     inputs, mask = arrays(length, 2, 1, (8, 8)), row(length, segment=300, window=window)
@@ -83,6 +83,7 @@ def test_a_load_balanced_part_of_the_queries_on_each_device(window: int | None) 
     assert_same(value_and_gradients(splash, inputs), of_reference(inputs, mask, scale=0.5))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_bfloat16() -> None:
     inputs = {name: x.astype(jnp.bfloat16) for name, x in arrays(128, 2, 1, (16, 16)).items()}
     found = value_and_gradients(

@@ -86,6 +86,7 @@ def test_window_layers_have_pages_of_their_own(config: ModelConfig) -> None:
     assert set(cache.stacks) == {"0+3", "1+3", "2+3", "6+1"} and page_kinds(config) == ["window", "full"]
 
 
+@pytest.mark.slow
 def test_pages_are_used_again_without_being_cleared() -> None:
     params = random_params(WINDOWED)
     old, new = np.random.default_rng(1).integers(0, WINDOWED.vocab_size, (2, 2, LENGTH)).astype(np.int32)

@@ -167,6 +167,7 @@ def test_packed_rows_equal_unpacked_ones(params: dict[str, Any]) -> None:
         begin += len(text)
 
 
+@pytest.mark.slow
 def test_packed_rows_have_the_summed_gradients_of_unpacked_ones(params: dict[str, Any]) -> None:
     texts = documents()
     step = jax.jit(jax.value_and_grad(lambda p, batch: objective_of("next_token", MODEL)(p, batch).loss))
@@ -212,6 +213,7 @@ def test_chunks_of_unequal_rows_equal_the_full_forward(params: dict[str, Any]) -
     assert done.tolist() == [LENGTH] * 3
 
 
+@pytest.mark.slow
 def test_a_slot_is_used_again_without_being_cleared(params: dict[str, Any]) -> None:
     first, second = tokens_of(1, seed=1), tokens_of(1, 10, seed=2)
     cache = init_cache(MODEL, 1, LENGTH, page=PAGE)

@@ -77,6 +77,7 @@ def final(params: Params, x: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + MODEL.norm_eps) * np.asarray(params["norm"]["scale"])
 
 
+@pytest.mark.slow
 def test_what_is_taken_are_the_layers_inputs(params: Params, batch: dict[str, Any]) -> None:
     whole = jax.jit(forward, static_argnums=0)
     hidden, taken = taking(params, batch)
@@ -130,6 +131,7 @@ def test_unrolled_steps_are_those_of_a_decode(params: Params, batch: dict[str, A
             np.testing.assert_allclose(state[:, place] @ table.T, scores, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_document_sees_no_other(params: Params, batch: dict[str, Any]) -> None:
     cut = 4
     packed = batch | {

@@ -14,7 +14,9 @@ from lifecycle.model.few_rows import by_all_experts, is_few
 ROWS, EXPERTS, D, F = 5, 4, 8, 6
 
 
-@pytest.mark.parametrize("weights", [None, "int8", "int4"])
+@pytest.mark.parametrize(
+    "weights", [None, *(pytest.param(weights, marks=pytest.mark.slow) for weights in ("int8", "int4"))]
+)
 def test_rows_get_the_weighted_sum_of_their_experts(weights: str | None) -> None:
     draw = np.random.default_rng(0)
     plain = {name: jnp.asarray(draw.normal(size=(EXPERTS, *size)), jnp.float32)

@@ -100,8 +100,8 @@ def assert_alike(found: Sequence[Completion], expected: Sequence[Completion]) ->
 
 @pytest.mark.parametrize(
     ("name", "axes"),
-    [*CASES, *(pytest.param(*case, marks=mark) for mark, cases in
-     ((pytest.mark.long, LONG), (pytest.mark.matrix, MORE)) for case in cases)],
+    [pytest.param(*case, marks=mark) for mark, cases in
+     ((pytest.mark.slow, CASES), (pytest.mark.long, LONG), (pytest.mark.matrix, MORE)) for case in cases],
     ids=str,
 )  # fmt: skip
 def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) -> None:
@@ -232,7 +232,7 @@ def test_prompts_of_several_chunks_are_prefilled_by_groups_side_by_side() -> Non
     assert_alike(generate(model, prompts, GREEDY, mesh=mesh), generate(model, prompts, GREEDY))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_a_mesh_too_a_request_alone_equals_the_same_in_a_batch() -> None:
     model, mesh = model_of("dense"), build_mesh(MeshConfig(fsdp=4, tensor=2))
     prompts, params = requests()
@@ -255,7 +255,7 @@ def test_two_engines_on_one_mesh_answer_side_by_side() -> None:
     assert_alike([one for one, _ in completions], one_device("dense"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_prompts_are_scored_on_a_mesh_as_on_one_device() -> None:
     """By groups of which only some ask."""
     model, (prompts, params) = model_of("dense"), requests()

@@ -54,9 +54,9 @@ SMOOTHED = ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired")
 PLAIN = ("sigmoid", "hinge", "ipo", "sigmoid_norm", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "sft")
 BY_DEFAULT = {
     "dpo": ("dpo", {"loss": dict.fromkeys((*SMOOTHED, *PLAIN), 0.1), "label_smoothing": 0.1, "length_alpha": 0.4}),
-    "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2, "sampler_cap": 2.0}),
 }
 SLOW = {
+    "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2, "sampler_cap": 2.0}),
     "dft": ("sft", {"loss": "dft"}),
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
     "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),

@@ -204,6 +204,7 @@ def diverging(params: Any, batch: Any, context: Any, at: int) -> Any:
     return replace(sums, loss=jnp.where(batch["tokens"][:, 0].sum() == at, jnp.nan, sums.loss))
 
 
+@pytest.mark.slow
 def test_divergence_names_the_step_and_keeps_the_checkpoints(tmp_path: Path) -> None:
     settings = TinyRun(steps=12, checkpoint_every=2, grad_accum=1)
     job = tiny_job(tmp_path, settings)

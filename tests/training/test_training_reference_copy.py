@@ -58,7 +58,8 @@ def referred(how: str) -> tuple[ModelConfig, Params, ModelConfig, Params]:
 
 
 @pytest.mark.parametrize(
-    ("name", "how", "own"), [("dpo", "copy", DPO), pytest.param("kto", "base", {}, marks=pytest.mark.long)]
+    ("name", "how", "own"),
+    [pytest.param("dpo", "copy", DPO, marks=pytest.mark.slow), pytest.param("kto", "base", {}, marks=pytest.mark.long)],
 )
 def test_a_reference_in_the_step_gives_what_a_table_of_it_does(name: str, how: str, own: dict[str, Any]) -> None:
     model, params, plain, reference = referred(how)

@@ -253,7 +253,9 @@ def distilled(
     return found
 
 
-@pytest.mark.parametrize("name", TRL["distillation"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if "_0.7" in n else []) for n in TRL["distillation"]]
+)
 def test_distillation_is_trls(name: str, distilled: Any) -> None:
     case = TRL["distillation"][name]
     loss, norm, means = distilled(DistillationConfig(**SIZES, teacher="gemma2", **case["settings"]))
