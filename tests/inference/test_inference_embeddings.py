@@ -38,7 +38,9 @@ def plain(model: Model, prompt: list[int], pooling: Pooling) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-@pytest.mark.parametrize("pooling", ["mean", pytest.param("last", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "pooling", [pytest.param("mean", marks=pytest.mark.slow), pytest.param("last", marks=pytest.mark.long)]
+)
 def test_a_vector_is_that_of_the_plain_forward_whatever_else_runs(model: Model, pooling: Pooling) -> None:
     """Of one token to the whole context, in one chunk and in two, beside answers that are generated."""
     alone = [embed(model, [prompt], pooling, SLOTS)[0] for prompt in PROMPTS]

@@ -97,6 +97,7 @@ def test_the_kernel_decodes_what_xla_does(monkeypatch: pytest.MonkeyPatch, weigh
     assert [one.token_ids for one in by_kernel] == [one.token_ids for one in by_xla]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_a_bundle_is_loaded_in_a_format(tmp_path: Path, weights: WeightFormat) -> None:
     config = LLAMA.model_copy(update={"vocab_size": 264})

@@ -47,6 +47,7 @@ def test_a_prompt_is_what_comes_before_the_last_answer() -> None:
     assert EncodedRow([1, 2], [True, True]).prompt_ids == [] and EncodedRow([1, 2], [False] * 2).prompt_ids == [1, 2]
 
 
+@pytest.mark.slow
 def test_batches_are_rows_or_answers_and_neither_passes_over_any(params: Any) -> None:
     """Answers are in the rows' columns and shapes, of ids that the teacher has, each behind its prompt."""
     train = settings()

@@ -137,6 +137,7 @@ def test_what_lies_beside_a_program_takes_part_of_the_memory(compiler: Answering
     assert "does not fit" in text and "beside the program: state" in text and "fewer slots" in text
 
 
+@pytest.mark.slow
 def test_a_setting_that_changes_the_program_changes_what_is_compiled_and_no_other_does() -> None:
     own = fingerprint_of(settings_of())
     schedule = settings_of().optimizer.schedule.model_copy(update={"kind": "cosine"})
