@@ -93,7 +93,7 @@ def assert_alike(found: Completion, expected: Completion) -> None:
         assert token.logprob == pytest.approx(wanted.logprob, abs=WHOLE_MODEL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_greedy_tokens_are_those_of_merged_weights(model: Model, engine: Engine) -> None:
     adapter = load(engine, 1)
     (found,) = answers(engine, adapter)

@@ -296,7 +296,7 @@ class Recorded(PolicyBatches):
 @pytest.mark.parametrize(
     ("own", "every", "passed"),
     [
-        pytest.param({}, 1, {1: 1}, id="to a checkpoint", marks=pytest.mark.slow),
+        pytest.param({}, 1, {1: 1}, id="to a checkpoint", marks=pytest.mark.long),
         pytest.param({}, 100, {0: 2}, id="to the start", marks=pytest.mark.long),
         pytest.param(AHEAD, 1, {1: 1}, id="ahead", marks=pytest.mark.slow),
         pytest.param(ROUNDS, 100, {0: 2}, id="rounds", marks=pytest.mark.long),
