@@ -139,7 +139,7 @@ class _Search:
         sampled: Sampled | None = None
         for number, cut in enumerate(prompt_chunks(len(own.prompt), self._programs.plan.buckets)):
             chunk = Chunk(own.slot, *cut, is_first=number == 0)
-            own.pages.extend(chunk.start, chunk.start + chunk.size)
+            own.pages.extend(chunk.start, chunk.end)
             self._table.set_pages(own.slot, own.pages.tables[0])
             sampled, *_ = self._programs.prefill(self._table.prompt_rows([chunk], [own.prompt]))
         assert sampled is not None, "a prompt has a token"

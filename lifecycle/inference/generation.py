@@ -5,11 +5,9 @@ character or shows a part of a stop string.
 """
 
 import asyncio
-import hashlib
 import itertools
 import secrets
 import threading
-from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
@@ -22,6 +20,7 @@ from lifecycle.inference.adapters import Lease
 from lifecycle.inference.bad_words import forbidden
 from lifecycle.inference.forbidden import Guard
 from lifecycle.inference.grammar import Constraint
+from lifecycle.inference.pages import chunk_names
 from lifecycle.inference.predicted import PredictedTokens
 from lifecycle.inference.sampling import NOT_FINITE, Sampled, SamplingParams
 from lifecycle.inference.stopping import StopBuffer
@@ -229,7 +228,7 @@ class Generation:
         if not self.may_share:
             return None
         is_penalised = bytes([self.params.repetition_penalty != 1])
-        return hashlib.blake2b(array("q", self.prompt).tobytes() + is_penalised + self.cache_key).digest()
+        return chunk_names(self.prompt, len(self.prompt), is_penalised + self.cache_key)[0]
 
     @property
     def num_predicted(self) -> int:

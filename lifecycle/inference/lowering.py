@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.typing import PyTree
 from lifecycle.inference.chunks import Chunk
 from lifecycle.inference.pages import PagePlan
-from lifecycle.inference.programs import DispatchRows, decode, fork, prefill
-from lifecycle.inference.scheduler import MAX_STEPS, Fork
+from lifecycle.inference.programs import DispatchRows, decode, prefill
+from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.state import SlotState, check_mesh, init_slots, num_groups, page_plan
 from lifecycle.model.config import CacheFormat, ModelConfig, WeightFormat
@@ -42,12 +42,6 @@ class AbstractEngine:
         table = self._table()
         size = table.plan.chunk
         return self._traced(prefill, table.prompt_rows([Chunk(slot=0, start=0, size=size, padded=size)], [[0] * size]))
-
-    def fork(self) -> jax.stages.Traced:
-        """Slots of each group go on from another one's chunk, the longest there is."""
-        table = self._table()
-        chunk = Chunk(slot=0, start=0, size=table.plan.chunk, padded=table.plan.chunk)
-        return self._traced(fork, table.fork_rows([[Fork(chunk, slot=1)]]))
 
     def decode(self) -> jax.stages.Traced:
         """A decode dispatch over all slots. Its loop over steps has no fixed length: it counts as one step."""

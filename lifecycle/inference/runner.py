@@ -293,7 +293,7 @@ class Runner:
         for forks in zip_longest(*(batched(self._scheduler.forks(chunk), FORKS) for chunk in chunks)):
             of_groups = [own for own in forks if own is not None]
             every = [fork for own in of_groups for fork in own]
-            for slot in {slot for chunk, slot in every} | {chunk.slot for chunk, _ in every}:
+            for _, slot in every:
                 self._table.set_pages(slot, self._scheduler.tables(slot))
             began = time.perf_counter()
             sampled = self._programs.fork(self._table.fork_rows(of_groups))

@@ -222,13 +222,17 @@ class Scheduler[R: Request]:
     def _take_chunks(self, group: int) -> deque[Chunk]:
         taken: deque[Chunk] = deque()
         budget = self._prefill_tokens
-        computing: set[bytes | None] = set()
+        computing: set[bytes] = set()
         for slot, held in self._slots.items():
-            if self._group(slot) != group or not held.chunks or held.asked.twin_key in computing:
+            if budget <= 0:
+                break
+            key = held.asked.twin_key
+            if self._group(slot) != group or not held.chunks or key in computing:
                 continue
-            computing |= {held.asked.twin_key} - {None}
-            if held.asked.twin_key is not None and held.is_untouched:
-                self._share_more(slot, held)
+            if key is not None:
+                computing.add(key)
+                if held.is_untouched:
+                    self._share_more(slot, held)
             while budget > 0 and held.chunks:
                 taken.append(held.chunks.popleft())
                 budget -= taken[-1].padded
@@ -238,7 +242,7 @@ class Scheduler[R: Request]:
         """Gives a chunk of `take_prefills` its pages, right before its dispatch; those of a whole chunk can be shared
         from then on."""
         held, pages = self._slots[chunk.slot], self._pages[self._group(chunk.slot)]
-        pages.move(held.row, chunk.start, chunk.start + chunk.size)
+        pages.move(held.row, chunk.start, chunk.end)
         if chunk.size == self._plan.chunk:
             pages.name_chunk(held.row, chunk.start)
 

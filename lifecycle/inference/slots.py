@@ -126,7 +126,7 @@ class SlotTable:
         for chunk, prompt in zip(chunks, prompts, strict=True):
             group = self.group(chunk.slot)
             slots[group], starts[group], sizes[group] = chunk.slot, chunk.start, chunk.size
-            end = chunk.start + chunk.size
+            end = chunk.end
             tokens[group, : chunk.size] = prompt[chunk.start : end]
             if self.context.size:
                 self.context[chunk.slot, self._begin : self._begin + end] = prompt[:end]

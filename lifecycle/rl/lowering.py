@@ -71,7 +71,7 @@ def sampling_runs(
 ) -> dict[str, float]:
     """How often the engine's programs run for `num` completions that are as long as may be, `group_size` of each
     prompt, in pieces of so many tokens. Of each further piece the tokens before it are prefilled; the prompt itself
-    once for its completions, and again for those of them that get slots later."""
+    once for its completions, and again for those of them that get slots later: a copy of its pages counts nothing."""
     groups = num_groups(mesh)
     begins = range(0, settings.max_completion_tokens, piece or settings.max_completion_tokens)
     own, slots = -(-num // groups), max(num_slots // groups, 1)  # completions and slots of a group

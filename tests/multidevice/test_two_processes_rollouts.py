@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ def by_two(out: Path, own: dict[str, Any], stop: int | None = None) -> str:
     return "".join(told)
 
 
+def assert_as_one(folder: Path, names: Sequence[str]) -> None:
+    """What the jobs `one` and `two` have logged under these names, and their weights, are close."""
+    one, two = (
+        [(name, record[name]) for record in read_log(folder / of / METRICS) for name in names if name in record]
+        for of in ("one", "two")
+    )
+    assert [name for name, _ in one] == [name for name, _ in two] and len(one) > 12
+    np.testing.assert_allclose([value for _, value in two], [value for _, value in one], atol=CLOSE)
+    weights = [load_params(folder / of / CHECKPOINTS, abstract_params(MODEL)) for of in ("one", "two")]
+    jax.tree.map(lambda left, right: np.testing.assert_allclose(right, left, atol=CLOSE), *weights)
+
+
 @pytest.mark.parametrize(
     "own",
     [
@@ -49,20 +62,12 @@ def test_two_processes_learn_from_rewards_as_one(
     monkeypatch.setenv(CALLS, str(calls["two"]))
     by_two(tmp_path / "two", own)
     assert calls["two"].read_text() == calls["one"].read_text() and set(calls["two"].read_text().split()) == {"0"}
-    names = ("loss", "reward", "heldout_reward", "completions/mean_length")
-    logs = [
-        [(name, record[name]) for record in read_log(tmp_path / one / METRICS) for name in names if name in record]
-        for one in ("one", "two")
-    ]
-    assert [name for name, _ in logs[0]] == [name for name, _ in logs[1]] and len(logs[0]) > 12
-    np.testing.assert_allclose([value for _, value in logs[1]], [value for _, value in logs[0]], atol=CLOSE)
+    assert_as_one(tmp_path, ("loss", "reward", "heldout_reward", "completions/mean_length"))
     said = [
         [json.loads(line)["completion"] for line in (tmp_path / one / ROLLOUTS).read_text().splitlines()]
         for one in ("one", "two")
     ]
     assert said[0] == said[1] and len(said[0]) > 4
-    weights = [load_params(tmp_path / one / CHECKPOINTS, abstract_params(MODEL)) for one in ("one", "two")]
-    jax.tree.map(lambda left, right: np.testing.assert_allclose(right, left, atol=CLOSE), *weights)
 
 
 @pytest.mark.long
