@@ -169,6 +169,8 @@ class RlooConfig(GrpoConfig):
     objective: str = "rloo"
     loss: PolicyLoss = "rloo"
     advantage: Advantage = "rloo"
+    use_kl_in_reward: bool = True
+    kl: Literal["k1", "k2", "k3"] = "k1"  # whose sum over a completion is its log-ratio to the initial model
 
 
 class ReinforceConfig(GrpoConfig):

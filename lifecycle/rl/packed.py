@@ -16,6 +16,7 @@ from lifecycle.rl.advantages import advantages
 from lifecycle.rl.config import GrpoConfig, PpoConfig, RolloutConfig
 from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.partial import Flight
+from lifecycle.rl.penalty import divergences, per_completion
 from lifecycle.rl.returns import with_returns
 from lifecycle.rl.rollouts import Scored
 from lifecycle.rl.samples import samples_of
@@ -54,7 +55,7 @@ class Made:
         self.scored, self.pending = replace(self.pending(), version=self.version), None
         self.batch = with_rewards(self.batch, self.scored.rewards, settings)
         staleness = {"sampling/staleness": float(self.first - self.version)} if settings.max_staleness else {}
-        self.metrics = staleness | metrics_of(self.scored, settings.group_size)
+        self.metrics = staleness | metrics_of(self.scored, settings.group_size) | kl_in_reward(self.batch, settings)
         self.samples = samples_of(self.scored, settings.group_size)
 
     def fits(self, settings: RolloutConfig) -> bool:
@@ -109,21 +110,33 @@ def packed(rollouts: Sequence[Rollout], settings: RolloutConfig) -> HostBatch:
 
 
 def with_rewards(batch: HostBatch, rewards: np.ndarray, settings: RolloutConfig) -> HostBatch:
-    """Each segment with its advantage, or with its reward if a value function makes advantages of that."""
-    values = _values(rewards, settings).astype(np.float32)
-    of_segment = np.where(batch["group_mask"] > 0, values[batch["group_ids"]], 0)
-    batch = batch | {ADVANTAGES: of_segment[..., None].astype(np.float32)}
-    return with_returns(batch, settings.value) if isinstance(settings, PpoConfig) else batch
+    """Each segment with its advantage; of PPO, each token with what the value function makes of the rewards. The
+    divergence from the initial model lowers the rewards if the settings say so."""
+    penalty = settings.beta * divergences(batch, settings) if settings.use_kl_in_reward and settings.beta else None
+    if isinstance(settings, PpoConfig):
+        return with_returns(_with_advantages(batch, np.nan_to_num(rewards)), settings.value, penalty)
+    assert isinstance(settings, GrpoConfig), settings
+    if penalty is not None:
+        rewards = rewards - per_completion(batch, penalty, len(rewards))
+    compared = advantages(settings.advantage, rewards.reshape(-1, settings.group_size)).reshape(-1)
+    return _with_advantages(batch, compared)
+
+
+def kl_in_reward(batch: HostBatch, settings: RolloutConfig) -> dict[str, float]:
+    """`kl`, per token, where it is a part of the rewards; elsewhere the loss tells it."""
+    if not (settings.use_kl_in_reward and settings.beta):
+        return {}
+    return {"kl": float(divergences(batch, settings).sum() / max(batch["loss_mask"].sum(), 1))}
+
+
+def _with_advantages(batch: HostBatch, values: np.ndarray) -> HostBatch:
+    """Each segment with its completion's value."""
+    of_segment = np.where(batch["group_mask"] > 0, values.astype(np.float32)[batch["group_ids"]], 0)
+    return batch | {ADVANTAGES: of_segment[..., None].astype(np.float32)}
 
 
 def _padded(ids: Sequence[int], size: int) -> np.ndarray:
     return np.array([*ids, *[-1] * (size - len(ids))], np.int32)
-
-
-def _values(rewards: np.ndarray, settings: RolloutConfig) -> np.ndarray:
-    if isinstance(settings, GrpoConfig):
-        return advantages(settings.advantage, rewards.reshape(-1, settings.group_size)).reshape(-1)
-    return np.nan_to_num(rewards)
 
 
 def _segment(rollout: Rollout, mask_truncated: bool) -> EncodedRow:

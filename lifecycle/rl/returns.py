@@ -11,15 +11,18 @@ from lifecycle.training.policy import ValueConfig
 EPSILON = 1e-8
 
 
-def with_returns(batch: HostBatch, value: ValueConfig) -> HostBatch:
+def with_returns(batch: HostBatch, value: ValueConfig, penalty: np.ndarray | None = None) -> HostBatch:
     """The batch with advantages and returns of each token, from its `values`; a completion's reward, in its column
-    `advantages`, comes with its last token. Advantages are normalised over the batch's tokens."""
+    `advantages`, comes with its last token, and each token costs its `penalty` `[B, T]`. Advantages are normalised over
+    the batch's tokens."""
     advantages, returns = np.zeros_like(batch[VALUES]), np.zeros_like(batch[VALUES])
     for row, place in np.argwhere(batch["group_mask"] > 0):
         where = (batch["segment_ids"][row] == place + 1) & (batch["loss_mask"][row] > 0)
         if where.any():
             values = batch[VALUES][row, where].astype(np.float64)
-            estimated = _estimated(values, float(batch[ADVANTAGES][row, place, 0]), value)
+            rewards = np.zeros(len(values)) if penalty is None else -penalty[row, where].astype(np.float64)
+            rewards[-1] += float(batch[ADVANTAGES][row, place, 0])
+            estimated = _estimated(values, rewards, value)
             advantages[row, where], returns[row, where] = estimated, estimated + values
     learned = batch["loss_mask"] > 0
     if learned.any():
@@ -28,10 +31,8 @@ def with_returns(batch: HostBatch, value: ValueConfig) -> HostBatch:
     return batch | {TOKEN_ADVANTAGES: advantages, RETURNS: returns}
 
 
-def _estimated(values: np.ndarray, reward: float, value: ValueConfig) -> np.ndarray:
+def _estimated(values: np.ndarray, rewards: np.ndarray, value: ValueConfig) -> np.ndarray:
     """A completion's advantages, float64, one for each token."""
-    rewards = np.zeros(len(values))
-    rewards[-1] = reward
     following = np.append(values[1:], 0.0)
     errors = rewards + value.gamma * following - values
     found, total = np.zeros(len(values)), 0.0

@@ -55,6 +55,9 @@ class PolicyConfig(TrainConfig):
     delta: Float32 | None = Field(default=None, gt=0)  # a ratio is never taken for more than this (two-sided clipping)
     beta: Float32 = Field(default=0.0, ge=0)  # of the divergence from the stage's initial model; 0: none is kept
     kl: Literal["k1", "k2", "k3"] = "k3"  # its estimator
+    # Whether it is taken from the rewards, by the policy that drew the completions, instead of added to the loss
+    # (verl's name).
+    use_kl_in_reward: bool = False
     entropy_weight: Float32 = Field(default=0.0, ge=0)
     sapo_temperature_pos: Float32 = Field(default=1.0, gt=0)
     sapo_temperature_neg: Float32 = Field(default=1.05, gt=0)
@@ -101,13 +104,22 @@ class PolicyConfig(TrainConfig):
             is_given = getattr(self, name) != type(self).model_fields[name].default
             if is_given and self.form.surrogate not in surrogates:
                 raise ValueError(f"{name} is no setting of loss={self.loss}; leave it out")
-        if self.kl != "k3" and not self.beta:
-            raise ValueError(f"kl={self.kl} is an estimator for beta above 0; set beta, or leave it out")
-        if not self.use_bias_correction_kl and not self.beta:
-            raise ValueError("use_bias_correction_kl is of the divergence of beta above 0; set beta, or leave it out")
+        self._check_divergence()
         if self.form.surrogate == "vespo" and self.level not in (None, "token"):
             raise ValueError(f"loss=vespo weighs completions itself, and has no level={self.level}; leave it out")
         return self
+
+    def _check_divergence(self) -> None:
+        fields = type(self).model_fields
+        for name in ("kl", "use_kl_in_reward", "use_bias_correction_kl"):
+            value = getattr(self, name)
+            if value != fields[name].default and not self.beta:
+                raise ValueError(f"{name}={value} is of the divergence of beta above 0; set beta, or leave it out")
+        if self.use_kl_in_reward and not self.use_bias_correction_kl:
+            raise ValueError(
+                "use_bias_correction_kl is of a divergence in the loss, and use_kl_in_reward takes it from the "
+                "rewards; leave one of them out"
+            )
 
 
 class ValueConfig(Section):

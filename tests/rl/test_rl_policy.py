@@ -20,6 +20,7 @@ from lifecycle.core.runlog import read_log
 from lifecycle.model.params import with_fresh_adapter
 from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
 from lifecycle.rl.batch import Scores
+from lifecycle.rl.config import RlooConfig
 from lifecycle.rl.hook import AnswerHeldout, LogRollouts, answered_metrics
 from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.rollouts import Scored
@@ -62,6 +63,26 @@ def test_a_batch_has_what_was_sampled_at_its_places(params: Any) -> None:
         seen.add(number)
     assert len(seen) == 12
     assert_same(batches.batch(1, later(params, 9)), batch)  # the second step on the same completions
+
+
+def test_the_divergence_in_rewards_is_that_from_the_initial_weights(params: Any) -> None:
+    config = settings(RlooConfig, beta=0.1)
+    batches = batches_of(config, params)
+    assert abs(batches.of_step(0, params).metrics["kl"]) < 1e-3  # of themselves
+    made = batches.of_step(1, later(params, 9))
+    assert made.scored is not None and OLD not in made.batch
+    gaps = (made.batch[SAMPLER] - made.batch[REFERENCE]) * made.batch["loss_mask"]
+    assert made.metrics["kl"] == pytest.approx(gaps.sum() / made.batch["loss_mask"].sum()) and made.metrics["kl"] > 0.01
+    lowered = np.zeros(12)
+    for row, place in np.argwhere(made.batch["group_mask"] > 0):
+        lowered[made.batch["group_ids"][row, place]] = gaps[row, made.batch["segment_ids"][row] == place + 1].sum()
+    values = advantages("rloo", (made.scored.rewards - 0.1 * lowered).reshape(3, 4)).reshape(-1)
+    for row, place in np.argwhere(made.batch["group_mask"] > 0):
+        number = made.batch["group_ids"][row, place]
+        assert made.batch["advantages"][row, place, 0] == pytest.approx(values[number], abs=1e-5)
+    batch = {name: jnp.asarray(column) for name, column in made.batch.items()}
+    sums = jax.jit(build_objective(MODEL, config))(params, batch)
+    assert "kl" not in sums.metrics
 
 
 @pytest.mark.parametrize("own", [{"adapter": {"rank": 2}}, {"weights": "int4"}], ids=str)

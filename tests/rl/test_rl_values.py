@@ -51,18 +51,29 @@ def segments(batch: HostBatch) -> list[tuple[int, np.ndarray, float]]:
 SHARES = st.sampled_from([0.05, 0.5, 0.95, 1.0])
 
 
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), SHARES, SHARES | st.just(0.0), st.integers(0, 99))
-def test_advantages_of_tokens_are_the_double_sum(sizes: list[int], gamma: float, lam: float, seed: int) -> None:
-    """Equation 16 as it is written: each token's advantage sums all later errors."""
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    SHARES,
+    SHARES | st.just(0.0),
+    st.integers(0, 99),
+    st.booleans(),
+)
+def test_advantages_of_tokens_are_the_double_sum(
+    sizes: list[int], gamma: float, lam: float, seed: int, has_penalty: bool
+) -> None:
+    """Equation 16 as it is written: each token's advantage sums all later errors, of rewards less penalties."""
     draw = np.random.default_rng(seed)
     rows = [EncodedRow([1, 2, *range(size)], [False, False, *[True] * size]) for size in sizes]
     batch = packed_groups([Group([row], {ADVANTAGES: [draw.normal()]}) for row in rows], 16, 5)
     batch[VALUES] = draw.normal(size=batch["tokens"].shape).astype(np.float32)
-    found = with_returns(batch, ValueConfig(gamma=gamma, lam=lam))
+    penalty = draw.normal(size=batch["tokens"].shape).astype(np.float32) if has_penalty else None
+    found = with_returns(batch, ValueConfig(gamma=gamma, lam=lam), penalty)
     plain = np.zeros(batch["tokens"].shape)
     for row, where, reward in segments(batch):
         values = [*batch[VALUES][row, where].astype(np.float64), 0.0]
-        errors = [(reward if t + 1 == len(where) else 0) + gamma * values[t + 1] - values[t] for t in range(len(where))]
+        rewards = np.zeros(len(where)) if penalty is None else -penalty[row, where].astype(np.float64)
+        rewards[-1] += reward
+        errors = [rewards[t] + gamma * values[t + 1] - values[t] for t in range(len(where))]
         for t, place in enumerate(where):
             plain[row, place] = sum((gamma * lam) ** (k - t) * errors[k] for k in range(t, len(where)))
         np.testing.assert_allclose(found[RETURNS][row, where], plain[row, where] + values[:-1], atol=1e-5)

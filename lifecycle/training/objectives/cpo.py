@@ -21,10 +21,11 @@ def cpo(settings: CpoConfig, pairs: GroupLikelihoods, context: Mapping[str, Arra
     rewards = _rewards(settings, logps)
     losses = _losses(settings, rewards[..., 0] - rewards[..., 1])
     metrics = pair_metrics(pairs, settings.beta * rewards, logps)
+    nll = jnp.zeros_like(losses)  # as TRL logs it where it has no weight
     if settings.sft_weight:
         nll = in_units_of_pairs(-pairs.logprobs[..., 0], context, "answer_tokens")
-        losses, metrics["nll_loss"] = losses + settings.sft_weight * nll, nll
-    return sums_over(pairs.mask, losses, metrics)
+    metrics["nll_loss"] = nll
+    return sums_over(pairs.mask, losses + settings.sft_weight * nll, metrics)
 
 
 def _rewards(settings: CpoConfig, logps: Float[Array, "B P 2"]) -> Float[Array, "B P 2"]:

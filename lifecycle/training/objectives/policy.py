@@ -52,8 +52,8 @@ def policy_gradient(settings: PolicyConfig, completions: GroupLikelihoods, conte
     if settings.sampler_cap is not None and settings.form.surrogate != "vespo":  # which has it in its weight
         losses = losses * seen.sampler_weights
     metrics = {"entropy": seen.entropies}
-    if settings.beta:
-        divergence = _divergence(settings, seen)
+    if settings.beta and not settings.use_kl_in_reward:
+        divergence = estimated_divergence(settings.kl, completions.column(REFERENCE) - seen.logprobs)
         if settings.use_bias_correction_kl:
             divergence = divergence * seen.ratio
         losses = losses + settings.beta * divergence
@@ -232,10 +232,10 @@ def quantile(values: Float[Array, "R T"], share: float) -> Float[Array, ""]:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def _divergence(settings: PolicyConfig, of: Tokens) -> Float[Array, "B T"]:
-    """An estimate of the divergence from the initial model (Schulman 2020, "Approximating KL Divergence")."""
-    gap = of.completions.column(REFERENCE) - of.logprobs
-    match settings.kl:
+def estimated_divergence(estimator: str, gap: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """An estimate of the divergence from the initial model (Schulman 2020, "Approximating KL Divergence"). `gap`: its
+    log-probabilities less the policy's."""
+    match estimator:
         case "k1":
             return -gap
         case "k2":
