@@ -70,16 +70,16 @@ class Played:
     """What an episode was, beside its tokens.
 
     `is_own`: of each token behind the prompt, whether the model wrote it. `messages`: those that followed the first, up
-    to the model's last. `reward`: the sum of the environment's. `calls`, `failed_calls`: of tools. `fault`: why the
-    environment could not go on; empty if it could, and then the episode ended with the environment's word, its last
-    turn, or a limit of tokens.
+    to the model's last. `reward`: the sum of the environment's. `environment`: itself, for reward functions; None in
+    processes that are only told what it says. `calls`: of tools, and how many of them failed; None if none are counted.
+    `fault`: why the environment could not go on; empty if it could, and then the episode ended with the environment's
+    word, its last turn, or a limit of tokens.
     """
 
     is_own: Sequence[bool]
     messages: Sequence[Message]
     turns: int
     reward: float
-    environment: Environment
-    calls: int = 0
-    failed_calls: int = 0
+    environment: Environment | None
+    calls: Sequence[int] | None = None
     fault: str = ""

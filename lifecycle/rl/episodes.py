@@ -1,6 +1,6 @@
 """Episodes: a model and an environment by turns, all of a step's episodes together.
 
-Each turn of all episodes that go on is one batch of completions, and then one round of their environments, in threads.
+Each turn of all episodes that go on is one batch of completions, and then one round of their environments.
 What must hold: the tokens of an episode are those that the model was shown and wrote, none is encoded twice; it follows
 from the weights, its row and the numbers of run, step, prompt, sample and turn, as far as its environment does. An
 environment that fails costs its own episode: it is counted by reason, no reward is asked of it, and it teaches nothing.
@@ -11,24 +11,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
-from numbers import Real
 from typing import Any
 
-from lifecycle.core.deadlines import Failed, in_threads
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.rl.batch import Scores, shown
 from lifecycle.rl.config import RolloutConfig
-from lifecycle.rl.environment import Environment, Message, Played, Step, Tool
-from lifecycle.rl.openings import Conversations, first_fault, shown_tools
+from lifecycle.rl.environment import Environment, Message, Played, Tool
+from lifecycle.rl.environments import Environments, Said
+from lifecycle.rl.openings import Conversations
 from lifecycle.rl.rollouts import Complete, Score
 from lifecycle.rl.sampling import Prompt, Rollout, seed_of
-from lifecycle.rl.tools import ToolEnvironment
 from lifecycle.text.chat import ChatError, Rendered
 from lifecycle.text.next_turn import said
 from lifecycle.text.row_files import RowError
-
-AT_ONCE = 32  # environments that work at a time
 
 
 class Episodes:
@@ -38,27 +33,27 @@ class Episodes:
         """Raises `ConfigError` for an environment that cannot be imported."""
         assert settings.episodes is not None
         self._settings, self._stage, self._conversations = settings.episodes, settings, conversations
-        self._make = settings.episodes.maker()
-        self._environments: list[Environment] = []
+        self._environments = Environments(settings.episodes.maker(), settings.episodes.timeout_s)
 
     def played(self, prompts: Sequence[Prompt], each: Sequence[SamplingParams], complete: Complete) -> list[Rollout]:
         """An episode of each prompt's row. `each` has a sample's settings for the whole episode."""
-        self._environments += [self._make() for _ in range(len(prompts) - len(self._environments))]
         episodes = [
-            _Episode(place, prompt, params, self._environments[place], self._conversations, self._stage)
+            _Episode(place, prompt, params, self._conversations, self._stage)
             for place, (prompt, params) in enumerate(zip(prompts, each, strict=True))
         ]
-        self._all(episodes, [episode.reset for episode in episodes], [episode.begin for episode in episodes])
+        first = self._environments.reset([e.row for e in episodes], [params.seed or 0 for params in each])
+        for episode, begun in zip(episodes, first, strict=True):
+            episode.begin(begun)
         for turn in range(self._settings.max_turns):
             live = [episode for episode in episodes if episode.is_live]
             if not live:
                 break
-            answers = complete([episode.prompt for episode in live], [episode.params(turn) for episode in live])
-            for episode, said_ in zip(live, answers, strict=True):
-                episode.hear(said_)
+            turns = complete([episode.prompt for episode in live], [episode.params(turn) for episode in live])
+            spoken = [episode.hear(own) for episode, own in zip(live, turns, strict=True)]
             is_last = turn == self._settings.max_turns - 1
-            self._all(live, [e.step for e in live], [partial(e.go_on, is_last=is_last) for e in live])
-        return [episode.rollout for episode in episodes]
+            for episode, step in zip(live, self._environments.step([e.place for e in live], spoken), strict=True):
+                episode.go_on(step, is_last=is_last)
+        return [episode.rollout(self._environments.at(episode.place)) for episode in episodes]
 
     def scored(self, rollouts: Sequence[Rollout], score: Score) -> Scores:
         """The rewards of the sound episodes by `score`, with those of the environments; NaN for the others."""
@@ -76,20 +71,8 @@ class Episodes:
         return replace(own, values=values, totals=totals, faults=told)
 
     def close(self) -> None:
-        """Closes the environments; one that fails to close is left."""
-        in_threads([environment.close for environment in self._environments], self._settings.timeout_s, AT_ONCE)
-        self._environments = []
-
-    def _all(self, episodes: "Sequence[_Episode]", work: Sequence[Any], then: Sequence[Any]) -> None:
-        """Does the work of environments at once, and passes each result on, in order."""
-        results = in_threads(work, self._settings.timeout_s, AT_ONCE)
-        for episode, result, take in zip(episodes, results, then, strict=True):
-            if not isinstance(result, Failed):
-                take(result)
-                continue
-            episode.fail(result.why)
-            if result.is_late:  # it still works on this episode
-                self._environments[episode.place] = self._make()
+        """Closes the environments."""
+        self._environments.close()
 
 
 class _Episode:
@@ -100,13 +83,13 @@ class _Episode:
         place: int,
         prompt: Prompt,
         params: SamplingParams,
-        environment: Environment,
         conversations: Conversations,
         stage: RolloutConfig,
     ) -> None:
-        self.place, self.environment, self.is_live = place, environment, True
-        self._row: dict[str, Any] = {**prompt.columns, "prompt": prompt.text}
-        self._tools: list[Tool] = []
+        self.place, self.is_live = place, True
+        self.row: dict[str, Any] = {**prompt.columns, "prompt": prompt.text}
+        self._tools: Sequence[Tool] = ()
+        self._calls: Sequence[int] | None = None
         self._asked, self._params = prompt, params
         self._conversations, self._stage = conversations, stage
         self._messages: list[Message] = []
@@ -137,18 +120,13 @@ class _Episode:
         }
         return self._params.model_copy(update=changes)
 
-    def reset(self) -> Any:
-        """The environment's first messages; in a thread."""
-        self.environment.seed = self._params.seed or 0
-        return self.environment.reset(deepcopy(self._row))
-
-    def begin(self, messages: Any) -> None:
-        """The episode begins with these messages."""
-        if fault := first_fault(messages):
-            self.fail(fault)
+    def begin(self, step: Said) -> None:
+        """The episode begins with what the environment says first."""
+        self._calls = step.calls
+        if step.fault:
+            self.fail(step.fault)
             return
-        self._messages, self._num_first = list(messages), len(messages)
-        self._tools = shown_tools(self.environment, self._row)
+        self._messages, self._num_first, self._tools = list(step.messages), len(step.messages), step.tools
         if not self._render():
             return
         if len(self._rendered.ids) > self._stage.max_prompt_tokens:
@@ -156,8 +134,8 @@ class _Episode:
             return
         self._asked = replace(self._asked, ids=self._rendered.ids, text=deepcopy(self._messages))
 
-    def hear(self, turn: Rollout) -> None:
-        """The model's turn, which begins where `prompt` ends."""
+    def hear(self, turn: Rollout) -> Message:
+        """The model's turn, which begins where `prompt` ends, as a message."""
         abilities, tokenizer = self._conversations.abilities, self._conversations.tokenizer
         tools = [tool["function"]["name"] for tool in self._tools]
         parser = abilities.parser(tools, abilities.opens_thoughts(turn.prompt.ids, tokenizer))
@@ -166,17 +144,15 @@ class _Episode:
         self._turns.append(turn)
         self._messages.append(message)
         self._is_cut = turn.is_cut
+        return message
 
-    def step(self) -> Any:
-        """The environment's answer; in a thread."""
-        return self.environment.step(deepcopy(self._messages[-1]))
-
-    def go_on(self, step: Any, is_last: bool) -> None:
+    def go_on(self, step: Said, is_last: bool) -> None:
         """Takes the environment's answer, which the model sees if another turn follows."""
-        if fault := _step_fault(step):
-            self.fail(fault)
+        self._calls = step.calls
+        if step.fault:
+            self.fail(step.fault)
             return
-        self._reward += float(step.reward)
+        self._reward += step.reward
         if step.done or self._is_cut or is_last:
             self.is_live = False
             return
@@ -198,7 +174,7 @@ class _Episode:
     def _render(self) -> bool:
         """Renders the messages up to the model's next turn; whether that can be done."""
         try:
-            self._rendered = self._conversations.rendered(self._row, self._tools, self._messages)
+            self._rendered = self._conversations.rendered(self.row, self._tools, self._messages)
         except (ChatError, RowError) as error:
             self.fail(str(error))
             return False
@@ -208,8 +184,7 @@ class _Episode:
         """The episode ends here, and nothing is learned of it."""
         self.is_live, self._fault = False, why
 
-    @property
-    def rollout(self) -> Rollout:
+    def rollout(self, environment: Environment | None) -> Rollout:
         """The whole episode as one completion. What an environment wrote has no log-probabilities: 0 in their place.
         It was drawn from no ids."""
         ids: list[int] = []
@@ -222,12 +197,8 @@ class _Episode:
             logprobs += [*turn.logprobs, *[0.0] * len(more)]
             kept += [*turn.kept, *[()] * len(more)] if self._stage.top_k else []
             is_own += [True] * len(turn.ids) + [False] * len(more)
-        counts = self.environment.counts if isinstance(self.environment, ToolEnvironment) else Counter[str]()
-        messages = self._messages[self._num_first :]
-        played = Played(
-            is_own, messages, len(self._turns), self._reward, self.environment, counts["calls"], counts["failed"],
-            self._fault,
-        )  # fmt: skip
+        messages, num_turns = self._messages[self._num_first :], len(self._turns)
+        played = Played(is_own, messages, num_turns, self._reward, environment, self._calls, self._fault)
         return Rollout(self._asked, ids, logprobs, shown(messages), self._is_cut, played, kept)
 
 
@@ -236,26 +207,13 @@ def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     episodes = [rollout.played for rollout in rollouts if rollout.played is not None]
     if not episodes:
         return {}
-    calls, failed = sum(one.calls for one in episodes), sum(one.failed_calls for one in episodes)
     found = {"episodes/turns": sum(one.turns for one in episodes) / len(episodes)}
-    if any(isinstance(one.environment, ToolEnvironment) for one in episodes):
+    counted = [one.calls for one in episodes if one.calls is not None]
+    if counted:
+        calls, failed = map(sum, zip(*counted, strict=True))
         found["tools/call_frequency"] = calls / len(episodes)
         found["tools/failure_frequency"] = failed / calls if calls else 0.0
     return found
-
-
-def _step_fault(step: Any) -> str:
-    """Why an environment's answer is none; empty if it is one."""
-    if not isinstance(step, Step):
-        return f"step returned {type(step).__name__}, expected Step"
-    if not isinstance(step.reward, Real) or not math.isfinite(step.reward):
-        return f"step's reward is {step.reward!r}, expected a finite number"
-    if step.done:
-        return ""
-    if not step.messages or not all(isinstance(message, dict) for message in step.messages):
-        return "step has no list of messages to go on with, and is not done"
-    is_models = any(message.get("role") == "assistant" for message in step.messages)
-    return "step speaks as the assistant" if is_models else ""
 
 
 def _by_kind(reasons: Iterable[str]) -> Counter[str]:

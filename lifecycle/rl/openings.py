@@ -3,6 +3,7 @@
 What must hold: rows, environment and chat template are checked here, by the functions that rollouts use.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -110,4 +111,15 @@ def first_fault(messages: Any) -> str:
     """Why what `reset` returned cannot begin a conversation; empty if it can."""
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         return "reset must return a list of messages, one at least"
-    return "reset's last message is the assistant's" if messages[-1].get("role") == "assistant" else ""
+    if messages[-1].get("role") == "assistant":
+        return "reset's last message is the assistant's"
+    return message_fault("reset", messages)
+
+
+def message_fault(method: str, messages: Sequence[Message]) -> str:
+    """Why other processes cannot be told of messages; empty if they can."""
+    try:
+        json.dumps(messages)
+    except (TypeError, ValueError) as error:
+        return f"{method}'s messages are no JSON: {error}"
+    return ""

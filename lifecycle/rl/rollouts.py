@@ -194,7 +194,7 @@ def _reward_batch(rollouts: Sequence[Rollout], state: TrainerState) -> RewardBat
     names = {name for rollout in rollouts for name in rollout.prompt.columns}
     columns = {name: [rollout.prompt.columns.get(name) for rollout in rollouts] for name in sorted(names)}
     prompts = [rollout.prompt.text for rollout in rollouts]
-    environments = [rollout.played.environment for rollout in rollouts if rollout.played is not None]
+    environments = [rollout.played.environment for rollout in rollouts if rollout.played is not None]  # of the writer
     ids = [rollout.ids for rollout in rollouts]
     return RewardBatch(prompts, completions, ids, columns, state, environments or None)
 

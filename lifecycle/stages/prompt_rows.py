@@ -4,7 +4,6 @@ from pathlib import Path
 
 import jax
 
-from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
 from lifecycle.parallel.placement import rows_of_process
 from lifecycle.rl.batches import PolicyBatches
@@ -27,8 +26,6 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
     """Prompts whose completions are sampled and scored."""
     settings = learner.train
     assert isinstance(settings, RolloutConfig)
-    if jax.process_count() > 1 and settings.episodes is not None:
-        raise ConfigError("episodes are played in one process, and this job has several; run the stage in one")
     prompts: dict[str, list[Prompt]] = {}
     reports: dict[str, RowsReport] = {}
     for split in ("train", "heldout"):

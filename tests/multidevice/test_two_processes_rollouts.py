@@ -19,6 +19,10 @@ from tests.rl.toy_job import CALLS, trained
 from tests.rl.toy_policy import MODEL
 
 MESH = {"fsdp": 2}
+EPISODES: dict[str, Any] = {
+    "episodes": {"environment": "tests/rl/toy_job.py:Echo", "max_turns": 2},
+    "max_completion_tokens": 24, "global_batch_size": 12,
+}  # fmt: skip
 CLOSE = 1e-4  # weights after four steps; the processes sum in another order
 pytestmark = pytest.mark.slow
 
@@ -47,11 +51,12 @@ def assert_as_one(folder: Path, names: Sequence[str]) -> None:
 @pytest.mark.parametrize(
     "own",
     [
-        {},
+        EPISODES,
+        pytest.param({}, marks=pytest.mark.long),
         pytest.param({"beta": 0.1, "reward": "judge"}, marks=pytest.mark.long),
         pytest.param({"max_staleness": 1, "beta": 0.1}, marks=pytest.mark.long),
     ],
-    ids=["functions", "model", "ahead"],
+    ids=["episodes", "functions", "model", "ahead"],
 )
 def test_two_processes_learn_from_rewards_as_one(
     own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

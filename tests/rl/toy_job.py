@@ -4,6 +4,7 @@ SETTINGS is JSON: the mesh, the stage's settings, and after which step it stops.
 import json
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings
 from lifecycle.parallel.placement import rows_of_process
 from lifecycle.rl.batches import PolicyBatches
+from lifecycle.rl.environment import Environment, Message, Step
 from lifecycle.rl.hook import AnswerHeldout, LogRollouts
 from lifecycle.rl.measured import measured_columns
 from lifecycle.rl.reward_stage import model_reward
@@ -30,12 +32,31 @@ from lifecycle.training.objectives.objective import build_objective
 CALLS = "LIFECYCLE_TEST_CALLS"  # a file: a line with the process's number for each call of the reward
 
 
-def counted(prompts: Any, completions: list[str], letter: list[str], **_: Any) -> list[float]:
+def counted(prompts: Any, completions: list[Any], letter: list[str], **_: Any) -> list[float]:
     """How much of a completion is the row's letter, plus the calling process's number: another one's values differ."""
-    with Path(os.environ[CALLS]).open("a") as calls:
-        calls.write(f"{distributed.process_index()}\n")
     own = distributed.process_index()
-    return [own + text.count(one) / max(len(text), 1) for text, one in zip(completions, letter, strict=True)]
+    with Path(os.environ[CALLS]).open("a") as calls:
+        calls.write(f"{own}\n")
+    texts = [said if isinstance(said, str) else "".join(m["content"] for m in said) for said in completions]
+    return [own + text.count(one) / max(len(text), 1) for text, one in zip(texts, letter, strict=True)]
+
+
+class Echo(Environment):
+    """Says the row's letter until its turns are over; a point for each time that it hears it. Messages and points have
+    the process's number: of another process, both would differ."""
+
+    def reset(self, row: Mapping[str, Any]) -> list[Message]:
+        with Path(os.environ[CALLS]).open("a") as calls:
+            calls.write(f"{distributed.process_index()}\n")
+        self.letter = row["letter"]
+        return self._messages
+
+    def step(self, answer: Message) -> Step:
+        return Step(self._messages, answer["content"].count(self.letter) + distributed.process_index())
+
+    @property
+    def _messages(self) -> list[Message]:
+        return [{"role": "user", "content": f"{self.letter}{distributed.process_index()}"}]
 
 
 def trained(out: Path, axes: dict[str, int], own: dict[str, Any], stop: int | None) -> dict[str, Any]:

@@ -15,14 +15,21 @@ from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import GrpoConfig, RolloutConfig
+from lifecycle.rl.episodes import Episodes
 from lifecycle.rl.measured import measured_columns
+from lifecycle.rl.openings import Conversations
 from lifecycle.rl.reward_stage import ModelReward
 from lifecycle.rl.rollouts import Sampler
 from lifecycle.rl.sampling import Prompt
 from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.chat import DEFAULT_TEMPLATE, ChatTemplate
 from lifecycle.training.batches import HostBatch
 
+# A message is a mark, the first letter of its role, its content and a mark.
+SHORT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'][0] + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>a' }}{% endif %}"
+)
 TOKENIZER = ByteTokenizer()
 MODEL = ModelConfig(
     vocab_size=264, d_model=32, d_ff=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, max_seq_len=32
@@ -62,8 +69,10 @@ def sampler_of(
     config: RolloutConfig, model: ModelConfig, by_model: ModelReward | None = None, mesh: Mesh | None = None
 ) -> Sampler:
     """What samples from a model."""
-    blank = Model(model, {}, TOKENIZER, ChatTemplate(TOKENIZER), SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
-    return Sampler(blank, config, SEED, mesh or one_device(), by_model)
+    template = ChatTemplate(TOKENIZER, DEFAULT_TEMPLATE if config.episodes is None else SHORT)
+    blank = Model(model, {}, TOKENIZER, template, SamplingParams(stop_ids=(TOKENIZER.eos_id,)))
+    player = None if config.episodes is None else Episodes(config, Conversations(template))
+    return Sampler(blank, config, SEED, mesh or one_device(), by_model, player)
 
 
 def batches_of(config: RolloutConfig, start: Any, model: ModelConfig = MODEL) -> PolicyBatches:

@@ -26,13 +26,8 @@ from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.packing import ExampleRows
 from lifecycle.training.trainer import Trainer
-from tests.rl.toy_policy import one_device
+from tests.rl.toy_policy import SHORT, one_device
 
-# A message is a mark, the first letter of its role, its content and a mark.
-SHORT = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'][0] + m['content'] + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>a' }}{% endif %}"
-)
 TOKENIZER = ByteTokenizer()
 TEMPLATE = ChatTemplate(TOKENIZER, SHORT)
 MODEL = ModelConfig(

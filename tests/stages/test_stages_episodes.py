@@ -6,21 +6,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import pytest
 
 from lifecycle.cli.doctor import doctor
-from lifecycle.core.config import ConfigError, load_config
+from lifecycle.core.config import load_config
 from lifecycle.core.progress import Silent
 from lifecycle.rl.environment import EpisodeError
 from lifecycle.stages import keys, rows
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.prompt_rows import prompt_rows
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import TEMPLATE_FILE
 from lifecycle.text.row_files import RowError
-from tests.rl.toy_policy import settings
 
 RUN = """
 name: run
@@ -106,10 +103,3 @@ def test_the_keys_have_the_environment(run: Path, tmp_path: Path) -> None:
     code = tmp_path / "beat.py"
     code.write_text(code.read_text() + "\n# another")
     assert all(old != new for old, new in zip(before, both(), strict=True))
-
-
-def test_episodes_are_played_in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    learner: Any = SimpleNamespace(train=settings(episodes={"tools": ["python"]}))
-    with pytest.raises(ConfigError, match="this job has several; run the stage in one"):
-        prompt_rows(learner, {}, tmp_path, Silent())
