@@ -59,7 +59,7 @@ def answers(engine: Engine, *adapters: HeldAdapter | None) -> list[Completion]:
     return [asked.wait() for asked in [engine.submit(PROMPT, GREEDY, adapter) for adapter in adapters]]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("weights", [None, pytest.param("int8", marks=pytest.mark.long)])
 def test_a_requests_bits_are_those_of_it_alone_and_without_an_adapter_its_tokens_those_of_no_bank(
     model: Model, engine: Engine, weights: None

@@ -63,7 +63,7 @@ def same(model: Model) -> DraftModel:
     return DraftModel(model.params, model.config, model.config, DRAFTS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_that_the_model_itself_drafts_is_accepted(
     model: Model, plain: tuple[list[Completion], EngineStats], compiled: list[str]
 ) -> None:

@@ -45,7 +45,7 @@ def answers(
     "sizes",
     [
         pytest.param({}, id="plain"),
-        pytest.param({"layer_pattern": ("local", "global"), "window": 40}, id="windows", marks=pytest.mark.slow),
+        pytest.param({"layer_pattern": ("local", "global"), "window": 40}, id="windows", marks=pytest.mark.long),
         pytest.param({"mla": LATENT, "head_dim": 24, "num_kv_heads": 2}, id="latents", marks=pytest.mark.slow),
     ],
 )
@@ -61,7 +61,7 @@ def test_answers_to_one_prompt_are_those_of_it_alone_bit_by_bit(sizes: dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kv_cache", ["int8", "fp8"])
+@pytest.mark.parametrize("kv_cache", ["int8", pytest.param("fp8", marks=pytest.mark.long)])
 def test_pages_in_8_bits_are_copied_with_their_scales(model: Model, kv_cache: CacheFormat) -> None:
     alone = [answers(model, [LONG], [own], kv_cache=kv_cache)[0][0] for own in SETTINGS[:3]]
     found, num_computed = answers(model, [LONG] * 3, SETTINGS[:3], kv_cache=kv_cache)

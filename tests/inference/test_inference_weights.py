@@ -33,10 +33,7 @@ from lifecycle.weights.published import save_weights
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, stop_ids=(), prompt_logprobs=0)
 PROMPTS = [[7, 1, 80], [5] * 20, [3, 2, 9, 40, 11]]
 NAMES = ("llama3", "gemma2", "qwen3_moe", "deepseek_v3")
-MEASURED = [
-    pytest.param("llama3", marks=pytest.mark.slow),
-    *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen3_moe", "deepseek_v3")),
-]
+MEASURED = ("llama3", "qwen3_moe", "deepseek_v3")
 
 
 def model_of(config: ModelConfig, params: Params) -> Model:
@@ -58,10 +55,8 @@ def test_all_matrices_are_rounded_and_nothing_else_is(name: str, weights: Weight
     assert jax.tree.map(is_rounded, held, is_leaf=is_rounded) == wanted
 
 
-@pytest.mark.parametrize(
-    "weights, near",
-    [("int8", 0.03), *(pytest.param(*one, marks=pytest.mark.long) for one in (("int4", 0.2), ("fp8", 0.1)))],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("weights, near", [("int8", 0.03), ("int4", 0.2), ("fp8", 0.1)])
 @pytest.mark.parametrize("name", MEASURED)
 def test_likelihoods_are_those_of_the_programs_and_near_the_plain_weights(
     name: str, weights: WeightFormat, near: float

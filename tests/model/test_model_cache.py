@@ -137,7 +137,7 @@ def test_pages_of_8_bits_take_a_quarter_and_their_scales(config: ModelConfig) ->
 @pytest.mark.parametrize(
     ("config", "kv_cache"),
     [
-        pytest.param(WINDOWED, "int8", id="key heads", marks=pytest.mark.slow),
+        pytest.param(WINDOWED, "int8", id="key heads", marks=pytest.mark.long),
         pytest.param(MLA, "int8", id="latents", marks=pytest.mark.long),
         pytest.param(WINDOWED, "fp8", id="fp8", marks=pytest.mark.long),
         pytest.param(MLA, "fp8", id="fp8 latents", marks=pytest.mark.long),

@@ -2,8 +2,9 @@
 
 They have what Gemma 3, OLMo 2, gpt-oss and DeepSeek V3 have. Each kind of model meets every mesh axis, and each pair of
 axes meets on some mesh: the six axes are cut into two meshes of three in four ways. The default tests have two of
-these, the slow tests the others. A model with a dense layer first has the mark `long`, since no other shares its single
-device; `matrix` has every model on every mesh, and axes of more than two devices.
+these, the slow tests five, `long` one of the experts', whose axes latents meet as well, and a model with a dense layer
+first, since no other shares its single device; `matrix` has every model on every mesh, and axes of more than two
+devices.
 """
 
 from itertools import product
@@ -71,12 +72,14 @@ PAIRWISE: list[Case] = [
     *DEFAULT,
     ("latent", {"stage": 2, "fsdp": 2, "tensor": 2}),
     ("dense", {"stage": 2, "expert": 2, "context": 2}),
-    ("experts", {"replica": 2, "stage": 2, "fsdp": 2}),
     ("experts", {"expert": 2, "context": 2, "tensor": 2}),
     ("projection", {"replica": 2, "stage": 2, "tensor": 2}),
     ("latent", {"replica": 2, "expert": 2, "context": 2}),
 ]
-LONG: list[Case] = [("dense first", {"replica": 2, "expert": 2, "context": 2})]
+LONG: list[Case] = [
+    ("experts", {"replica": 2, "stage": 2, "fsdp": 2}),
+    ("dense first", {"replica": 2, "expert": 2, "context": 2}),
+]
 LARGE: list[Case] = [("projection", {"stage": 4, "tensor": 2}), ("projection ring", {"fsdp": 2, "context": 4})]
 FLAT = [
     *({axis: 8} for axis in ("replica", "fsdp", "expert", "tensor")),

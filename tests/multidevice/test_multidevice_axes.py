@@ -23,7 +23,7 @@ from lifecycle.training.batches import one_epoch
 from lifecycle.training.served import served_by
 from lifecycle.training.state import TrainState, state_shardings
 from lifecycle.training.step import make_train_step
-from tests.multidevice.meshes import MODELS, PAIRWISE, every_case
+from tests.multidevice.meshes import LONG, MODELS, PAIRWISE, every_case
 
 CLOSE = 1e-5
 ROUNDED = 0.45  # of a gradient's norm, by 8-bit products of models as narrow as these; half a gradient is off by 0.5
@@ -79,7 +79,7 @@ def first_step(
 
 def test_each_kind_of_model_meets_each_axis_and_each_axis_each_other() -> None:
     for kind in ("dense", "experts", "projection", "latent"):
-        assert {axis for name, axes in PAIRWISE if name == kind for axis in axes} == set(AXES)
+        assert {axis for name, axes in PAIRWISE + LONG if name == kind for axis in axes} == set(AXES)
     met = {frozenset(pair) for _, axes in PAIRWISE for pair in combinations(axes, 2)}
     assert met == {frozenset(pair) for pair in combinations(AXES, 2)}
 

@@ -69,7 +69,7 @@ def curve(objective: str, optimizer_name: str, num_devices: int) -> Curve:
         pytest.param("dpo", "adamw", marks=pytest.mark.matrix),
     ],
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_devices_give_the_curve_and_gradients_of_one(objective: str, optimizer: str) -> None:
     one, eight = curve(objective, optimizer, 1), curve(objective, optimizer, 8)
     print(f"loss {np.abs(one.losses - eight.losses).max():.1e}")

@@ -24,7 +24,7 @@ EPISODES: dict[str, Any] = {
     "max_completion_tokens": 24, "global_batch_size": 12,
 }  # fmt: skip
 CLOSE = 1e-4  # weights after four steps; the processes sum in another order
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def by_two(out: Path, own: dict[str, Any], stop: int | None = None) -> str:

@@ -67,7 +67,7 @@ def test_tokens_are_those_of_the_rendered_conversation() -> None:
 
 @pytest.mark.parametrize(
     "own",
-    [{}, pytest.param({"temperature": 0.8, "top_k": 12, "top_p": 0.9}, marks=pytest.mark.slow)],
+    [{}, pytest.param({"temperature": 0.8, "top_k": 12, "top_p": 0.9}, marks=pytest.mark.long)],
     ids=["whole", "cut"],
 )
 def test_the_trainer_learns_the_models_own_tokens_and_agrees_on_their_likelihood(own: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def run(out: Path, progress: Silent, config: GrpoConfig) -> dict[str, Any]:
     return run_job(job, progress, [LogRollouts(batches, Samples(out, progress), progress)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     config = settings(num_iterations=2)
     whole = run(tmp_path / "whole", Silent(), config)

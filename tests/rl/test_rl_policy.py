@@ -112,7 +112,7 @@ def test_a_batch_depends_on_step_and_weights_only(params: Any) -> None:
     assert_same(resumed.batch(3, other), first[3])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_stopped_goes_on_to_the_same_weights(params: Any, tmp_path: Path) -> None:
     def run(out: Path, progress: Silent) -> dict[str, Any]:
         config = settings(num_iterations=2, beta=0.1)
@@ -242,7 +242,7 @@ def test_single_samples_are_compared_with_each_other(totals: list[float], flat: 
 
 
 FILTERS = [{}, {"temperature": 0.7}]
-SLOW_FILTERS = [{"temperature": 1.5, "top_k": 50, "top_p": 0.6}, {"top_k": 20, "min_p": 0.3}]
+SLOW_FILTERS = [{"temperature": 1.5, "top_k": 50, "top_p": 0.9, "min_p": 0.05}]
 
 
 @pytest.mark.parametrize(

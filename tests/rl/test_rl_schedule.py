@@ -298,7 +298,7 @@ class Recorded(PolicyBatches):
     [
         pytest.param({}, 1, {1: 1}, id="to a checkpoint", marks=pytest.mark.long),
         pytest.param({}, 100, {0: 2}, id="to the start", marks=pytest.mark.long),
-        pytest.param(AHEAD, 1, {1: 1}, id="ahead", marks=pytest.mark.slow),
+        pytest.param(AHEAD, 1, {1: 1}, id="ahead", marks=pytest.mark.long),
         pytest.param(ROUNDS, 100, {0: 2}, id="rounds", marks=pytest.mark.long),
     ],
 )

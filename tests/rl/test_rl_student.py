@@ -113,7 +113,7 @@ def test_a_whole_share_takes_no_row(params: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "share", [pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.long)]
+    "share", [pytest.param(0.5, marks=pytest.mark.long), pytest.param(1.0, marks=pytest.mark.long)]
 )
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(share: float, tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", {}, share, Silent())

@@ -111,7 +111,7 @@ def test_a_values_loss_is_its_squared_error_or_that_of_the_clipped_value(params:
     assert float(sums.metrics["value_loss"] / sums.count) == pytest.approx(losses[learned].mean(), rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stage_with_a_value_function_goes_on_to_the_same_weights(params: Any, tmp_path: Path) -> None:
     config = settings(PpoConfig, num_iterations=2)
 

@@ -239,7 +239,7 @@ def test_a_stage_goes_on_from_the_files_of_an_adapter(tree: dict[str, Any], made
     assert records(artifact, "heldout_loss")[0] == pytest.approx(records(other, "heldout_loss")[0], rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_been_one(tree: dict[str, Any]) -> None:
     """Its adapter's settings come along, and with the same rates so do the bits."""
     constant = {"learning_rate": 0.01, "schedule": {"kind": "constant"}}

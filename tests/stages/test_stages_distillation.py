@@ -216,7 +216,7 @@ def test_a_bundle_is_a_teacher(tmp_path: Path) -> None:
     assert made["small"].manifest.inputs["bundle:teacher"] == str(bundle)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_student_learns_from_its_own_answers(tmp_path: Path) -> None:
     """Epochs count its prompts; no row's answer is learned."""
     answers = {"share": 1, "max_completion_tokens": 8, "max_prompt_tokens": 56}

@@ -114,7 +114,7 @@ def test_prediction_modules_are_exported_whether_a_family_has_place_for_them_or_
     ("name", "weights"),
     [
         pytest.param("dense", "int4", marks=pytest.mark.long),
-        pytest.param("dense", "int8", marks=pytest.mark.slow),
+        pytest.param("dense", "int8", marks=pytest.mark.long),
         pytest.param("dense", "fp8", marks=pytest.mark.long),
         pytest.param("mixtral", "int4", marks=pytest.mark.long),
     ],

@@ -57,12 +57,12 @@ BY_DEFAULT = {
 }
 SLOW = {
     "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2, "sampler_cap": 2.0}),
-    "dft": ("sft", {"loss": "dft"}),
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
-    "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),
-    "top_k": ("distillation", {"loss_top_k": 5, "beta": 0.3, "temperature": 1.5}),
 }
 FURTHER = {
+    "top_k": ("distillation", {"loss_top_k": 5, "beta": 0.3, "temperature": 1.5}),
+    "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),
+    "dft": ("sft", {"loss": "dft"}),
     "kept": ("policy", {"loss": "grpo", "beta": 0.2, "temperature": 0.8, "loss_chunks": 2}),
     "distillation": ("distillation", {"beta": 0.3, "temperature": 1.5, "sft_weight": 0.2}),
     "copy": ("dpo", {"reference": "copy", "loss": {"sigmoid": 1.0, "aot": 0.5}, "length_alpha": 0.4}),

@@ -32,7 +32,7 @@ def params() -> Any:
     return random_params(MODEL)
 
 
-@pytest.mark.parametrize("objective", ["next_token", pytest.param("dpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("objective", ["next_token", pytest.param("dpo", marks=pytest.mark.long)])
 def test_means_do_not_depend_on_the_batch_size(params: Any, objective: str) -> None:
     rows = rows_of(TinyRun(objective=objective))
     assert rows.num_rows % 7  # the last batch is filled up

@@ -301,7 +301,7 @@ def test_a_hash_sees_every_bit_name_and_shape() -> None:
     assert len(hashes) == 5 and hash_params(dict(params)) in hashes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batches_that_depend_on_the_weights_are_made_again_after_a_kill(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = run_job(job := drawn_job(whole), Silent())

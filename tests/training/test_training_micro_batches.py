@@ -75,7 +75,7 @@ def test_values_of_rows_come_back_in_their_places() -> None:
     assert not found[2::4].any() and not found[3::4].any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_measured_of_rollouts_does_not_depend_on_micro_batches() -> None:
     start = random_params(MODEL)
     whole, parts = (

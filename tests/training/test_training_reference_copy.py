@@ -92,7 +92,7 @@ def test_a_reference_in_the_step_gives_what_a_table_of_it_does(name: str, how: s
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(TRL["moving_references"][0], id="soft", marks=pytest.mark.slow),
+        pytest.param(TRL["moving_references"][0], id="soft", marks=pytest.mark.long),
         pytest.param(TRL["moving_references"][1], id="hard", marks=pytest.mark.long),
     ],
 )

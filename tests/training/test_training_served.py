@@ -40,7 +40,7 @@ def job(out: Path, weights: WeightFormat | None, settings: TinyRun) -> TrainJob:
     return replace(tiny, train=tiny.train.model_copy(update={"weights": weights}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_moves_the_plain_weights_by_the_gradient_in_the_rounded_ones() -> None:
     """In two micro-batches, with frozen weights, which are rounded too and stay as they are."""
     params = random_params(MODEL)

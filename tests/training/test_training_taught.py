@@ -142,7 +142,7 @@ def test_a_stopped_pass_goes_on_and_a_finished_one_loads_no_teacher(
     assert len(loads) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("beta", [0.4, *(pytest.param(one, marks=pytest.mark.long) for one in (0.0, 1.0))])
 def test_all_ids_are_the_live_teacher(beta: float, rows: ExampleRows, tmp_path: Path) -> None:
     params, held = random_params(MODEL), {"teacher": random_params(TEACHER, 1)}
