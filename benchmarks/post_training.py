@@ -12,9 +12,10 @@ with their optimizer, in one process and in turn, so that all see the same load 
 - DPO on packed pairs, in rows of the same shape, with the reference's log-probabilities at hand.
 
 Conversations have the lengths of short instructions (`instructions_1100.json` in SmolLM2's tokens: 42 to 104, a quarter
-of them learned) and random ids, which do not change the time. Prints medians of CPU and wall time per step, and tokens
-per second: of padding, none are counted. Beside the gain of packing stands what it can be at most where time is
-proportional to positions: the ratio of the shares of positions that are no padding.
+of them learned) and random ids, which do not change the time. Each round takes the next batch, so that nearly an epoch
+is measured: how full rows are differs by 6 % between batches. Prints medians of CPU and wall time per step, and the
+means of tokens in it: of padding, none are counted. Beside the gain of packing stands what it can be at most where time
+is proportional to positions: the ratio of the shares of positions that are no padding.
 """
 
 import statistics
@@ -42,7 +43,7 @@ from lifecycle.training.preference import DpoConfig
 from lifecycle.training.state import init_state, state_shardings
 from lifecycle.training.step import make_train_step
 
-ROUNDS, WARM_UP, STEPS = 7, 1, 1000
+ROUNDS, WARM_UP, STEPS = 13, 1, 1000
 NUM_EXAMPLES = 1000
 PROMPT, SPREAD, SHORTEST, LONGEST = 58.0, 9.0, 42, 104  # tokens of a conversation
 LEARNED = 0.25
@@ -71,22 +72,24 @@ class Timed:
     """A compiled step, and the seconds that it took."""
 
     def __init__(
-        self, config: StepConfig, train: TrainConfig, batch: Mapping[str, np.ndarray], shared: "Shared"
+        self, config: StepConfig, train: TrainConfig, batches: Sequence[Mapping[str, np.ndarray]], shared: "Shared"
     ) -> None:
-        self.shared, self.batch = shared, shard_batch(batch, shared.mesh)
+        self.shared, self.batches = shared, [shard_batch(batch, shared.mesh) for batch in batches]
         objective = build_objective(config.model, train)
         step = make_train_step(objective, shared.optimizer, shared.mesh, shared.shardings, train.grad_accum)
-        self.compiled = step.lower(shared.state, self.batch).compile()
-        self.shape = batch["tokens"].shape
-        self.tokens, self.learned = int((batch["segment_ids"] > 0).sum()), int(batch["loss_mask"].sum())
-        self.fill = self.tokens / batch["tokens"].size
+        self.compiled = step.lower(shared.state, self.batches[0]).compile()
+        self.shape = batches[0]["tokens"].shape
+        self.tokens = statistics.mean(int((batch["segment_ids"] > 0).sum()) for batch in batches[WARM_UP:])
+        self.learned = statistics.mean(int(batch["loss_mask"].sum()) for batch in batches[WARM_UP:])
+        self.fill = self.tokens / batches[0]["tokens"].size
         self.wall: list[float] = []
         self.cpu: list[float] = []
 
     def run(self) -> None:
-        """One step."""
+        """One step, on the next batch."""
+        batch = self.batches[len(self.wall)]
         wall, cpu = time.perf_counter(), time.process_time()
-        self.shared.state, metrics = self.compiled(self.shared.state, self.batch)
+        self.shared.state, metrics = self.compiled(self.shared.state, batch)
         jax.block_until_ready((self.shared.state, metrics))
         self.wall.append(time.perf_counter() - wall)
         self.cpu.append(time.process_time() - cpu)
@@ -108,14 +111,17 @@ def main() -> None:
     }
     common |= {"steps": STEPS, "seq_len": length, "global_batch_size": rows}
     sft, dpo = SftConfig(**common), DpoConfig(**common)
-    short = -(-max(len(example.ids) for example in examples[:rows]) // 8) * 8
+    parts = [examples[first : first + rows] for first in range(0, rows * (ROUNDS + WARM_UP), rows)]
+    longest = [max(len(example.ids) for example in part) for part in parts]
+    short = round(statistics.mean(-(-size // 8) * 8 for size in longest) / 8) * 8  # one program for all batches
+    fitting = [[cut(example, short) for example in part] for part in parts]
     batches = {
         "SFT, packed": (sft, stacked(ExampleRows(examples, length, 0), rows)),
-        f"SFT, a row of {length} each": (sft, alone(examples[:rows], length)),
-        f"SFT, a row of {short} each": (sft, alone(examples[:rows], short)),
+        f"SFT, a row of {length} each": (sft, [alone(part, length) for part in parts]),
+        f"SFT, a row of {short} each": (sft, [alone(part, short) for part in fitting]),
         "DPO, packed": (dpo, stacked(GroupRows(pairs(examples), length, 0), rows)),
     }
-    steps = {name: Timed(config, train, batch, shared) for name, (train, batch) in batches.items()}
+    steps = {name: Timed(config, train, listed, shared) for name, (train, listed) in batches.items()}
     for _ in range(ROUNDS + WARM_UP):
         for step in steps.values():
             step.run()
@@ -138,10 +144,15 @@ def pairs(examples: Sequence[Example]) -> list[Group]:
     return [Group(two, REFERENCE) for two in zip(examples[::2], examples[1::2], strict=True)]
 
 
-def stacked(rows: RowSource, size: int) -> dict[str, np.ndarray]:
-    """A batch of the first rows."""
-    listed = [rows.row(index) for index in range(size)]
-    return {name: np.stack([row[name] for row in listed]) for name in listed[0]}
+def cut(example: Example, size: int) -> Example:
+    """Its last tokens, if there are more."""
+    return Example(example.ids[-size:], example.loss_mask[-size:])
+
+
+def stacked(rows: RowSource, size: int) -> list[dict[str, np.ndarray]]:
+    """The first batches."""
+    batches = [[rows.row(index) for index in range(at * size, (at + 1) * size)] for at in range(ROUNDS + WARM_UP)]
+    return [{name: np.stack([row[name] for row in listed]) for name in listed[0]} for listed in batches]
 
 
 def alone(examples: Sequence[Example], length: int) -> dict[str, np.ndarray]:
@@ -156,7 +167,7 @@ def report(steps: Mapping[str, Timed]) -> None:
     for name, step in steps.items():
         (cpu, wall), shape = step.median, "x".join(map(str, step.shape))
         rate = step.learned / cpu
-        print(f"{name:<26} {shape:>10} {step.tokens:>7} {step.learned:>7} {cpu:7.3f} {wall:7.3f} {rate:14,.0f}")
+        print(f"{name:<26} {shape:>10} {step.tokens:7.0f} {step.learned:7.0f} {cpu:7.3f} {wall:7.3f} {rate:14,.0f}")
     packed, *unpacked, dpo = steps.items()
     for name, step in unpacked:
         gains = [packed[1].learned / step.learned * b / a for a, b in zip(packed[1].median, step.median, strict=True)]
