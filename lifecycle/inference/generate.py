@@ -1,18 +1,73 @@
 """Offline generation and embedding: a batch of prompts through its own runner."""
 
 import math
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lifecycle.inference.generation import Completion
+from lifecycle.inference.generation import Completion, Generation
 from lifecycle.inference.model import Model
 from lifecycle.inference.pooling import Pooling
 from lifecycle.inference.programs import num_groups
 from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
+from lifecycle.inference.stats import EngineStats
+
+
+class Generator:
+    """Generates for one batch of prompts after the other, by the same weights. A prompt that begins as an earlier one
+    is computed from there on, while the cache has its pages; its output is the same."""
+
+    def __init__(
+        self,
+        model: Model,
+        num_slots: int = 8,
+        mesh: Mesh | None = None,
+        max_seq_len: int | None = None,
+        num_kept: int | None = None,
+        num_ids: int | None = None,
+    ) -> None:
+        """`max_seq_len` shortens the model's context, and with it the cache. With `num_kept` each token has its `Draw`,
+        with at most so many ids: a token whose settings keep more is one of the likeliest. 0: log-probabilities alone,
+        at the temperature. `num_ids`: outputs have none of the tokenizer's ids from this one on. On a mesh `num_slots`
+        is rounded up to a multiple of its groups.
+
+        Raises `ConfigError` for a mesh that does not fit the model.
+        """
+        self._mesh = mesh
+        self._runner = _runner(model, num_slots, mesh, max_seq_len, num_kept, num_ids)
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Completion]:
+        """The outputs for prompts of token ids, in their order; `params` for all, or one per prompt.
+
+        With one seed for all, equal prompts give equal outputs. In a job of several processes all make the same call,
+        and all get all outputs. Raises `ContextLengthError` before anything is generated, and `ValueError` for a
+        request without a seed on a mesh of several processes, which would draw different ones.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+        is_random = any(own.temperature and own.seed is None for own in each)
+        if self._mesh is not None and is_random and jax.process_count() > 1:
+            raise ValueError("a job of several processes needs a seed in every request, so that all sample alike")
+        generations: list[Generation] = []
+        with ExitStack() as submitted:
+            for prompt, own in zip(prompts, each, strict=True):
+                generations.append(self._runner.submit(prompt, own))
+                submitted.callback(generations[-1].cancel)
+            submitted.pop_all()
+        while self._runner.has_work:
+            self._runner.turn()
+        return [generation.wait() for generation in generations]
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine has counted."""
+        return self._runner.stats
 
 
 def generate(
@@ -25,25 +80,8 @@ def generate(
     num_kept: int | None = None,
     num_ids: int | None = None,
 ) -> list[Completion]:
-    """The outputs for prompts of token ids, in their order; `params` for all, or one per prompt. `max_seq_len` shortens
-    the model's context, and with it the cache. With `num_kept` each token has its `Draw`, with at most so many ids: a
-    token whose settings keep more is one of the likeliest. 0: log-probabilities alone, at the temperature. `num_ids`:
-    outputs have none of the tokenizer's ids from this one on.
-
-    With one seed for all, equal prompts give equal outputs. On a mesh `num_slots` is rounded up to a multiple of its
-    groups. In a job of several processes all make the same call, and all get all outputs.
-
-    Raises `ContextLengthError` before anything is generated, `ConfigError` for a mesh that does not fit the model, and
-    `ValueError` for a request without a seed on a mesh of several processes, which would draw different ones.
-    """
-    each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
-    if mesh is not None and any(own.temperature and own.seed is None for own in each) and jax.process_count() > 1:
-        raise ValueError("a job of several processes needs a seed in every request, so that all sample alike")
-    runner = _runner(model, num_slots, len(prompts), mesh, max_seq_len, num_kept, num_ids)
-    generations = [runner.submit(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
-    while runner.has_work:
-        runner.turn()
-    return [generation.wait() for generation in generations]
+    """The outputs for one batch of prompts; arguments, results and errors as of a `Generator`."""
+    return Generator(model, num_slots, mesh, max_seq_len, num_kept, num_ids)(prompts, params)
 
 
 def embed(
@@ -57,7 +95,7 @@ def embed(
 
     Raises `ContextLengthError` before anything is computed, and `ConfigError` for a mesh that does not fit the model.
     """
-    runner = _runner(model, num_slots, len(prompts), mesh)
+    runner = _runner(model, num_slots, mesh)
     embeddings = [runner.embed(prompt, pooling) for prompt in prompts]
     while runner.has_work:
         runner.turn()
@@ -67,7 +105,6 @@ def embed(
 def _runner(
     model: Model,
     num_slots: int,
-    num_prompts: int,
     mesh: Mesh | None,
     max_seq_len: int | None = None,
     num_kept: int | None = None,
@@ -78,7 +115,7 @@ def _runner(
     return Runner(
         model,
         num_slots,
-        num_prompts,
+        sys.maxsize,  # the caller's batch waits in it
         max_seq_len,
         dispatch_s=math.inf,
         mesh=mesh,

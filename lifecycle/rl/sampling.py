@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
-from lifecycle.inference.generate import generate
+from lifecycle.inference.generate import Generator
 from lifecycle.inference.generation import Completion
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
@@ -117,8 +117,12 @@ class Completions:
         self._whole = _whole(model.config, mesh)
 
     def of(self, params: Any) -> Callable[[Sequence[Prompt], Sequence[SamplingParams]], list[Rollout]]:
-        """What answers prompts, each as its parameters say, all in one batch: with these weights, as steps see them."""
-        return partial(self._answered, _with_weights(self._model, self._whole(params)))
+        """What answers prompts, each as its parameters say, in one batch after the other: with these weights, as steps
+        see them. Holds a cache, and computes what prompts have in common with earlier ones once."""
+        settings = self._settings
+        longest = settings.max_prompt_tokens + settings.max_completion_tokens
+        model, limits = _with_weights(self._model, self._whole(params)), (longest, self._num_kept, self._num_ids)
+        return partial(_answered, Generator(model, settings.num_slots, self._mesh, *limits))
 
     def drawn_with(self, seed: int, length: int | None = None) -> SamplingParams:
         """A completion as the settings say, or with at most `length` tokens."""
@@ -136,13 +140,6 @@ class Completions:
     def likeliest(self) -> SamplingParams:
         """The likeliest completion."""
         return SamplingParams(temperature=0.0, seed=0, max_tokens=self._settings.max_completion_tokens)
-
-    def _answered(self, model: Model, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> list[Rollout]:
-        ids, settings = [prompt.ids for prompt in prompts], self._settings
-        longest = settings.max_prompt_tokens + settings.max_completion_tokens
-        limits = longest, self._num_kept, self._num_ids
-        completions = generate(model, ids, each, settings.num_slots, self._mesh, *limits)
-        return [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
 
 
 def seed_of(*numbers: int) -> int:
@@ -165,6 +162,11 @@ def _beneath(config: ModelConfig) -> ModelConfig:
 
 def _with_weights(model: Model, params: Any) -> Model:
     return Model(_beneath(model.config), params, model.tokenizer, model.template, model.defaults)
+
+
+def _answered(generate: Generator, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> list[Rollout]:
+    completions = generate([prompt.ids for prompt in prompts], each)
+    return [_rollout(prompt, found) for prompt, found in zip(prompts, completions, strict=True)]
 
 
 def _rollout(prompt: Prompt, found: Completion) -> Rollout:

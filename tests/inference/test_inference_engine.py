@@ -16,7 +16,7 @@ import pytest
 from lifecycle.core.config import ConfigError
 from lifecycle.core.typing import Array
 from lifecycle.inference.engine import Engine
-from lifecycle.inference.generate import generate
+from lifecycle.inference.generate import Generator, generate
 from lifecycle.inference.generation import Assembler, EngineError, Token, collect
 from lifecycle.inference.intake import ContextLengthError
 from lifecycle.inference.model import Model
@@ -395,6 +395,18 @@ def test_a_cached_prefix_changes_no_bit_of_the_output(model: Model) -> None:
         assert len(running[2].prompt_tokens) == len(LONG[0]) - 1
         assert engine.stats.cached_tokens == 256
         assert engine.stats.prefill_tokens == sum(map(len, prompts)) - 256
+
+
+def test_turns_of_a_conversation_compute_what_is_new(model: Model) -> None:
+    """And a batch that is refused leaves nothing behind."""
+    generator, turns = Generator(model, SLOTS), [LONG[0][:150], LONG[1][:140]]
+    for _ in range(3):
+        found = generator(turns, GREEDY)
+        assert found == generate(model, turns, GREEDY, SLOTS)
+        turns = [[*turn, *one.token_ids, 7, 8] for turn, one in zip(turns, found, strict=True)]
+        with pytest.raises(ContextLengthError):
+            generator([turns[0], [1] * 10_000], GREEDY)
+    assert generator.stats.cached_tokens == 2 * 2 * 128
 
 
 def test_requests_that_give_up_their_pages_make_the_same_tokens_again(model: Model) -> None:
