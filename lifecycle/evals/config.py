@@ -26,8 +26,12 @@ class EvalConfig(Section):
         return self
 
 
+ROWS = "rows"  # in a pair, who answers as the held-out rows do; no stage is called so
+
+
 class WinRatesConfig(Section):
-    """Which training stages' answers to held-out prompts a judge compares, two at a time."""
+    """Which training stages' answers to held-out prompts a judge compares, two at a time; `rows` in a stage's place has
+    the answers in the rows themselves."""
 
     # Of the judge: where and how patiently it is asked, which changes no answer.
     HOW_ASKED: ClassVar[frozenset[str]] = frozenset({"base_url", "key_variable", "timeout_s", "tries", "concurrency"})
@@ -50,12 +54,19 @@ class WinRatesConfig(Section):
             raise ValueError(f"pairs: {' and '.join(doubled)} are compared twice; name them once")
         if alone := next((a for a, b in self.pairs if a == b), None):
             raise ValueError(f"pairs: {alone} is compared with itself; name another stage")
+        if self.has_references and self.rows == "prompts":
+            raise ValueError(f"pairs: rows of prompts have no answers to compare with; leave out {ROWS!r}")
         return self
+
+    @property
+    def has_references(self) -> bool:
+        """Whether the rows' own answers are compared."""
+        return any(ROWS in pair for pair in self.pairs)
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages whose answers are compared, each once."""
-        return tuple(dict.fromkeys(name for pair in self.pairs for name in pair))
+        return tuple(dict.fromkeys(name for pair in self.pairs for name in pair if name != ROWS))
 
     def key(self) -> dict[str, Any]:
         """What decides the result, JSON-ready."""

@@ -5,7 +5,7 @@ Answers and verdicts are written as they are had, so a run that the judge's serv
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lifecycle.core.distributed import is_writer
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.evals.chat_client import AskError
-from lifecycle.evals.config import WinRatesConfig
+from lifecycle.evals.config import ROWS, WinRatesConfig
 from lifecycle.evals.judging import said
 from lifecycle.evals.verifiers.base import Verdict
 from lifecycle.evals.win_rates import win_rate
@@ -29,6 +29,7 @@ from lifecycle.stages.sessions import session_on
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.stages.weights import trained_params_in_use
 from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.messages import text_of
 from lifecycle.text.row_encoder import EncodedPrompt, RowEncoder, UnusableRow, apart
 from lifecycle.text.row_files import RowData, RowError, read_rows
 from lifecycle.text.tokenizer import load_tokenizer
@@ -44,29 +45,54 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     longest = min(config.model_of(name).max_seq_len for name in settings.stages) - settings.max_tokens
     path = rows_file(inputs["rows"].path, settings.rows, HELDOUT)
-    prompts = held_out_prompts(path, settings, row_encoder(config.rows, inputs, tokenizer), longest)
+    questions = held_out_questions(path, settings, row_encoder(config.rows, inputs, tokenizer), longest)
+    prompts = [question.asked for question in questions]
     answers = {name: _answers(config, inputs, out, progress, name, prompts) for name in settings.stages}
+    answers[ROWS] = [question.answer for question in questions]
     found = [_compared(settings, pair, prompts, answers, out, progress) for pair in settings.pairs if is_writer()]
     return Outcome({"judge": settings.judge.model, "pairs": found}, how=[session_on(config.evaluation_mesh)])
 
 
-def held_out_prompts(path: Path, settings: WinRatesConfig, encoder: RowEncoder, longest: int) -> list[EncodedPrompt]:
-    """The rows with the smallest hashes, up to their answers, of at most `longest` tokens; each prompt once. Raises
-    `ConfigError` for fewer than two."""
-    chosen: dict[str, EncodedPrompt] = {}
+@dataclass(frozen=True)
+class Question:
+    """A held-out prompt, and the row's own answer; empty if it has none."""
+
+    asked: EncodedPrompt
+    answer: str
+
+
+def held_out_questions(path: Path, settings: WinRatesConfig, encoder: RowEncoder, longest: int) -> list[Question]:
+    """The rows with the smallest hashes, up to their answers, of at most `longest` tokens; each prompt once. Where the
+    rows' own answers are compared, only rows that have one. Raises `ConfigError` for fewer than two."""
+    chosen: dict[str, Question] = {}
     for row in sorted((row for _, row in read_rows(path)), key=digest):
         try:
-            asked = encoder.encode_prompt(_asked(settings.rows, row))
+            question = Question(encoder.encode_prompt(_asked(settings.rows, row)), _own_answer(settings.rows, row))
         except (UnusableRow, RowError):  # nothing is asked in it
             continue
-        if len(asked.ids) <= longest and len(chosen) < settings.limit:
-            chosen.setdefault(digest(asked.ids), asked)
+        is_usable = len(question.asked.ids) <= longest and (question.answer or not settings.has_references)
+        if is_usable and len(chosen) < settings.limit:
+            chosen.setdefault(digest(question.asked.ids), question)
     if len(chosen) < 2:
+        answered = " and an answer" if settings.has_references else ""
         raise ConfigError(
             f"evaluate.win_rates: {len(chosen)} of the held-out {settings.rows} rows have a prompt of at most {longest}"
-            " tokens, and two are needed; lower max_tokens, or hold out more with rows.heldout_fraction"
+            f" tokens{answered}, and two are needed; lower max_tokens, or hold out more with rows.heldout_fraction"
         )
     return list(chosen.values())
+
+
+def _own_answer(kind: str, row: RowData) -> str:
+    """The text that follows the prompt in a row, of a pair the chosen one; empty if there is none that is good."""
+    if kind == "pairs":
+        answer = apart(row)[1]
+    elif "messages" in row:
+        answer = row["messages"]
+    else:
+        answer = row.get("completion", "") if row.get("label", True) else ""
+    if isinstance(answer, str):
+        return answer
+    return next((text_of(message) for message in answer if message["role"] == "assistant"), "")
 
 
 def _asked(kind: str, row: RowData) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph
 from lifecycle.stages.rows import row_encoder, rows_file
 from lifecycle.stages.stage import Inputs
-from lifecycle.stages.win_rates import held_out_prompts, run
-from lifecycle.text.row_encoder import EncodedPrompt
+from lifecycle.stages.win_rates import Question, held_out_questions, run
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.text.chat import ChatTemplate
+from lifecycle.text.row_encoder import RowEncoder
 from lifecycle.text.tokenizer import load_tokenizer
 from tests.rl.judging_server import Say, judging
 
@@ -55,27 +57,27 @@ class Judged:
     def __init__(self, folder: Path, more: Callable[[int], str] = lambda n: "!") -> None:
         self.folder, config = folder, config_of(folder)
         self.inputs = bring_up_to_date(config, ("tokenizer", "rows"), Silent())
-        self.count = len(prompts_of(config, self.inputs))
+        self.count = len(questions_of(config, self.inputs))
         for stage, end in (("a", lambda _: ""), ("b", more)):
             self.answer(stage, [f"answer {n}{end(n)}" for n in range(self.count)])
 
     def answer(self, stage: str, answers: list[str]) -> None:
         (self.folder / f"answers-{stage}.json").write_text(json.dumps(answers))
 
-    def by(self, say: Say, **judge: Any) -> tuple[dict[str, Any], int]:
+    def by(self, say: Say, names: tuple[str, str] = ("b", "a"), **judge: Any) -> tuple[dict[str, Any], int]:
         """The pair's win rate, and how often the judge was asked."""
         with judging(say) as (address, asked):
-            config = config_of(self.folder, judge={"base_url": address, **judge})
+            config = config_of(self.folder, pairs=[names], judge={"base_url": address, **judge})
             outcome = run(config, self.inputs, self.folder, Silent())
         (pair,) = outcome.stats["pairs"]
         return pair, len(asked)
 
 
-def prompts_of(config: RunConfig, inputs: Inputs) -> list[EncodedPrompt]:
+def questions_of(config: RunConfig, inputs: Inputs) -> list[Question]:
     assert config.win_rates is not None
     encoder = row_encoder(config.rows, inputs, load_tokenizer(inputs["tokenizer"].path))
     path = rows_file(inputs["rows"].path, config.win_rates.rows, "heldout")
-    return held_out_prompts(path, config.win_rates, encoder, 100)
+    return held_out_questions(path, config.win_rates, encoder, 100)
 
 
 def answers_in(body: dict[str, Any]) -> tuple[str, ...]:
@@ -119,6 +121,29 @@ def test_the_better_answers_win_in_either_place(tmp_path: Path) -> None:
     assert f"| b | a | {found['n']} | {found['n']} | 0 | 0 | 1.000 " in page and "all differ alike" in page
 
 
+def test_the_rows_own_answers_are_compared_with(tmp_path: Path) -> None:
+    found, _ = Judged(tmp_path).by(
+        lambda body: verdict("A" if answers_in(body)[0] == "an answer" else "B"), ("b", "rows")
+    )
+    assert (found["pair"], found["losses"]) == (["b", "rows"], found["n"]) and found["n"] > 10
+    assert found["shown"][0]["second"] == "an answer"
+    rows = tmp_path / "chat-heldout.jsonl"
+    shapes: list[dict[str, Any]] = [
+        {"prompt": "none ", "completion": ""}, {"prompt": "one ", "completion": "1"},
+        {"prompt": "bad ", "completion": "2", "label": False}, {"prompt": "good ", "completion": "3", "label": True},
+        {"prompt": "pair ", "chosen": "4", "rejected": "5"},
+    ]  # fmt: skip
+    rows.write_text("".join(json.dumps(row) + "\n" for row in shapes))
+    settings, encoder = config_of(tmp_path, pairs=[("b", "rows")]).win_rates, RowEncoder(ChatTemplate(ByteTokenizer()))
+    assert settings is not None
+    for kind, expected in (("chat", {"1", "3"}), ("labelled", {"1", "3"})):
+        of_kind = settings.model_copy(update={"rows": kind})
+        assert {question.answer for question in held_out_questions(rows, of_kind, encoder, 100)} == expected
+    rows.write_text("".join(json.dumps(shapes[4] | {"prompt": text}) + "\n" for text in ("a ", "b ")))
+    of_pairs = settings.model_copy(update={"rows": "pairs"})
+    assert [question.answer for question in held_out_questions(rows, of_pairs, encoder, 100)] == ["4", "4"]
+
+
 def test_equal_answers_are_a_tie_that_costs_nothing(tmp_path: Path) -> None:
     found, asked = Judged(tmp_path, lambda n: "!" if n % 2 else "").by(lambda _: verdict("tie"))
     assert found["ties"] == found["n"] and asked == 2 * (found["n"] // 2)
@@ -143,8 +168,8 @@ def test_what_the_judge_does_not_say_is_left_out_or_ends_the_run(tmp_path: Path)
 def test_prompts_are_the_same_ones_in_every_run_and_fit(tmp_path: Path) -> None:
     made = Judged(tmp_path)
     config = config_of(tmp_path, limit=5)
-    few = prompts_of(config, made.inputs)
-    assert len(few) == 5 and few == prompts_of(config_of(tmp_path), made.inputs)[:5]
+    few = questions_of(config, made.inputs)
+    assert len(few) == 5 and few == questions_of(config_of(tmp_path), made.inputs)[:5]
     rows = made.inputs["rows"].path / "chat-heldout.jsonl"
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
     shapes = [
@@ -152,10 +177,13 @@ def test_prompts_are_the_same_ones_in_every_run_and_fit(tmp_path: Path) -> None:
         {"messages": turns[1:]}, {"prompt": "q" * 500, "completion": "a"}, {"prompt": "two ", "completion": "a"},
     ]  # fmt: skip
     rows.write_text("".join(json.dumps(row) + "\n" for row in shapes))
-    assert {str(one.prompt) for one in prompts_of(config, made.inputs)} == {str(turns[:1]), "two "}
+    assert {str(one.asked.prompt): one.answer for one in questions_of(config, made.inputs)} == {
+        str(turns[:1]): "hi",
+        "two ": "a",
+    }
     rows.write_text(json.dumps(shapes[2]) + "\n")
     with pytest.raises(ConfigError, match="0 of the held-out chat rows have a prompt of at most 100 tokens"):
-        prompts_of(config, made.inputs)
+        questions_of(config, made.inputs)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +192,7 @@ def test_prompts_are_the_same_ones_in_every_run_and_fit(tmp_path: Path) -> None:
         ({"pairs": [["b", "c"]]}, "no training stage 'c'"),
         ({"pairs": [["b", "b"]]}, "b is compared with itself"),
         ({"pairs": [["b", "a"], ["b", "a"]]}, "b and a are compared twice"),
+        ({"rows": "prompts", "pairs": [["b", "rows"]]}, "rows of prompts have no answers"),
         ({"rows": "pairs"}, "no training stage reads such rows"),
         ({"template": "{{ prompt }} {{ first }}"}, "shows no {{ second }}"),
         ({"template": "{{ first }} {{ second }} {{ answer }}"}, "answer: there are prompt, first and second"),
