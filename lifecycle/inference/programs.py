@@ -189,16 +189,19 @@ class Programs:
         cache_tokens: int | None = None,
         drafter: Drafter | None = None,
         on_launch: Callable[[DispatchRows], None] = lambda _: None,
+        on_launched: Callable[[], None] = lambda: None,
         kv_cache: CacheFormat | None = None,
         adapters: BankSizes | None = None,
     ) -> None:
         """Ids from `num_ids` on, the vocabulary's padding, are never sampled. Without a mesh, everything is on this
         process's first device. `cache_tokens`: of all slots together; None: of a whole context for each. `on_launch`
-        is called before each dispatch. Raises `ConfigError` for a mesh, or so few tokens, that do not fit."""
+        is called before each dispatch, `on_launched` while devices compute it. Raises `ConfigError` for a mesh, or so
+        few tokens, that do not fit."""
         mesh = mesh or mesh_over_devices(jax.local_devices()[:1], MeshConfig())
         check_mesh(config, mesh, num_slots)
         self.num_devices, self.num_groups = mesh.size, num_groups(mesh)
-        self._launch, self._on_launch = LAUNCH if mesh.size > 1 else nullcontext(), on_launch
+        self._launch = LAUNCH if mesh.size > 1 else nullcontext()
+        self._on_launch, self._on_launched = on_launch, on_launched
         self._given = config, num_ids, mesh, None if drafter is None else drafter.in_use(mesh)
         self._params = weights_in_use(config, params, mesh)
         self.plan = page_plan(config, num_slots, self.num_groups, max_seq_len, cache_tokens)
@@ -224,6 +227,7 @@ class Programs:
         self._on_launch(rows)
         with self._launch, self._bank() as bank:
             (sampled, scored, states), self._state = prefill(*self._given, self._params, self._state, rows, bank)
+        self._on_launched()
         scored = jax.tree.map(np.asarray, scored) if rows.want_prompt else None
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled), scored, states
 
@@ -232,6 +236,7 @@ class Programs:
         self._on_launch(rows)
         with self._launch, self._bank() as bank:
             sampled, self._state = fork(*self._given, self._params, self._state, rows, bank)
+        self._on_launched()
         return jax.tree.map(lambda x: np.asarray(x)[:, None], sampled)
 
     def decode(self, rows: DecodeRows) -> Decoded:
@@ -239,6 +244,7 @@ class Programs:
         self._on_launch(rows)
         with self._launch, self._bank() as bank:
             decoded, self._state = decode(*self._given, self._params, self._state, rows, bank)
+        self._on_launched()
         return jax.tree.map(np.asarray, decoded)
 
     def _bank(self) -> AbstractContextManager[Bank]:

@@ -4,46 +4,37 @@ What must hold: a request's output does not depend on the rest of the batch; eve
 an error while one request is handled fails that request only.
 """
 
-import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import batched, zip_longest
 
-import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.core.platform import platform
-from lifecycle.inference.adapters import BankSizes, HeldAdapter, leased, place_of
+from lifecycle.inference.adapters import BankSizes, HeldAdapter, leased
 from lifecycle.inference.chunks import Chunk
 from lifecycle.inference.drafting import Drafter
 from lifecycle.inference.forks import FORKS
 from lifecycle.inference.generation import (
-    Assembler,
     EngineError,
     Event,
     Generation,
-    NotFiniteError,
-    is_finite,
-    tokens_of,
 )
-from lifecycle.inference.grammar import Constraint, GrammarError
 from lifecycle.inference.intake import Intake
 from lifecycle.inference.model import Model
-from lifecycle.inference.pooling import ChunkStates, Embedding, Pooling
+from lifecycle.inference.outbox import Outbox
+from lifecycle.inference.pooling import Embedding, Pooling
 from lifecycle.inference.programs import Programs
-from lifecycle.inference.sampling import Sampled, SamplingParams
+from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import DISPATCH_S, Scheduler
+from lifecycle.inference.slot_requests import SlotRequests
 from lifecycle.inference.slots import SlotTable
 from lifecycle.inference.speculation import DraftPolicy
 from lifecycle.inference.stats import EngineStats
 from lifecycle.inference.turns import ALONE, Witness
 from lifecycle.model.config import CacheFormat
-
-LOG = logging.getLogger(__name__)
 
 type DispatchObserver = Callable[[float, Mapping[str, int]], None]  # device-seconds; tokens, by request
 
@@ -77,6 +68,7 @@ class Runner:
         self.max_seq_len = min(max_seq_len or model.config.max_seq_len, model.config.max_seq_len)
         self.changed = threading.Condition()
         self._on_dispatch, self._witness = on_dispatch, witness
+        self._outbox = Outbox()
         self._arrived: list[Generation] = []  # since the last turn began
         length, vocab_size = self.max_seq_len, model.config.vocab_size
         self._programs = Programs(
@@ -91,6 +83,7 @@ class Runner:
             drafter=drafter,
             adapters=adapters,
             on_launch=witness.launch,
+            on_launched=self._outbox.send,
         )
         self.adapters = self._programs.adapters
         plan, groups = self._programs.plan, self._programs.num_groups
@@ -103,7 +96,9 @@ class Runner:
         self._drafts = None if drafter is None else DraftPolicy()
         self._tokens_per_step = 1 if drafter is None else 1 + drafter.num_tokens  # at most
         self._intake = Intake(model, length)
-        self._constraints: dict[int, Constraint | None] = {}  # how far the output in a slot is in its grammar
+        self._held = SlotRequests(
+            model.tokenizer, self._intake.grammars, self._scheduler, self._table, self._outbox, self.changed
+        )
         self._counters = EngineStats(cache_bytes=self._programs.cache_bytes)
         self.max_requests = num_slots + max_queue
 
@@ -170,7 +165,8 @@ class Runner:
         """The counters, and how many requests are running and queued."""
         with self.changed:
             active, waiting, pages = self._scheduler.num_active, self._scheduler.num_waiting, self._scheduler.num_pages
-            return replace(self._counters, active=active, waiting=waiting, pages=pages)
+            own = {"cached_tokens": self._held.cached_tokens, "not_finite": self._held.not_finite}
+            return replace(self._counters, active=active, waiting=waiting, pages=pages, **own)
 
     def warm_up(self) -> None:
         """Compiles every shape. Accelerators run each too, writing nothing: they may lack the memory for it."""
@@ -191,11 +187,18 @@ class Runner:
     def turn(self) -> None:
         """Removes cancelled requests, admits queued ones, prefills some chunks, makes a few decode steps.
 
-        A request that gave up its slot begins again, and makes the same tokens again, to the last bit.
+        A request that gave up its slot begins again, and makes the same tokens again, to the last bit. What requests
+        are told of a turn, the next one tells them while the devices compute.
         """
-        self._begin()
-        self._prefill()
-        self._decode()
+        goes_on = False
+        try:
+            self._begin()
+            self._prefill()
+            self._decode()
+            goes_on = bool(self._scheduler.decoding)
+        finally:
+            if not goes_on:
+                self._outbox.send()
 
     def _begin(self) -> None:
         """What other threads do to the scheduler counts up to here, for the whole turn."""
@@ -207,61 +210,10 @@ class Runner:
         for slot in freed:
             self._table.close(slot)
         for generation in removed:
-            generation.put(Event("", (), "cancelled"))
+            self._outbox.put(generation, Event("", (), "cancelled"))
         for slot, generation, num_cached in admitted:
-            with self._contained(slot):
-                self._open(slot, generation, num_cached)
-
-    def _open(self, slot: int, generation: Generation, num_cached: int) -> None:
-        self._table.adapter[slot] = place_of(generation.adapter)
-        if isinstance(generation, Embedding):
-            generation.begin()  # nothing is sampled: the slot stays as an empty one is
-            return
-        params, prompt = generation.params, generation.prompt
-        stop_ids = params.stop_ids or ()
-        if generation.output is None:
-            texts = prompt, generation.prediction
-            generation.output = Assembler(self.model.tokenizer, params, stop_ids, generation.max_tokens, *texts)
-            generation.cached_tokens = num_cached
-            self._counters = replace(self._counters, cached_tokens=self._counters.cached_tokens + num_cached)
-        if generation.output.num_tokens == 0:
-            generation.prompt_tokens.clear()
-        self._table.open(slot, params, generation.seed, stop_ids, len(prompt))
-        self._table.foresee(slot, prompt, generation.prediction)
-        self._constraints[slot] = generation.constraint and generation.constraint.copy()
-        self._constrain([slot])
-
-    def _constrain(self, slots: Iterable[int]) -> bool:
-        """Writes what may come next into the rows of those slots that have a grammar; whether there are any. They make
-        one token of a dispatch: what may come next is known once the newest token is."""
-        held = {slot: own for slot in slots if (own := self._constraints[slot]) is not None}
-        self._intake.grammars.fill(held, self._table.allowed)
-        for slot, constraint in held.items():
-            with self._contained(slot):
-                constraint.check()
-                self._table.remaining[slot] = min(self._table.remaining[slot], 1)
-        return bool(held)
-
-    @contextmanager
-    def _contained(self, slot: int) -> Iterator[None]:
-        """Fails the slot's request alone if its settings or tokens raise an error: the others depend on this thread.
-
-        Errors of the device or of the machine (`RuntimeError`, `OSError`, `MemoryError`) end the engine.
-        """
-        try:
-            yield
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            LOG.error("a request failed: %s", error, exc_info=not isinstance(error, GrammarError | NotFiniteError))
-            failure = EngineError(f"the request failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            has_bad_pages = isinstance(error, NotFiniteError)
-            self._counters = replace(self._counters, not_finite=self._counters.not_finite + has_bad_pages)
-            self._release(slot, has_bad_pages).put(failure)
-
-    def _release(self, slot: int, has_bad_pages: bool = False) -> Generation:
-        self._table.close(slot)
-        with self.changed:
-            return self._scheduler.release(slot, has_bad_pages)
+            with self._held.contained(slot):
+                self._held.open(slot, generation, num_cached)
 
     def _prefill(self) -> None:
         with self.changed:
@@ -282,11 +234,11 @@ class Runner:
         self._counters = replace(counters, prefill_tokens=counters.prefill_tokens + num_tokens)
         self._fork(chunks)
         for generation, chunk in zip(generations, chunks, strict=True):
-            with self._contained(chunk.slot):
+            with self._held.contained(chunk.slot):
                 if isinstance(generation, Embedding):
-                    self._pool(generation, chunk, states)
+                    self._held.pool(generation, chunk, states)
                 else:
-                    self._prefilled(generation, chunk, sampled, scored)
+                    self._held.prefilled(generation, chunk, sampled, scored)
 
     def _fork(self, chunks: Sequence[Chunk]) -> None:
         """Lets requests go on from chunks that others have just got, before any of those may end."""
@@ -300,30 +252,11 @@ class Runner:
             self._charge(began, {self._scheduler.request(slot).id: 1 for _, slot in every})
             for own in of_groups:
                 for number, (chunk, slot) in enumerate(own, FORKS * self._table.group(own[0].slot)):
-                    with self._contained(slot):
-                        self._deliver(slot, sampled, number, chunk.end)
-
-    def _prefilled(self, generation: Generation, chunk: Chunk, sampled: Sampled, scored: Sampled | None) -> None:
-        """Gives a request the log-probabilities of a chunk, if it asks for them, and after the last one a token."""
-        group, end, num_top = self._table.group(chunk.slot), chunk.end, generation.params.prompt_logprobs
-        if scored is not None and num_top is not None and not _output(generation).num_tokens:
-            generation.prompt_tokens += tokens_of(scored, group, num_top)
-        if end == len(generation.prompt):
-            if any(math.isnan(token.logprob) for token in generation.prompt_tokens):
-                raise NotFiniteError(end)
-            self._deliver(chunk.slot, sampled, group, end)
-
-    def _pool(self, embedding: Embedding, chunk: Chunk, states: ChunkStates) -> None:
-        """Gives an embedding its chunk's states; its slot is free after the last chunk."""
-        group = self._table.group(chunk.slot)
-        embedding.add(np.asarray(states.sum)[group], np.asarray(states.last)[group])
-        if chunk.end == len(embedding.prompt):
-            embedding.finish()
-            self._release(chunk.slot)
-            embedding.put(Event("", (), "stop"))
+                    with self._held.contained(slot):
+                        self._held.deliver(slot, sampled, number, chunk.end)
 
     def _decode(self) -> None:
-        is_constrained = self._constrain(self._scheduler.decoding)
+        is_constrained = self._held.constrain(self._scheduler.decoding)
         num_steps = self._witness.agreed(self._scheduler.decode_steps(is_constrained))
         num_rows = len(self._scheduler.decoding)
         may_draft = self._witness.agreed(self._drafts is not None and self._drafts.wants_drafts(num_rows))
@@ -342,8 +275,8 @@ class Runner:
         self._counters = self._counters.with_dispatch(decoded)
         for slot in decoding:
             self._scheduler.advance(slot, int(made[slot]))
-            with self._contained(slot):
-                self._deliver(slot, decoded.sampled, slot, int(self._table.position[slot]) + 1)
+            with self._held.contained(slot):
+                self._held.deliver(slot, decoded.sampled, slot, int(self._table.position[slot]) + 1)
 
     def _make_room(self, num_steps: int) -> None:
         """Gives the decoding slots their pages; some requests may have to wait for theirs."""
@@ -360,30 +293,3 @@ class Runner:
         if self._on_dispatch is not None:
             held_s = (time.perf_counter() - began) * self._programs.num_devices
             self._on_dispatch(held_s, {request: count for request, count in tokens.items() if count})
-
-    def _deliver(self, slot: int, sampled: Sampled, row: int, position: int) -> None:
-        """Delivers a row's new tokens, the first of them at `position`, to its request, which may end with one of
-        them. Tokens that it had before it gave up its slot are not delivered again."""
-        generation = self._scheduler.request(slot)
-        output, constraint = _output(generation), self._constraints[slot]
-        tokens = tokens_of(sampled, row, generation.params.top_logprobs)
-        for number, token in enumerate(tokens, position + 1 - len(generation.prompt)):
-            is_last = constraint is not None and constraint.push(token.id)
-            if number > output.num_tokens:
-                output.push(token, is_last)
-            remaining = generation.max_tokens - number
-            self._table.advance(slot, token.id, len(generation.prompt) + number - 1, remaining)
-            if output.finish_reason is not None:
-                break
-        event = output.take()
-        if output.finish_reason is not None:
-            self._release(slot)
-        if event is not None:
-            generation.put(event)
-        if output.finish_reason is None and not is_finite(sampled, row):
-            raise NotFiniteError(len(generation.prompt) + output.num_tokens)
-
-
-def _output(generation: Generation) -> Assembler:
-    assert generation.output is not None, "it has had a slot"
-    return generation.output

@@ -21,6 +21,7 @@ from lifecycle.inference.generation import Assembler, EngineError, Token, collec
 from lifecycle.inference.intake import ContextLengthError
 from lifecycle.inference.model import Model
 from lifecycle.inference.requests import ClosedError, QueueFullError
+from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.slots import SlotTable
 from lifecycle.model.config import ModelConfig
@@ -327,6 +328,20 @@ def test_a_broken_engine_says_so_once(model: Model, monkeypatch: pytest.MonkeyPa
     with pytest.raises(EngineError):
         engine.submit([65], GREEDY).wait()
     assert broken.wait(LIMIT_S) and not engine.is_alive
+
+
+def test_who_ended_before_the_engine_broke_is_told_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a turn tells waits for the next dispatch, which here does not come."""
+    runner = Runner(model, SLOTS, max_queue=1)
+    short, long = (runner.submit([65], GREEDY.model_copy(update={"max_tokens": tokens})) for tokens in (2, 50))
+    runner.turn()
+    monkeypatch.setattr("lifecycle.inference.programs.decode", lambda *_: (_ for _ in ()).throw(OSError("lost device")))
+    with pytest.raises(OSError, match="lost device"):
+        runner.turn()
+    runner.abort(EngineError("broken"))
+    assert len(short.wait().tokens) == 2
+    with pytest.raises(EngineError, match="broken"):
+        long.wait()
 
 
 def test_closing_is_not_breaking(model: Model) -> None:

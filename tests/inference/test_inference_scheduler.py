@@ -352,18 +352,23 @@ def test_larger_groups_fill_faster_where_nobody_reads_along(options: dict[str, A
 
 
 def test_steps_aim_at_a_dispatchs_time() -> None:
-    scheduler, offline = scheduler_of(1, 1), scheduler_of(1, 1, dispatch_s=math.inf)
-    for each in (scheduler, offline):
+    """And at twice that while all slots decode."""
+    scheduler, full, offline = scheduler_of(2, 1), scheduler_of(1, 1), scheduler_of(1, 1, dispatch_s=math.inf)
+    for each in (scheduler, full, offline):
         each.accept(Ask(1, 1))
         each.admit()
         assert each.decode_steps() == 0
         each.take_prefills()
-    assert (scheduler.decode_steps(), offline.decode_steps()) == (2, MAX_STEPS)
-    for step_s, expected, constrained in ((1.0, 1, 1), (1e-5, MAX_STEPS, MAX_STEPS), (0.016, 3, 1), (0.0033, 15, 3)):
+    assert [each.decode_steps() for each in (scheduler, full, offline)] == [2, 4, MAX_STEPS]
+    for step_s, *expected in (
+        (1.0, 1, 1, 1), (1e-5, MAX_STEPS, MAX_STEPS, MAX_STEPS), (0.016, 3, 6, 1), (0.0067, 7, 15, 1),
+        (0.0033, 15, MAX_STEPS, 3),
+    ):  # fmt: skip
         for _ in range(100):
             scheduler.measured(step_s)
-        found = scheduler.decode_steps(), scheduler.decode_steps(is_constrained=True)
-        assert found == (expected, constrained)
+            full.measured(step_s)
+        found = scheduler.decode_steps(), full.decode_steps(), full.decode_steps(is_constrained=True)
+        assert [*found] == expected
 
 
 def test_the_requests_are_those_that_have_not_left() -> None:

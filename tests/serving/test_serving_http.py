@@ -384,7 +384,7 @@ def test_an_error_inside_has_openais_form_and_is_recorded(server: Running, monke
 def test_numbers_that_are_not_finite_are_an_error_of_its_own_and_counted(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lifecycle.inference.runner.is_finite", lambda *_: False)
+    monkeypatch.setattr("lifecycle.inference.slot_requests.is_finite", lambda *_: False)
     answer = server.post(CHAT, **BASE)
     error = answer.json()["error"]
     assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "not_finite")

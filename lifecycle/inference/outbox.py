@@ -1,0 +1,20 @@
+"""What requests are told, held until the devices have work: readers take the time of this process, not theirs."""
+
+from lifecycle.inference.generation import EngineError, Event, Generation
+
+
+class Outbox:
+    """The events of a turn, in their order. Used by the one thread that takes the turns."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Generation, Event | EngineError]] = []
+
+    def put(self, generation: Generation, event: Event | EngineError) -> None:
+        """Holds an event for `send`."""
+        self._held.append((generation, event))
+
+    def send(self) -> None:
+        """Tells all that is held."""
+        held, self._held = self._held, []
+        for generation, event in held:
+            generation.put(event)
