@@ -71,7 +71,8 @@ def test_likelihoods_are_those_of_the_programs_and_near_the_plain_weights(
         asked = [engine.submit(prompt, GREEDY) for prompt in PROMPTS]
         assert all(one.wait() for one in asked)
     served = [sum(token.logprob for token in one.prompt_tokens) for one in asked]
-    np.testing.assert_allclose(served, scores, rtol=2e-3)
+    # a cache of latents takes the keys' up-projection to the queries: other rows are rounded, in fp8 by 3 % of a value
+    np.testing.assert_allclose(served, scores, rtol=1e-2 if (name, weights) == ("deepseek_v3", "fp8") else 2e-3)
     np.testing.assert_allclose(scores, loglikelihoods(config, plain, pairs, make_mesh()), rtol=near)
 
 
