@@ -62,11 +62,11 @@ class Engine:
         None: for none.
 
         The engine's thread calls `on_dispatch` after each dispatch, and `on_broken` once if it fails itself: no request
-        is answered from then on. `dispatch_s`: how long a dispatch of decode steps should take; with infinity as many
-        steps as there are, and more of prompts between them, where nobody reads along. `mesh`: of this process's
-        devices; by default the model is on the first. With a `leader`, which is `opening` it, of all processes of the
-        job, and always warm. Raises `ConfigError` for a mesh that does not fit the model or the slots, or too few
-        `cache_tokens`.
+        is answered from then on. `dispatch_s`: how long a dispatch of decode steps should take, twice as long where all
+        slots decode and nobody waits; with infinity as many steps as there are, and more of prompts between them, where
+        nobody reads along. `mesh`: of this process's devices; by default the model is on the first. With a `leader`,
+        which is `opening` it, of all processes of the job, and always warm. Raises `ConfigError` for a mesh that does
+        not fit the model or the slots, or too few `cache_tokens`.
         """
         is_apart = mesh is None or all(device.process_index == jax.process_index() for device in mesh.devices.flat)
         if leader is None and not is_apart:

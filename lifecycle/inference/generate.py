@@ -59,9 +59,9 @@ class Generator:
             for prompt, own in zip(prompts, each, strict=True):
                 generations.append(self._runner.submit(prompt, own))
                 submitted.callback(generations[-1].cancel)
+            while self._runner.has_work:
+                self._runner.turn()
             submitted.pop_all()
-        while self._runner.has_work:
-            self._runner.turn()
         return [generation.wait() for generation in generations]
 
     @property

@@ -1,20 +1,25 @@
 """What requests are told, held until the devices have work: readers take the time of this process, not theirs."""
 
+import threading
+
 from lifecycle.inference.generation import EngineError, Event, Generation
 
 
 class Outbox:
-    """The events of a turn, in their order. Used by the one thread that takes the turns."""
+    """The events of a turn, in their order; from any thread."""
 
     def __init__(self) -> None:
         self._held: list[tuple[Generation, Event | EngineError]] = []
+        self._sending = threading.Lock()
 
     def put(self, generation: Generation, event: Event | EngineError) -> None:
         """Holds an event for `send`."""
-        self._held.append((generation, event))
+        with self._sending:
+            self._held.append((generation, event))
 
     def send(self) -> None:
         """Tells all that is held."""
-        held, self._held = self._held, []
-        for generation, event in held:
-            generation.put(event)
+        with self._sending:
+            held, self._held = self._held, []
+            for generation, event in held:
+                generation.put(event)

@@ -147,6 +147,7 @@ class Runner:
         with self.changed:
             self._scheduler.close()
             pending = self._scheduler.requests
+        self._outbox.send()
         for generation in pending:
             generation.put(error)
 
@@ -188,14 +189,15 @@ class Runner:
         """Removes cancelled requests, admits queued ones, prefills some chunks, makes a few decode steps.
 
         A request that gave up its slot begins again, and makes the same tokens again, to the last bit. What requests
-        are told of a turn, the next one tells them while the devices compute.
+        are told of a turn, the next one tells them while the devices compute; not in a job of several processes, whose
+        engines take turns.
         """
         goes_on = False
         try:
             self._begin()
             self._prefill()
             self._decode()
-            goes_on = bool(self._scheduler.decoding)
+            goes_on = bool(self._scheduler.decoding) and self._witness is ALONE
         finally:
             if not goes_on:
                 self._outbox.send()

@@ -24,9 +24,9 @@ FILL_TOKENS = 64
 # Decode steps in one dispatch, at most. 199 tokens of a 1.3 M-parameter model, context 512, CPU-seconds with 1 and with
 # 16 steps a dispatch: one slot 0.15 and 0.05, eight slots 0.36 and 0.28.
 MAX_STEPS = 16
-# How long one dispatch of decode steps should take, so that streams look smooth; and twice that while all slots decode,
-# where nobody could be admitted sooner: a dispatch costs 2 ms of host time (SmolLM2-135M, float32, eight streams on two
-# cores: 0.89 of the bare loop's tokens, and 0.92).
+# How long one dispatch of decode steps should take, so that streams look smooth; and twice that while all slots decode
+# and nobody waits for one: a dispatch costs 2 ms of host time (SmolLM2-135M, float32, eight streams on two cores: 0.89
+# of the bare loop's tokens, and 0.92).
 DISPATCH_S = 0.05
 # The same where a row has a grammar and makes one token in a dispatch. Seven rows without one and one with it, of 1.6 M
 # parameters, tokens per CPU-second with 1, 4 and 16 steps: 2,110, 3,750 and 4,850 of the seven, 302, 137 and 48 of the
@@ -64,9 +64,9 @@ class Scheduler[R: Request]:
         dispatch_s: float = DISPATCH_S,
         may_fork: bool = True,
     ) -> None:
-        """`dispatch_s` is the duration that `decode_steps` aims at; with infinity, where nobody reads along, it always
-        plans `MAX_STEPS`, and larger groups of slots are prefilled faster. `may_fork`: whether equal prompts in a group
-        of slots are computed once."""
+        """`dispatch_s` is the duration that `decode_steps` aims at, as `DISPATCH_S` says; with infinity, where nobody
+        reads along, it always plans `MAX_STEPS`, and larger groups of slots are prefilled faster. `may_fork`: whether
+        equal prompts in a group of slots are computed once."""
         assert num_slots % num_groups == 0, "groups have the same number of slots"
         self.num_slots, self.max_queue = num_slots, max_queue
         self._group_size = num_slots // num_groups
@@ -282,7 +282,8 @@ class Scheduler[R: Request]:
         one."""
         if not self.decoding:
             return 0
-        dispatch_s = self._dispatch_s * (2 if len(self.decoding) == self.num_slots else 1)
+        is_full = len(self.decoding) == self.num_slots and not self._waiting
+        dispatch_s = self._dispatch_s * (2 if is_full else 1)
         wanted_s = min(dispatch_s, CONSTRAINED_S) if is_constrained else dispatch_s
         return round(min(max(wanted_s / self._step_s, 1), MAX_STEPS))
 

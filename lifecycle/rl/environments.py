@@ -16,8 +16,8 @@ from typing import Any
 
 from lifecycle.core.deadlines import Failed, in_threads
 from lifecycle.core.distributed import is_writer
-from lifecycle.rl.environment import Environment, Message, Step, Tool
-from lifecycle.rl.openings import first_fault, message_fault, shown_tools
+from lifecycle.rl.environment import Environment, EpisodeError, Message, Step, Tool
+from lifecycle.rl.openings import first_fault, json_fault, shown_tools
 from lifecycle.rl.tools import ToolEnvironment
 from lifecycle.training.checkpoints.agreement import by_writer
 
@@ -52,7 +52,7 @@ class Environments:
         """What the first environments, one for each row, say first."""
 
         def begun() -> list[dict[str, Any]]:
-            self._made += [self._make() for _ in range(len(rows) - len(self._made))]
+            self._made += [self._new() for _ in range(len(rows) - len(self._made))]
             each = self._made[: len(rows)]
             for environment, seed in zip(each, seeds, strict=True):
                 environment.seed = seed
@@ -83,15 +83,24 @@ class Environments:
         results = in_threads(works, self._timeout_s, AT_ONCE)
         for place, result in zip(places, results, strict=True):
             if isinstance(result, Failed) and result.is_late:
-                self._made[place] = self._make()
+                self._made[place] = self._new()
         return results
+
+    def _new(self) -> Environment:
+        [made] = in_threads([self._make], self._timeout_s, 1)
+        if isinstance(made, Failed):
+            raise EpisodeError(f"episodes: no environment can be made: {made.why}")
+        return made
 
 
 def _first(result: Any, environment: Environment, row: Mapping[str, Any]) -> dict[str, Any]:
     """`Said` of what `reset` returned, JSON-ready."""
     if fault := _fault(result, first_fault):
         return {"fault": fault}
-    return {"messages": _plain(result), "tools": shown_tools(environment, row), "calls": _calls(environment)}
+    tools = shown_tools(environment, row)
+    if fault := json_fault("the environment's tools", tools):
+        return {"fault": fault}
+    return {"messages": _plain(result), "tools": _plain(tools), "calls": _calls(environment)}
 
 
 def _next(result: Any, environment: Environment) -> dict[str, Any]:
@@ -107,7 +116,7 @@ def _fault(result: Any, of_value: Callable[[Any], str]) -> str:
     return result.why if isinstance(result, Failed) else of_value(result)
 
 
-def _plain(messages: Sequence[Message]) -> list[Message]:
+def _plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A copy that nothing else changes."""
     return json.loads(json.dumps(messages))
 
@@ -123,11 +132,18 @@ def _step_fault(step: Any) -> str:
     """Why an environment's answer is none; empty if it is one."""
     if not isinstance(step, Step):
         return f"step returned {type(step).__name__}, expected Step"
-    if not isinstance(step.reward, Real) or not math.isfinite(step.reward):
+    if not _is_number(step.reward):
         return f"step's reward is {step.reward!r}, expected a finite number"
     if step.done:
         return ""
     if not step.messages or not all(isinstance(message, dict) for message in step.messages):
         return "step has no list of messages to go on with, and is not done"
     is_models = any(message.get("role") == "assistant" for message in step.messages)
-    return "step speaks as the assistant" if is_models else message_fault("step", step.messages)
+    return "step speaks as the assistant" if is_models else json_fault("step's messages", step.messages)
+
+
+def _is_number(reward: Any) -> bool:
+    try:
+        return isinstance(reward, Real) and math.isfinite(reward)
+    except OverflowError:  # an int beyond all floats
+        return False

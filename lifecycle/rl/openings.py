@@ -113,13 +113,13 @@ def first_fault(messages: Any) -> str:
         return "reset must return a list of messages, one at least"
     if messages[-1].get("role") == "assistant":
         return "reset's last message is the assistant's"
-    return message_fault("reset", messages)
+    return json_fault("reset's messages", messages)
 
 
-def message_fault(method: str, messages: Sequence[Message]) -> str:
-    """Why other processes cannot be told of messages; empty if they can."""
+def json_fault(what: str, said: Sequence[Mapping[str, Any]]) -> str:
+    """Why other processes cannot be told of what an environment says; empty if they can."""
     try:
-        json.dumps(messages)
-    except (TypeError, ValueError) as error:
-        return f"{method}'s messages are no JSON: {error}"
+        json.dumps(said)
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"{what} are no JSON: {error}"
     return ""

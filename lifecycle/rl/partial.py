@@ -90,10 +90,8 @@ def drawn_in_pieces(
     sampler: Sampler, settings: RolloutConfig, step: int, params: Params, flight: Flight
 ) -> tuple[Unscored, Flight]:
     """Goes on with all groups in flight until a step's groups can be taken; these, and those that stay in flight."""
-    answer, began = sampler.answering(params), time.perf_counter()
-    rounds = 0
-    while (places := taken(flight, settings, step)) is None:
-        flight, rounds = _gone_on(answer, settings, flight), rounds + 1
+    began = time.perf_counter()
+    flight, places, rounds = _until_taken(sampler, settings, step, params, flight)
     groups = [flight[place] for place in places]
     left = [group for place, group in enumerate(flight) if place not in places]
     metrics = {
@@ -103,6 +101,17 @@ def drawn_in_pieces(
     }
     rollouts = [_rollout(sampler, group.prompt, one) for group in groups for one in group.samples]
     return sampler.unscored(step, rollouts, time.perf_counter() - began, metrics), left
+
+
+def _until_taken(
+    sampler: Sampler, settings: RolloutConfig, step: int, params: Params, flight: Flight
+) -> tuple[Flight, Sequence[int], int]:
+    """The groups in flight, the places of a step's, and the rounds that it took. The engine's cache leaves the devices
+    with the call."""
+    answer, rounds = sampler.answering(params), 0
+    while (places := taken(flight, settings, step)) is None:
+        flight, rounds = _gone_on(answer, settings, flight), rounds + 1
+    return flight, places, rounds
 
 
 def _rollout(sampler: Sampler, prompt: Prompt, one: Begun) -> Rollout:

@@ -168,9 +168,13 @@ class Sampler:
     def _drawn(self, step: int, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Unscored:
         jax.block_until_ready(params)  # the step that makes them is no part of the sampling's time
         began = time.perf_counter()
-        complete = self._completions.of(params)
-        rollouts = complete(prompts, each) if self._player is None else self._player.played(prompts, each, complete)
+        rollouts = self._completed(params, prompts, each)
         return self.unscored(step, rollouts, time.perf_counter() - began)
+
+    def _completed(self, params: Any, prompts: Sequence[Prompt], each: Sequence[SamplingParams]) -> Sequence[Rollout]:
+        """Of these weights. The engine's cache leaves the devices with the call."""
+        complete = self._completions.of(params)
+        return complete(prompts, each) if self._player is None else self._player.played(prompts, each, complete)
 
     def _scores(self, rollouts: Sequence[Rollout], drawn: Unscored) -> Scores:
         """Of the sound ones of what was drawn."""

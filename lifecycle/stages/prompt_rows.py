@@ -1,6 +1,10 @@
 """Prompts to answer: batches of rollouts, and the reward of held-out prompts."""
 
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -19,7 +23,9 @@ from lifecycle.rl.sampling import Prompt
 from lifecycle.stages.learner import Learner, LearningRows, encoded_rows, kept, list_dropped
 from lifecycle.stages.stage import Inputs
 from lifecycle.stages.student_rows import blank_model
+from lifecycle.text.row_encoder import EncodedPrompt
 from lifecycle.text.rows import RowsReport
+from lifecycle.training.checkpoints.agreement import by_writer
 
 
 def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:
@@ -29,7 +35,7 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
     prompts: dict[str, list[Prompt]] = {}
     reports: dict[str, RowsReport] = {}
     for split in ("train", "heldout"):
-        encoded, reports[split] = encoded_rows(learner, inputs, "prompts", split, progress)
+        encoded, reports[split] = _encoded(learner, inputs, split, progress)
         prompts[split] = [Prompt(number, row.ids, row.prompt, row.columns) for number, row in enumerate(encoded)]
     list_dropped(out, reports)
     model = blank_model(learner, inputs)
@@ -48,3 +54,21 @@ def prompt_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress)
         AnswerHeldout(settings.eval_every, sampler, answered, samples),
     )
     return LearningRows(None, settings.epoch_rows(len(prompts["train"]), 0), hooks, kept("prompts", reports), batches)
+
+
+def _encoded(
+    learner: Learner, inputs: Inputs, split: str, progress: Progress
+) -> tuple[list[EncodedPrompt], RowsReport]:
+    """The prompts of a side. Episodes begin with what an environment says, and environments live in the process that
+    writes: it tells the others of its job."""
+    settings = learner.train
+    encode = partial(encoded_rows, learner, inputs, "prompts", split, progress)
+    if not isinstance(settings, RolloutConfig) or settings.episodes is None or jax.process_count() == 1:
+        return encode()
+
+    def plain() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        rows, report = encode()
+        return [asdict(row) for row in rows], asdict(report)
+
+    rows, report = by_writer(plain)
+    return [EncodedPrompt(**row) for row in rows], RowsReport(**report | {"dropped": Counter(report["dropped"])})

@@ -55,7 +55,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out prompt, and the row's own answer; empty if it has none."""
+    """A held-out prompt, and the row's own answer; empty if nothing is compared with it."""
 
     asked: EncodedPrompt
     answer: str
@@ -67,12 +67,13 @@ def held_out_questions(path: Path, settings: WinRatesConfig, encoder: RowEncoder
     chosen: dict[str, Question] = {}
     for row in sorted((row for _, row in read_rows(path)), key=digest):
         try:
-            question = Question(encoder.encode_prompt(_asked(settings.rows, row)), _own_answer(settings.rows, row))
+            asked = encoder.encode_prompt(_asked(settings.rows, row))
+            answer = _own_answer(settings.rows, row) if settings.has_references else ""
         except (UnusableRow, RowError):  # nothing is asked in it
             continue
-        is_usable = len(question.asked.ids) <= longest and (question.answer or not settings.has_references)
+        is_usable = len(asked.ids) <= longest and (answer or not settings.has_references)
         if is_usable and len(chosen) < settings.limit:
-            chosen.setdefault(digest(question.asked.ids), question)
+            chosen.setdefault(digest(asked.ids), Question(asked, answer))
     if len(chosen) < 2:
         answered = " and an answer" if settings.has_references else ""
         raise ConfigError(

@@ -205,8 +205,8 @@ RULES = (
         "frac_reward_zero_std",
         _share_above(
             MOST_FLAT,
-            "of the groups have equal rewards, from which nothing is learned; make the prompts neither too hard nor "
-            "too easy, or sample more per prompt",
+            "of the groups have equal rewards, which teach nothing; make the prompts neither too hard nor too easy, or "
+            "sample more per prompt",
         ),
     ),
     Rule(

@@ -331,7 +331,15 @@ def test_a_broken_engine_says_so_once(model: Model, monkeypatch: pytest.MonkeyPa
 
 
 def test_who_ended_before_the_engine_broke_is_told_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a turn tells waits for the next dispatch, which here does not come."""
+    """What a turn tells waits for the next dispatch, which here fails, or does not come."""
+    hung = Runner(model, SLOTS, max_queue=1)
+    asked = [hung.submit([65], GREEDY.model_copy(update={"max_tokens": tokens})) for tokens in (2, 50)]
+    hung.turn()
+    hung.abort(EngineError("hung"))
+    assert len(asked[0].wait().tokens) == 2
+    with pytest.raises(EngineError, match="hung"):
+        asked[1].wait()
+
     runner = Runner(model, SLOTS, max_queue=1)
     short, long = (runner.submit([65], GREEDY.model_copy(update={"max_tokens": tokens})) for tokens in (2, 50))
     runner.turn()

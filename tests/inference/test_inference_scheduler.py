@@ -352,7 +352,7 @@ def test_larger_groups_fill_faster_where_nobody_reads_along(options: dict[str, A
 
 
 def test_steps_aim_at_a_dispatchs_time() -> None:
-    """And at twice that while all slots decode."""
+    """And at twice that while all slots decode and nobody waits."""
     scheduler, full, offline = scheduler_of(2, 1), scheduler_of(1, 1), scheduler_of(1, 1, dispatch_s=math.inf)
     for each in (scheduler, full, offline):
         each.accept(Ask(1, 1))
@@ -360,6 +360,12 @@ def test_steps_aim_at_a_dispatchs_time() -> None:
         assert each.decode_steps() == 0
         each.take_prefills()
     assert [each.decode_steps() for each in (scheduler, full, offline)] == [2, 4, MAX_STEPS]
+    waited = scheduler_of(1, 1)
+    waited.accept(Ask(1, 1))
+    waited.admit()
+    waited.take_prefills()
+    waited.accept(Ask(1, 1))
+    assert waited.decode_steps() == 2
     for step_s, *expected in (
         (1.0, 1, 1, 1), (1e-5, MAX_STEPS, MAX_STEPS, MAX_STEPS), (0.016, 3, 6, 1), (0.0067, 7, 15, 1),
         (0.0033, 15, MAX_STEPS, 3),

@@ -18,6 +18,7 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.rl.batch import Scores
 from lifecycle.rl.config import GrpoConfig
 from lifecycle.rl.environment import Environment, Message, Step
+from lifecycle.rl.environments import Environments
 from lifecycle.rl.episodes import Episodes
 from lifecycle.rl.hook import LogRollouts
 from lifecycle.rl.metrics import metrics_of
@@ -250,6 +251,25 @@ def test_a_faulty_environment_costs_its_own_episode() -> None:
     assert rollouts[0].played is not None
     own = [one for one in type(rollouts[0].played.environment).made if one.is_closed]  # type: ignore[attr-defined]
     assert len(own) == 14  # the one that hung has another in its place
+
+
+def test_what_is_no_environment_is_told() -> None:
+    class Unmade(Scripted):
+        def __init__(self) -> None:
+            raise ConnectionRefusedError("game server at :1234")
+
+    with pytest.raises(ValueError, match=r"made: ConnectionRefusedError: game server at :1234$"):
+        Environments(Unmade, 5.0).reset([{}], [0])
+
+    class Tools(Scripted):
+        tools = ({"type": "function", "function": {"name": "f", "parameters": {1, 2}}},)
+
+    [said] = Environments(Tools, 5.0).reset([{"answers": []}], [0])
+    assert "tools are no JSON" in said.fault
+    huge = Environments(Scripted, 5.0)
+    huge.reset([{"answers": [Step(reward=10**400, done=True)]}], [0])
+    [said] = huge.step([0], [{"role": "assistant", "content": ""}])
+    assert "expected a finite number" in said.fault
 
 
 def test_limits_end_an_episode_with_what_the_model_saw() -> None:

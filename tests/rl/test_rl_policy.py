@@ -2,6 +2,7 @@
 
 import errno
 import io
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from hypothesis.extra.numpy import arrays
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import read_log
+from lifecycle.inference.generate import Generator
 from lifecycle.model.params import with_fresh_adapter
 from lifecycle.rl.advantages import ADVANTAGES, EPSILON, advantages
 from lifecycle.rl.batch import Scores
+from lifecycle.rl.batches import PolicyBatches
 from lifecycle.rl.config import RlooConfig
 from lifecycle.rl.hook import AnswerHeldout, LogRollouts, answered_metrics
+from lifecycle.rl.measured import measured_columns
 from lifecycle.rl.metrics import metrics_of
 from lifecycle.rl.rollouts import Scored
 from lifecycle.rl.samples import Samples, samples_of
@@ -33,7 +37,9 @@ from lifecycle.training.job import TrainJob
 from lifecycle.training.loop import run_job
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.policy import KEPT, OLD, REFERENCE, SAMPLER
-from tests.rl.toy_policy import MODEL, assert_same, batches_of, later, one_device, prompts, sampler_of, settings
+from tests.rl.toy_policy import MODEL, SEED, assert_same, batches_of, later, one_device, prompts, sampler_of, settings
+
+PIECES = {"max_staleness": 1, "partial": {"prompts_in_flight": 5, "tokens": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,29 @@ def test_a_batch_has_what_was_sampled_at_its_places(params: Any) -> None:
         seen.add(number)
     assert len(seen) == 12
     assert_same(batches.batch(1, later(params, 9)), batch)  # the second step on the same completions
+
+
+@pytest.mark.parametrize("own", [{}, PIECES], ids=["at once", "in pieces"])
+def test_the_samplers_cache_is_gone_before_the_reward_model_comes(
+    params: Any, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Generator]] = []
+
+    class Watched(Generator):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(weakref.ref(self))
+
+    def judge(sound: Any) -> list[float]:
+        assert made and all(one() is None for one in made)
+        return [0.0] * len(sound)
+
+    monkeypatch.setattr("lifecycle.rl.sampling.Generator", Watched)
+    config = settings(reward="judge", **own)
+    columns = measured_columns(MODEL, config, one_device(), params)
+    batches = PolicyBatches(prompts(), config, sampler_of(config, MODEL, judge), SEED, columns)
+    assert batches.of_step(0, params).scored is not None and len(made) == 1
+    batches.close()
 
 
 def test_the_divergence_in_rewards_is_that_from_the_initial_weights(params: Any) -> None:

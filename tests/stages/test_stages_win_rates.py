@@ -140,6 +140,10 @@ def test_the_rows_own_answers_are_compared_with(tmp_path: Path) -> None:
         of_kind = settings.model_copy(update={"rows": kind})
         assert {question.answer for question in held_out_questions(rows, of_kind, encoder, 100)} == expected
     rows.write_text("".join(json.dumps(shapes[4] | {"prompt": text}) + "\n" for text in ("a ", "b ")))
+    rows.write_text("".join(json.dumps({"prompt": text, "completion": 5}) + "\n" for text in ("a ", "b ")))
+    of_prompts = settings.model_copy(update={"rows": "prompts", "pairs": (("b", "a"),)})
+    assert len(held_out_questions(rows, of_prompts, encoder, 100)) == 2  # a column of the user's own
+    rows.write_text("".join(json.dumps(shapes[4] | {"prompt": text}) + "\n" for text in ("a ", "b ")))
     of_pairs = settings.model_copy(update={"rows": "pairs"})
     assert [question.answer for question in held_out_questions(rows, of_pairs, encoder, 100)] == ["4", "4"]
 
@@ -177,10 +181,9 @@ def test_prompts_are_the_same_ones_in_every_run_and_fit(tmp_path: Path) -> None:
         {"messages": turns[1:]}, {"prompt": "q" * 500, "completion": "a"}, {"prompt": "two ", "completion": "a"},
     ]  # fmt: skip
     rows.write_text("".join(json.dumps(row) + "\n" for row in shapes))
-    assert {str(one.asked.prompt): one.answer for one in questions_of(config, made.inputs)} == {
-        str(turns[:1]): "hi",
-        "two ": "a",
-    }
+    assert {str(one.asked.prompt) for one in questions_of(config, made.inputs)} == {str(turns[:1]), "two "}
+    compared = config_of(tmp_path, limit=5, pairs=[("b", "rows")])
+    assert {one.answer for one in questions_of(compared, made.inputs)} == {"hi", "a"}
     rows.write_text(json.dumps(shapes[2]) + "\n")
     with pytest.raises(ConfigError, match="0 of the held-out chat rows have a prompt of at most 100 tokens"):
         questions_of(config, made.inputs)
