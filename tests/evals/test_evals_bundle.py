@@ -60,6 +60,7 @@ def tasks(folder: Path, names: Iterable[str], **settings: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_base_model_is_scored_in_plain_text(base: Path, tmp_path: Path) -> None:
     result = score_bundle(load_config(BundleTasksConfig, tasks(tmp_path, KINDS, chat=False)), base, Silent())
     text, choice, word, ask = read_results(result.path)

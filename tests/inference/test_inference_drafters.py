@@ -250,6 +250,7 @@ def test_a_draft_model_that_does_not_fit_is_refused(model: Model) -> None:
         require_fit(replace(model, tokenizer=other), model, 200)
 
 
+@pytest.mark.slow
 def test_pages_are_shared_with_layers_that_see_as_much() -> None:
     full, windows, mixed = (
         MODELS["llama"].model_copy(update={"layer_pattern": pattern, "window": window})

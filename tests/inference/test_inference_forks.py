@@ -80,6 +80,7 @@ def test_a_faulty_prompt_fails_all_its_answers_and_no_other(model: Model) -> Non
     assert good.wait() == generate(model, [SHORT], SETTINGS[0], SLOTS)[0]
 
 
+@pytest.mark.slow
 def test_who_is_cancelled_takes_nothing_from_those_that_wait_for_it(model: Model) -> None:
     """The first of three, before and after it has its prompt."""
     alone = [generate(model, [LONG], own, SLOTS)[0] for own in SETTINGS[:3]]

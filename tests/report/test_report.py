@@ -238,6 +238,7 @@ def test_rendering_is_deterministic(numbers: Numbers, report: Report) -> None:
     assert render_markdown(again) == render_markdown(report)
 
 
+@pytest.mark.slow
 def test_the_stage_writes_both_files_and_its_samples(made: Run, tmp_path: Path) -> None:
     config = load_config(RunConfig, Path("configs/debug.yaml"))
     samples = run(config, made.artifacts, tmp_path, Silent()).stats["samples"]

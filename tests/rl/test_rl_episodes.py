@@ -50,6 +50,7 @@ TOOLS = (
 )
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_the_rendered_conversation() -> None:
     scored = sampler_of(settings()).sample(0, talker(), prompts(settings())[:4])
     told = [
@@ -66,6 +67,7 @@ def test_tokens_are_those_of_the_rendered_conversation() -> None:
     assert scored.scores.values["Beat"] == pytest.approx([r.played.reward if r.played else 0 for r in scored.rollouts])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "own",
     [{}, pytest.param({"temperature": 0.8, "top_k": 12, "top_p": 0.9}, marks=pytest.mark.long)],
@@ -137,6 +139,7 @@ class Fragile(Beat):
         return super().step(answer)
 
 
+@pytest.mark.slow
 def test_nothing_is_learned_of_a_faulty_episode() -> None:
     config = settings(episodes={"environment": f"{__file__}:Fragile"}, entropy_weight=0.1, beta=0.1, loss="dapo")
     batches = batches_of(config, talker(), prompts(settings()))

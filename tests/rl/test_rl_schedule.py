@@ -151,7 +151,11 @@ def batches_and(batches: PolicyBatches, state: dict[str, Any], params: Any) -> H
 
 @pytest.mark.parametrize(
     "own",
-    [AHEAD, pytest.param(ROUNDS, marks=pytest.mark.long), pytest.param(PIECES, marks=pytest.mark.slow)],
+    [
+        pytest.param(AHEAD, marks=pytest.mark.slow),
+        pytest.param(ROUNDS, marks=pytest.mark.long),
+        pytest.param(PIECES, marks=pytest.mark.slow),
+    ],
     ids=["ahead", "rounds", "pieces"],
 )
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_and_log(

@@ -130,6 +130,7 @@ def test_a_stage_with_a_value_function_goes_on_to_the_same_weights(params: Any, 
 ANSWERS = [([7, 8, 9][: 1 + i % 3], [20 + i] * (1 + 2 * i)) for i in range(6)]
 
 
+@pytest.mark.slow
 def test_a_reward_model_scores_an_answer_as_it_does_alone(params: Any) -> None:
     config = settings(prompts_per_step=1, group_size=2, global_batch_size=1)  # which has room for two
     found = model_reward(SCORED, params, config, one_device())(ANSWERS)

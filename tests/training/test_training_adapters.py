@@ -67,7 +67,11 @@ def base_of(name: str, folder: Path) -> tuple[ModelConfig, Params, TrainConfig]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama3_dora", *(pytest.param(name, marks=pytest.mark.long) for name in ("llama3_all", "qwen3_qkvo"))]
+    "name",
+    [
+        pytest.param("llama3_dora", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("llama3_all", "qwen3_qkvo")),
+    ],
 )
 def test_loss_and_gradients_are_those_of_peft(name: str, tmp_path: Path) -> None:
     model, plain, train = base_of(name, tmp_path)

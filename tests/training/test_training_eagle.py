@@ -160,6 +160,7 @@ def test_the_vocabulary_is_the_rows_most_frequent_targets(rows: DocumentRows, pa
     assert np.array_equal(held["ids"], ids) and np.array_equal(held["head"], params["head"][ids])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_a_drafter_begins_as_its_targets_end(rows: DocumentRows, batch: dict[str, Any], offset: float) -> None:
     """Where neither attends, its first states are the target's hidden states: it reads the last layer's input."""

@@ -158,6 +158,7 @@ def assert_same(one: tuple[dict[str, float], Any], other: tuple[dict[str, float]
         np.testing.assert_allclose(right, left, atol=tolerance * max(scale, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_micro_batches_are_the_whole_batch(name: str) -> None:
     mesh = build_mesh(ONE)

@@ -277,7 +277,12 @@ def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("policy", "owns_start"), [pytest.param("stop", False, marks=pytest.mark.slow), ("stop", True), ("rollback", True)]
+    ("policy", "owns_start"),
+    [
+        pytest.param("stop", False, marks=pytest.mark.slow),
+        ("stop", True),
+        pytest.param("rollback", True, marks=pytest.mark.slow),
+    ],
 )
 def test_initial_weights_that_nobody_needs_leave_the_devices(tmp_path: Path, policy: str, owns_start: bool) -> None:
     """A run that may go back to its beginning needs them, and so does one that was given those of others."""

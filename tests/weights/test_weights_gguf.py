@@ -142,6 +142,7 @@ def test_config_and_manifest_say_what_was_imported(bundle: Path) -> None:
     assert manifest.stage == "import" and manifest.config == {"source": str(TINY), "dtype": "float32"}
 
 
+@pytest.mark.slow
 def test_the_bundle_answers_through_its_own_template(bundle: Path) -> None:
     model = load_bundle(bundle)
     prompt = model.template.render([{"role": "user", "content": "he 12"}], add_generation_prompt=True)
