@@ -113,6 +113,7 @@ def test_a_bundle_is_served_and_a_server_whose_engine_breaks_exits_with_an_error
         process.wait()
 
 
+@pytest.mark.slow
 def test_chat_answers_what_comes_in(undisturbed: Debug) -> None:
     ended = subprocess.run(
         undisturbed.command("chat", "--system", "Answer.", "--temperature", "0"),

@@ -29,6 +29,7 @@ def save(model: Model, folder: Path, **generation: object) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_loaded_bundle_answers_as_the_model_that_was_saved(model: Model, tmp_path: Path) -> None:
     loaded = load_bundle(str(save(model, tmp_path, temperature=0.5, top_k=9, eos_token_id=[7, 257])))
     assert loaded.config == model.config

@@ -248,6 +248,7 @@ def test_what_finds_no_room_to_wait_is_refused_and_later_taken(model: Model) -> 
         assert len(engine.submit([65], GREEDY).wait().tokens) == 12
 
 
+@pytest.mark.slow
 def test_ids_beyond_the_tokenizer_are_never_generated_nor_told(model: Model) -> None:
     """A vocabulary padded for the hardware: the padding's rows may be anything."""
     config = model.config.model_copy(update={"vocab_size": 300})
@@ -432,6 +433,7 @@ def test_turns_of_a_conversation_compute_what_is_new(model: Model) -> None:
     assert generator.stats.cached_tokens == 2 * 2 * 128
 
 
+@pytest.mark.slow
 def test_requests_that_give_up_their_pages_make_the_same_tokens_again(model: Model) -> None:
     """Pages for one context in two slots: sampled, with a stop, and with the prompt's log-probabilities.
     Every token comes once."""

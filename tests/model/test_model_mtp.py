@@ -117,6 +117,7 @@ def params() -> dict[str, Any]:
     return jax.tree.map(lambda x: 3 * x, random_params(MODEL))
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_are_the_formulas(params: dict[str, Any]) -> None:
     batch = batch_of()
     objective = objective_of("next_token", MODEL, mtp_weight=WEIGHT, remat={})

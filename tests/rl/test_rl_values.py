@@ -88,6 +88,7 @@ def scores_of(params: Any, batch: HostBatch) -> np.ndarray:
     return np.asarray(hidden, np.float64) @ np.asarray(params[SCORE], np.float64)
 
 
+@pytest.mark.slow
 def test_values_of_a_batch_are_scores_of_the_weights_that_sampled_it(params: Any) -> None:
     made = batches_of(settings(PpoConfig, num_iterations=2), params, SCORED).of_step(0, params)
     assert made.scored is not None

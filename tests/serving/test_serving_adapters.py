@@ -79,6 +79,7 @@ def said(server: Running, model: str) -> str:
     return answer.json()["choices"][0]["text"]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_a_model_with_a_parent_a_version_and_its_own_answers(server: Running) -> None:
     base, first = get(server)
     assert (base["id"], base["parent"], first["id"], first["parent"]) == ("base", None, "first", "base")

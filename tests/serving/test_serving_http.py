@@ -400,6 +400,7 @@ def test_numbers_that_are_not_finite_are_an_error_of_its_own_and_counted(
     assert [sample.value for sample in samples if sample.labels["model"] == "production"] == [2]
 
 
+@pytest.mark.slow
 def test_a_name_moves_to_another_version_between_requests(server: Running) -> None:
     before = server.models["production"]
     server.models["production"] = server.models["candidate"]

@@ -120,6 +120,7 @@ def test_a_text_that_exceeds_the_context_is_refused(server: Running) -> None:
     assert server.post("/v1/embeddings", model="gone", input="a").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_client_that_goes_away_leaves_nothing_behind(server: Running) -> None:
     count = len(server.records)
     with pytest.raises(httpx.ReadTimeout):

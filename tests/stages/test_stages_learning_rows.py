@@ -52,6 +52,7 @@ TRAIN = NextTokenConfig(
 )
 
 
+@pytest.mark.slow
 def test_bits_are_of_windows_of_the_trainings_length() -> None:
     params, mesh = random_params(CONFIG), build_mesh(MeshConfig())
     params = jax.tree.map(lambda x: 8 * x, params)  # so that what is seen matters

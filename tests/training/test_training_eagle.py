@@ -69,6 +69,7 @@ def capped(hidden: Any, table: Any) -> np.ndarray:
     return cap * np.tanh(np.asarray(hidden, np.float64) @ np.asarray(table, np.float64).T / cap)
 
 
+@pytest.mark.slow
 def test_the_sums_are_the_formulas(params: Params, batch: dict[str, Any]) -> None:
     @jax.jit
     def drafted(params: Params, batch: dict[str, Any]) -> tuple[Any, Any, Any]:

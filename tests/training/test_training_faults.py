@@ -197,6 +197,7 @@ def went_back(out: Path, stop: int | None) -> dict[str, Any]:
     return run_job(toy_job(out, FAULTY, policy="rollback"), Silent())
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_and_passes_over_the_batches_up_to_the_faulty_one(tmp_path: Path) -> None:
     stats = went_back(tmp_path, None)
     faults = [

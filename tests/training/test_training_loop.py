@@ -127,6 +127,7 @@ def test_a_run_killed_twice_ends_with_the_same_bits(
     require_times(tmp_path, began, kills)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_and_the_run_goes_on_with_the_same_bits(
     undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def documents(count: int, longest: int) -> list[list[int]]:
     return [rng.integers(0, 256, size).tolist() for size in rng.integers(2, longest, count)]
 
 
+@pytest.mark.slow
 def test_loglikelihoods_equal_a_row_of_ones_own() -> None:
     pairs = [(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in [*documents(20, 60), *documents(2, 320)]]
     found = loglikelihoods(CONFIG, PARAMS, pairs, ONE)
