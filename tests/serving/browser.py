@@ -166,23 +166,15 @@ class Page:
         self.send("Input.insertText", text=text)
 
     def click(self, script: str) -> None:
-        """The mouse's button on the element that an expression has; it must be there to be hit, and have been in its
-        place for a frame: a page that still moves takes the press and not the release."""
+        """The mouse's button on the element that an expression has; it must be there to be hit."""
         x, y = self.run(
-            f"""(async () => {{
-              const frame = () => new Promise((done) => {{ requestAnimationFrame(done); setTimeout(done, 100); }});
-              for (let before = null; ; await frame()) {{
-                const element = {script};
-                element.scrollIntoView({{ block: "nearest" }});
-                const box = element.getBoundingClientRect();
-                const x = box.x + box.width / 2, y = box.y + box.height / 2, hit = document.elementFromPoint(x, y);
-                if (before?.element !== element || before.x !== x || before.y !== y) {{
-                  before = {{ element, x, y }};
-                  continue;
-                }}
-                if (!element.contains(hit)) throw new Error(`covered by ${{hit?.outerHTML.slice(0, 200)}}`);
-                return [x, y];
-              }}
+            f"""(() => {{
+              const element = {script};
+              element.scrollIntoView({{ block: "nearest" }});
+              const box = element.getBoundingClientRect();
+              const x = box.x + box.width / 2, y = box.y + box.height / 2, hit = document.elementFromPoint(x, y);
+              if (!element.contains(hit)) throw new Error(`covered by ${{hit?.outerHTML.slice(0, 200)}}`);
+              return [x, y];
             }})()"""
         )
         for kind in ("mousePressed", "mouseReleased"):

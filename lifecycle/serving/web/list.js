@@ -1,21 +1,21 @@
 // The list of conversations beside the page; on a phone it covers the page until one is chosen.
 
-import { $, make, styled } from "./elements.js";
+import { $, make, styled, update } from "./elements.js";
 
 const side = $("side"), page = $("page"), opener = $("open-side");
 const narrow = matchMedia("(max-width: 760px)");
 
 /** Shows the heads of all conversations; `busy(id)` says which of them receive an answer. */
 export function drawList(heads, current, busy) {
-  const items = heads.map((head) => {
+  const state = heads.flatMap(({ id, title }) => [id, title, id === current, busy(id)]);
+  update($("list"), state, () => heads.map((head) => {
     const link = styled("a", busy(head.id) ? "busy" : "", head.title);
     link.href = `#${head.id}`;
     link.title = head.title;
     if (head.id === current) link.setAttribute("aria-current", "page");
     if (busy(head.id)) link.append(styled("span", "hidden", ", is being answered"));
     return make("li", link);
-  });
-  $("list").replaceChildren(...items);
+  }));
 }
 
 /** Opens or closes the list on a narrow page. */

@@ -114,7 +114,8 @@ export class Answer {
   drawEnd(state) {
     const { acts, node } = this;
     this.note.textContent = ending(node);
-    this.problem.replaceChildren(...(node.failure ? [failed(node, acts)] : []));
+    const seen = node.failure ? [node.failure, node.text, ...Object.values(acts.room(node))] : [];
+    update(this.problem, seen, () => (node.failure ? [failed(node, acts)] : []));
     const isPart = ["stopped", "length", "failed", null].includes(node.end);  // null: the page was closed before
     const canGoOn = isPart && node.text && !node.reasoning;  // a prompt has no place for what the model had thought
     const shown = [node, node.text, node.tokens.length, node.failure, canGoOn, ids(state.versions)];
@@ -130,7 +131,7 @@ export class Answer {
 
   clearEnd() {
     this.note.replaceChildren();
-    this.problem.replaceChildren();
+    update(this.problem, [], () => []);
     update(this.actions, [], () => []);
   }
 
