@@ -1,4 +1,4 @@
-"""What requests are told, held until the devices have work: readers take the time of this process, not theirs."""
+"""Events held back until the devices have work, so that readers run while they compute."""
 
 import threading
 

@@ -188,9 +188,9 @@ class Runner:
     def turn(self) -> None:
         """Removes cancelled requests, admits queued ones, prefills some chunks, makes a few decode steps.
 
-        A request that gave up its slot begins again, and makes the same tokens again, to the last bit. What requests
-        are told of a turn, the next one tells them while the devices compute; not in a job of several processes, whose
-        engines take turns.
+        A request that gave up its slot begins again, and makes the same tokens again, to the last bit. Events of a turn
+        are sent by the next one, while the devices compute; in a job of several processes, whose engines take turns, at
+        once.
         """
         goes_on = False
         try:

@@ -32,7 +32,8 @@ def example_row(settings: RolloutConfig) -> Row:
     num = settings.prompts_per_step * settings.group_size
     batch = packed([Rollout(Prompt(0, [0], ""), [0], [0.0], "", is_cut=False, kept=[[0]])] * num, settings)
     batch |= {name: np.zeros(batch["tokens"].shape, np.float32) for name in needed_columns(settings)}
-    return {name: column[0] for name, column in with_rewards(batch, np.zeros(num), settings).items()}
+    batch, _ = with_rewards(batch, np.zeros(num), settings)
+    return {name: column[0] for name, column in batch.items()}
 
 
 def trace_measuring(

@@ -53,9 +53,9 @@ class Made:
         if self.pending is None:
             return
         self.scored, self.pending = replace(self.pending(), version=self.version), None
-        self.batch = with_rewards(self.batch, self.scored.rewards, settings)
+        self.batch, divergence = with_rewards(self.batch, self.scored.rewards, settings)
         staleness = {"sampling/staleness": float(self.first - self.version)} if settings.max_staleness else {}
-        self.metrics = staleness | metrics_of(self.scored, settings.group_size) | kl_in_reward(self.batch, settings)
+        self.metrics = staleness | metrics_of(self.scored, settings.group_size) | divergence
         self.samples = samples_of(self.scored, settings.group_size)
 
     def fits(self, settings: RolloutConfig) -> bool:
@@ -109,24 +109,26 @@ def packed(rollouts: Sequence[Rollout], settings: RolloutConfig) -> HostBatch:
     return batch
 
 
-def with_rewards(batch: HostBatch, rewards: np.ndarray, settings: RolloutConfig) -> HostBatch:
-    """Each segment with its advantage; of PPO, each token with what the value function makes of the rewards. The
-    divergence from the initial model lowers the rewards if the settings say so."""
-    penalty = settings.beta * divergences(batch, settings) if settings.use_kl_in_reward and settings.beta else None
+def with_rewards(batch: HostBatch, rewards: np.ndarray, settings: RolloutConfig) -> tuple[HostBatch, dict[str, float]]:
+    """Each segment with its advantage; of PPO, each token with what the value function makes of the rewards. Where the
+    divergence from the initial model lowers the rewards, the batch needs no column for it any more, and the metrics
+    beside have it as `kl`, per token."""
+    penalty, metrics = None, {}
+    if settings.lowers_rewards:
+        estimated = divergences(batch, settings)
+        penalty, metrics = settings.beta * estimated, {"kl": _mean_of_learned(estimated, batch)}
+        batch = {name: column for name, column in batch.items() if name != REFERENCE}
     if isinstance(settings, PpoConfig):
-        return with_returns(_with_advantages(batch, np.nan_to_num(rewards)), settings.value, penalty)
+        return with_returns(_with_advantages(batch, np.nan_to_num(rewards)), settings.value, penalty), metrics
     assert isinstance(settings, GrpoConfig), settings
     if penalty is not None:
         rewards = rewards - per_completion(batch, penalty, len(rewards))
     compared = advantages(settings.advantage, rewards.reshape(-1, settings.group_size)).reshape(-1)
-    return _with_advantages(batch, compared)
+    return _with_advantages(batch, compared), metrics
 
 
-def kl_in_reward(batch: HostBatch, settings: RolloutConfig) -> dict[str, float]:
-    """`kl`, per token, where it is a part of the rewards; elsewhere the loss tells it."""
-    if not (settings.use_kl_in_reward and settings.beta):
-        return {}
-    return {"kl": float(divergences(batch, settings).sum() / max(batch["loss_mask"].sum(), 1))}
+def _mean_of_learned(values: np.ndarray, batch: HostBatch) -> float:
+    return float(values.sum() / max(batch["loss_mask"].sum(), 1))
 
 
 def _with_advantages(batch: HostBatch, values: np.ndarray) -> HostBatch:

@@ -17,8 +17,6 @@ def divergences(batch: HostBatch, settings: PolicyConfig) -> np.ndarray:
 
 def per_completion(batch: HostBatch, values: np.ndarray, num: int) -> np.ndarray:
     """`[num]`, float64: the sums of `values` `[B, T]` over completions, by their numbers in `group_ids`."""
-    totals = np.zeros(num)
-    for row, place in np.argwhere(batch["group_mask"] > 0):
-        own = values[row, batch["segment_ids"][row] == place + 1]
-        totals[batch["group_ids"][row, place]] = own.sum(dtype=np.float64)
-    return totals
+    learned = batch["loss_mask"] > 0
+    numbers = np.take_along_axis(batch["group_ids"], np.maximum(batch["segment_ids"] - 1, 0), axis=1)
+    return np.bincount(numbers[learned], values[learned], minlength=num)

@@ -67,13 +67,15 @@ def held_out_questions(path: Path, settings: WinRatesConfig, encoder: RowEncoder
     chosen: dict[str, Question] = {}
     for row in sorted((row for _, row in read_rows(path)), key=digest):
         try:
-            asked = encoder.encode_prompt(_asked(settings.rows, row))
-            answer = _own_answer(settings.rows, row) if settings.has_references else ""
+            prompt, answer = _apart(settings.rows, row)
+            beside = {name: row[name] for name in BESIDE if name in row}
+            asked = encoder.encode_prompt({"prompt": prompt, **beside})
         except (UnusableRow, RowError):  # nothing is asked in it
             continue
-        is_usable = len(asked.ids) <= longest and (answer or not settings.has_references)
+        text = _text(answer) if settings.has_references else ""
+        is_usable = len(asked.ids) <= longest and (text or not settings.has_references)
         if is_usable and len(chosen) < settings.limit:
-            chosen.setdefault(digest(asked.ids), Question(asked, answer))
+            chosen.setdefault(digest(asked.ids), Question(asked, text))
     if len(chosen) < 2:
         answered = " and an answer" if settings.has_references else ""
         raise ConfigError(
@@ -83,28 +85,22 @@ def held_out_questions(path: Path, settings: WinRatesConfig, encoder: RowEncoder
     return list(chosen.values())
 
 
-def _own_answer(kind: str, row: RowData) -> str:
-    """The text that follows the prompt in a row, of a pair the chosen one; empty if there is none that is good."""
+def _apart(kind: str, row: RowData) -> tuple[Any, Any]:
+    """A row's prompt, and what follows it: of a pair the chosen answer; nothing good of a row that is labelled bad."""
     if kind == "pairs":
-        answer = apart(row)[1]
-    elif "messages" in row:
-        answer = row["messages"]
-    else:
-        answer = row.get("completion", "") if row.get("label", True) else ""
+        return apart(row)[:2]
+    if "messages" not in row:
+        return row.get("prompt", ""), row.get("completion", "") if row.get("label", True) else ""
+    roles = [message["role"] for message in row["messages"]]
+    asked = roles.index("assistant") if "assistant" in roles else 0
+    return row["messages"][:asked], row["messages"][asked:]
+
+
+def _text(answer: Any) -> str:
+    """The text of an answer, of messages that of the assistant's first; empty if there is none."""
     if isinstance(answer, str):
         return answer
     return next((text_of(message) for message in answer if message["role"] == "assistant"), "")
-
-
-def _asked(kind: str, row: RowData) -> dict[str, Any]:
-    """A row of prompts, made from a row with an answer."""
-    beside = {name: row[name] for name in BESIDE if name in row}
-    if kind == "pairs":
-        return {"prompt": apart(row)[0], **beside}
-    if "messages" in row:
-        roles = [message["role"] for message in row["messages"]]
-        return {"prompt": row["messages"][: roles.index("assistant")] if "assistant" in roles else [], **beside}
-    return {"prompt": row.get("prompt", ""), **beside}
 
 
 def _answers(

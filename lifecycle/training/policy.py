@@ -93,6 +93,11 @@ class PolicyConfig(TrainConfig):
         return self.beta > 0
 
     @property
+    def lowers_rewards(self) -> bool:
+        """Whether the divergence from the initial weights is taken from the rewards."""
+        return self.beta > 0 and self.use_kl_in_reward
+
+    @property
     def form(self) -> LossForm:
         """The loss, with what the settings change of it."""
         own = FORMS[self.loss]

@@ -17,6 +17,7 @@ from lifecycle.training.job import CHECKPOINTS
 from tests.multidevice.test_two_processes import run_processes
 from tests.rl.toy_job import CALLS, trained
 from tests.rl.toy_policy import MODEL
+from tests.stages.test_stages_episodes import RUN
 
 MESH = {"fsdp": 2}
 EPISODES: dict[str, Any] = {
@@ -86,22 +87,6 @@ def test_two_processes_go_on_to_the_same_bits(
     assert by_two(tmp_path / "stopped", own) == whole
 
 
-RUN = """
-name: run
-tokenizer: {kind: bytes}
-rows: {prompts: [own.jsonl], chat: [chat.jsonl]}
-mesh: {fsdp: 2}
-model:
-  {vocab_size: 264, d_model: 16, d_ff: 16, num_layers: 1, num_heads: 1, num_kv_heads: 1, head_dim: 16, max_seq_len: 64}
-train:
-  chat: {objective: sft, steps: 1, seq_len: 64, global_batch_size: 2}
-  play:
-    {objective: grpo, episodes: {environment: "echo.py:Echo", max_turns: 2}, steps: 2, max_prompt_tokens: 24,
-     max_completion_tokens: 40, seq_len: 64, prompts_per_step: 2, group_size: 2, global_batch_size: 4, log_every: 1,
-     eval_every: 2, checkpoint: {every: 1}}
-"""
-
-
 def test_a_stages_environments_live_in_the_first_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that begin its rows too: prompts have the number of the process that asked them."""
     monkeypatch.setenv(CALLS, str(tmp_path / "calls"))
@@ -113,5 +98,7 @@ def test_a_stages_environments_live_in_the_first_process(tmp_path: Path, monkeyp
     chat = [{"prompt": f"{n}", "completion": "9"} for n in range(8)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat))
     (tmp_path / "run.yaml").write_text(RUN)
-    run_processes([str(Path(sys.executable).parent / "lifecycle"), "run", "run.yaml", "--until", "play"], 2, devices=1)
+    own = ["mesh.fsdp=2", "train.beat.episodes.environment=echo.py:Echo"]
+    command = [str(Path(sys.executable).parent / "lifecycle"), "run", "run.yaml", *own, "--until", "beat"]
+    run_processes(command, 2, devices=1)
     assert set((tmp_path / "calls").read_text().split()) == {"0"}

@@ -95,12 +95,12 @@ def test_the_samplers_cache_is_gone_before_the_reward_model_comes(
 
 
 def test_the_divergence_in_rewards_is_that_from_the_initial_weights(params: Any) -> None:
-    config = settings(RlooConfig, beta=0.1)
-    batches = batches_of(config, params)
-    assert abs(batches.of_step(0, params).metrics["kl"]) < 1e-3  # of themselves
-    made = batches.of_step(1, later(params, 9))
-    assert made.scored is not None and OLD not in made.batch
-    gaps = (made.batch[SAMPLER] - made.batch[REFERENCE]) * made.batch["loss_mask"]
+    """Of the same completions as where it is in the loss, whose batch has the column for it."""
+    of_rewards, of_loss = settings(RlooConfig, beta=0.1), settings(RlooConfig, beta=0.1, use_kl_in_reward=False)
+    assert abs(batches_of(of_rewards, params).of_step(0, params).metrics["kl"]) < 1e-3  # of themselves
+    made, other = (batches_of(config, params).of_step(1, later(params, 9)) for config in (of_rewards, of_loss))
+    assert made.scored is not None and not {OLD, REFERENCE} & set(made.batch) and "kl" not in other.metrics
+    gaps = (other.batch[SAMPLER] - other.batch[REFERENCE]) * other.batch["loss_mask"]
     assert made.metrics["kl"] == pytest.approx(gaps.sum() / made.batch["loss_mask"].sum()) and made.metrics["kl"] > 0.01
     lowered = np.zeros(12)
     for row, place in np.argwhere(made.batch["group_mask"] > 0):
@@ -110,8 +110,7 @@ def test_the_divergence_in_rewards_is_that_from_the_initial_weights(params: Any)
         number = made.batch["group_ids"][row, place]
         assert made.batch["advantages"][row, place, 0] == pytest.approx(values[number], abs=1e-5)
     batch = {name: jnp.asarray(column) for name, column in made.batch.items()}
-    sums = jax.jit(build_objective(MODEL, config))(params, batch)
-    assert "kl" not in sums.metrics
+    assert "kl" not in jax.jit(build_objective(MODEL, of_rewards))(params, batch).metrics
 
 
 @pytest.mark.parametrize("own", [{"adapter": {"rank": 2}}, {"weights": "int4"}], ids=str)

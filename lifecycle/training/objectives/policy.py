@@ -52,7 +52,7 @@ def policy_gradient(settings: PolicyConfig, completions: GroupLikelihoods, conte
     if settings.sampler_cap is not None and settings.form.surrogate != "vespo":  # which has it in its weight
         losses = losses * seen.sampler_weights
     metrics = {"entropy": seen.entropies}
-    if settings.beta and not settings.use_kl_in_reward:
+    if settings.beta and not settings.lowers_rewards:
         divergence = estimated_divergence(settings.kl, completions.column(REFERENCE) - seen.logprobs)
         if settings.use_bias_correction_kl:
             divergence = divergence * seen.ratio

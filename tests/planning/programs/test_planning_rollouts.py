@@ -60,7 +60,7 @@ def test_example_rows_are_like_those_that_stages_read() -> None:
 def test_an_example_row_of_rollouts_is_like_a_row_of_some() -> None:
     settings = grpo(beta=0.1)
     rollouts = [Rollout(Prompt(i, [1, 2], ""), [3, 4], [-1.0, -1.0], "", is_cut=False) for i in range(6)]
-    made = with_rewards(packed(rollouts, settings), np.array([1.0, 0.0] * 3), settings)
+    made, _ = with_rewards(packed(rollouts, settings), np.array([1.0, 0.0] * 3), settings)
     example = row_of_rollouts(settings)
     added = {name: kind for name, kind in kinds_of(example).items() if name not in made}
     assert added == {"reference_logprobs": ("float32", 1)}
