@@ -63,6 +63,7 @@ def test_interrupting_the_prompt_drops_the_line_and_the_end_of_input_ends(
     assert [_ask(console), _ask(console)] == ["whole", None] and "Ctrl-D ends" in shown(console)
 
 
+@pytest.mark.slow
 def test_interrupting_an_answer_keeps_what_came_and_frees_the_engine(
     monkeypatch: pytest.MonkeyPatch, console: Console, engine: Engine
 ) -> None:

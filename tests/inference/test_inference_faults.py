@@ -47,7 +47,7 @@ MOE = random_model(num_layers=2, moe=MoeConfig(num_experts=4, experts_per_token=
 @pytest.mark.parametrize(
     ("kind", "drafter", "kv_cache"),
     [
-        pytest.param("dense", None, None, id="dense"),
+        pytest.param("dense", None, None, id="dense", marks=pytest.mark.slow),
         pytest.param("moe", None, "int8", id="experts and 8 bits", marks=pytest.mark.long),
         pytest.param("dense", Ngram(3), None, id="drafts", marks=pytest.mark.long),
     ],

@@ -269,6 +269,7 @@ print("restored on 2 meshes")
 """
 
 
+@pytest.mark.slow
 def test_restores_on_another_mesh(tmp_path: Path) -> None:
     """Saved on 2 x 2 x 2 of 8 devices, restored on one device and on 4 x 2."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}

@@ -157,6 +157,7 @@ def test_preferences_stay_finite_for_a_model_that_is_certain(
     assert np.isfinite(loss) and all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [dpo, pytest.param(orpo, marks=pytest.mark.slow)])
 def test_a_step_down_the_gradient_prefers_the_chosen_answers(
     params: dict[str, Any], pairs: dict[str, np.ndarray], objective: Any

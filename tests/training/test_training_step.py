@@ -73,6 +73,7 @@ def assert_close(left: Any, right: Any, tolerance: float) -> None:
     chex.assert_trees_all_close(left, right, atol=tolerance, rtol=0)
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_whole_batch(steps: Steps) -> None:
     (whole, metrics), (parts, others) = steps.whole, steps.parts
     assert metrics.keys() == others.keys() and metrics["count"] == others["count"] > 0
