@@ -143,7 +143,7 @@ DECODE_LINES = (
     *_both("llama3_8b_v5p_128", "v5e:2x4", MeshConfig(tensor=8)),
     *_both("llama3_8b_v5p_128", "v6e:2x4", MeshConfig(tensor=8)),
     DecodeLine("llama3_8b_v6e_256", "v6e:2x2", MeshConfig(tensor=4), None, 64, 2048, "qwen3_8b"),
-    # 8 key heads are the most that `tensor` cuts; rows move to the parts over `fsdp` (kernels/cut_weight.py)
+    # 8 key heads are the most that `tensor` cuts; hidden states are cut over `fsdp` (model/cut_hidden.py)
     DecodeLine("llama3_70b_v6e_256", "v5e:4x4", MeshConfig(fsdp=2, tensor=8), None, 64, 4096),
     DecodeLine("llama3_70b_v6e_256", "v5e:4x4", MeshConfig(fsdp=2, tensor=8), "int8"),
     *_both("mixtral_8x7b_v5p_128", "v6e:2x4", MeshConfig(tensor=8)),

@@ -16,7 +16,6 @@ from jax.ad_checkpoint import checkpoint_name
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.activation import GATES, Activation, gated
 from lifecycle.kernels.adapted import AdaptedWeight, LowRankWeight, adapter_product
-from lifecycle.kernels.cut_weight import CutWeight, cut_products, whole
 from lifecycle.kernels.group_scaled import GroupScaled, group_product
 from lifecycle.kernels.packed import PackedWeight, packed_products
 from lifecycle.kernels.quantised import (
@@ -30,14 +29,7 @@ from lifecycle.kernels.quantised import (
 from lifecycle.kernels.weight_form import WeightForm
 
 type Weight = (
-    Float[Array, "D F"]
-    | QuantisedWeight
-    | GroupScaled
-    | PackedWeight
-    | CutWeight
-    | ObservedWeight
-    | AdaptedWeight
-    | LowRankWeight
+    Float[Array, "D F"] | QuantisedWeight | GroupScaled | PackedWeight | ObservedWeight | AdaptedWeight | LowRankWeight
 )
 
 
@@ -61,8 +53,6 @@ def dense(weight: Weight) -> Float[Array, "*stack D F"]:
     match weight:
         case ObservedWeight():
             return weight.weight
-        case CutWeight():
-            return dense(whole(weight))
         case QuantisedWeight():
             return weight.values.astype(jnp.float32) * weight.scale
         case GroupScaled():
@@ -93,10 +83,6 @@ def linears(x: Float[Array, "*rows D"], weights: Sequence[Weight]) -> tuple[Floa
         added = iter(_low_rank_products(x, low))
         each = zip(outs, weights, strict=True)
         return tuple(_with_low_rank(out, next(added), w) if isinstance(w, LowRankWeight) else out for out, w in each)
-    cut = tuple(w for w in weights if isinstance(w, CutWeight))
-    if cut:
-        assert len(cut) == len(weights)
-        return cut_products(x, cut, linears)
     packed = tuple(w for w in weights if isinstance(w, PackedWeight))
     if len(packed) == len(weights):
         return packed_products(x, packed)

@@ -40,7 +40,7 @@ def row_sums(terms: Float[Array, "*rows D"]) -> Float[Array, "*rows"]:
 def _mean(x: Array, cut: str | None) -> Float[Array, "*rows"]:
     if cut is None:
         return row_sum(x) / x.shape[-1]
-    return psum(x.sum(-1), cut) / (x.shape[-1] * axis_size(cut))
+    return psum(row_sum(x), cut) / (x.shape[-1] * axis_size(cut))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -18,6 +18,7 @@ from lifecycle.model.layers import (
     Normed,
     RMSNorm,
     for_layer,
+    hidden_norm,
     is_token,
 )
 from lifecycle.model.mla import LatentAttention
@@ -35,12 +36,12 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, is_moe: bool, rngs: nnx.Rngs) -> None:
         c = self.config = config
         has_pre, has_post = c.norm_position != "post", c.norm_position != "pre"
-        self.attention_norm = RMSNorm(c.d_model, c) if has_pre else None
+        self.attention_norm = hidden_norm(c) if has_pre else None
         self.attention = Attention(c, rngs) if c.mla is None else LatentAttention(c, rngs)
-        self.attention_post_norm = RMSNorm(c.d_model, c) if has_post else None
-        self.feed_forward_norm = RMSNorm(c.d_model, c) if has_pre else None
+        self.attention_post_norm = hidden_norm(c) if has_post else None
+        self.feed_forward_norm = hidden_norm(c) if has_pre else None
         self.feed_forward = MoE(c, rngs) if is_moe else DenseFeedForward(c, rngs)
-        self.feed_forward_post_norm = RMSNorm(c.d_model, c) if has_post else None
+        self.feed_forward_post_norm = hidden_norm(c) if has_post else None
 
     def __call__(
         self, hidden: Hidden, angles: Angles | None, mask: Mask, cache: LayerCache | None = None
@@ -68,5 +69,5 @@ class Trunk(nnx.Module):
         c = config
         table = partial(normal, rngs, (c.vocab_size, c.d_model), ("vocab", "embed"), c.d_model**-0.5)
         self.embed = table(fan_in=None)
-        self.norm = RMSNorm(c.d_model, c)
+        self.norm = hidden_norm(c)
         self.head = None if c.tie_embeddings else table(fan_in=-1)

@@ -21,6 +21,7 @@ from lifecycle.kernels.paged_rows import Rows
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
+from lifecycle.model.cut_hidden import cuts_hidden, to_rows
 from lifecycle.model.layers import Angles, Hidden, for_layer, full_row
 from lifecycle.model.lora import adapted_blocks, trained_apart
 from lifecycle.model.mtp import own_positions
@@ -37,7 +38,15 @@ from lifecycle.model.remat import rematerialised
 from lifecycle.model.routing import RouterStats
 from lifecycle.model.stacks import ADAPTER, DRAFTER, MODULES, REFERENCE, SCORE, LayerGroup, layer_groups
 from lifecycle.model.taken import Taken
-from lifecycle.parallel.collectives import all_gather, all_to_all, axis_index, axis_size, reduce_scatter, replicated
+from lifecycle.parallel.collectives import (
+    all_gather,
+    all_to_all,
+    axis_index,
+    axis_size,
+    hidden_cut,
+    reduce_scatter,
+    replicated,
+)
 
 type Stats = dict[str, RouterStats]  # router statistics by stack; the arrays' leading axis is the layer
 type Caches = dict[str, Stack | list[Stack]]  # KV caches by stack
@@ -137,16 +146,14 @@ def forward_cached_taking(
     """`forward_cached`, and the inputs of `layers` side by side, None of no layers: the hidden states, these, and the
     cache."""
     mask = Mask(positions, positions)
-    with replicated("norm_seq"):
+    with replicated("norm_seq"), hidden_cut(cuts_hidden(params["blocks"], tokens.size, config.d_model)):
         # Tokens on one axis, which only attention divides into rows: of rows of one token a TPU's tiles are half empty
         tokens, flat = tokens.reshape(1, -1), positions.reshape(1, -1)
         x, angles = embed(config, params["embed"], tokens), angles_of(config, flat)
-        prepare = partial(gathered, config, num_rows=tokens.size)
         hidden, _, caches, taken = _layers(
-            config, params["blocks"], x, angles, mask, prepare, cache, layers_taken=layers
+            config, params["blocks"], x, angles, mask, partial(gathered, config), cache, layers_taken=layers
         )
-        hidden = _final_norm(config, params, hidden)
-    states = taken.side_by_side()
+        hidden, states = to_rows(_final_norm(config, params, hidden)), taken.side_by_side()
     taken_states = None if states is None else states.reshape(*positions.shape, -1)
     return hidden.reshape(*positions.shape, -1), taken_states, replace(cache, stacks=caches)
 
@@ -329,7 +336,9 @@ def embed(config: ModelConfig, table: Head, tokens: Int[Array, "B T"]) -> Float[
         rows = jnp.where(is_here[..., None], rows_of(table, jnp.where(is_here, tokens, 0)), 0.0)
     else:
         rows = rows_of(table, tokens)
-    rows = all_to_all(rows.astype(compute_dtype(config)), "embed", 0, 3)[0]
+    rows = rows.astype(compute_dtype(config))
+    is_cut = axis_size("hidden") > 1  # then every device keeps its columns of all rows
+    rows = rows.reshape(1, -1, rows.shape[-1]) if is_cut else all_to_all(rows, "embed", 0, 3)[0]
     rows = reduce_scatter(rows, "norm_seq", 1)
     return rows * jnp.asarray(config.d_model**0.5, rows.dtype) if config.use_embed_scale else rows
 

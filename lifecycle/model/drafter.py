@@ -25,7 +25,7 @@ from lifecycle.kernels.linear import linear
 from lifecycle.kernels.mask import MASKED, Mask
 from lifecycle.model.cache import Attending
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Angles, Attention, DenseFeedForward, Normed, RMSNorm, full_row
+from lifecycle.model.layers import Angles, Attention, DenseFeedForward, Normed, full_row, hidden_norm
 from lifecycle.model.parameter import matrix, normal, vector
 
 VOCABULARY = "vocabulary"  # the drafts' ids and the target's rows for them: no gradient trains these
@@ -58,12 +58,12 @@ class Drafter(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = block_config(config)
         self.projection = matrix(rngs, (NUM_TAKEN * c.d_model, c.d_model), ("embed", None))
-        self.embed_norm = RMSNorm(c.d_model, c)
-        self.hidden_norm = RMSNorm(c.d_model, c)
+        self.embed_norm = hidden_norm(c)
+        self.hidden_norm = hidden_norm(c)
         self.attention = Attention(c, rngs, 2 * c.d_model)
-        self.feed_forward_norm = RMSNorm(c.d_model, c)
+        self.feed_forward_norm = hidden_norm(c)
         self.feed_forward = DenseFeedForward(c, rngs)
-        self.norm = RMSNorm(c.d_model, c)
+        self.norm = hidden_norm(c)
 
     def feature(self, taken: Float[Array, "B t columns"]) -> Float[Array, "B t D"]:
         """The target's feature, from the inputs of its three layers side by side."""

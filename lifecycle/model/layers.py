@@ -30,7 +30,7 @@ from lifecycle.model.cache import Attending
 from lifecycle.model.config import ModelConfig, RematName
 from lifecycle.model.parameter import matrix, vector
 from lifecycle.model.remat import MEAN_SQUARE
-from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, reduce_scatter
+from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, own_shard, psum, reduce_scatter
 
 
 def branch_scale(config: ModelConfig) -> float:
@@ -41,13 +41,13 @@ def branch_scale(config: ModelConfig) -> float:
 class RMSNorm(nnx.Module):
     """Root mean square normalisation (Zhang and Sennrich 2019), computed in float32.
 
-    `cut`: the logical axis over which the normalised dimension is sharded on a mesh, if it is. The mean squares are
-    kept for the backward pass under any remat policy: a number per row, and on a TPU summing over the lanes again
-    costs several times the pass over memory.
+    `cut`: the logical axis over which the normalised dimension is sharded on a mesh, if it is. Of hidden states that
+    are cut all devices have the whole scale. The mean squares are kept for the backward pass under any remat policy: a
+    number per row, and on a TPU summing over the lanes again costs several times the pass over memory.
     """
 
     def __init__(self, size: int, config: ModelConfig, cut: str | None = None) -> None:
-        self.scale = vector((size,), (cut,), 1.0 - config.norm_offset, is_float32=True)
+        self.scale = vector((size,), (None if cut == "hidden" else cut,), 1.0 - config.norm_offset, is_float32=True)
         self.eps, self.offset, self.cut = config.norm_eps, config.norm_offset, cut
 
     def __call__(
@@ -72,7 +72,13 @@ class RMSNorm(nnx.Module):
         return normed_linear(x, mean_square, self._scale(), matrices, self.eps, names, is_before_kernel)
 
     def _scale(self) -> Float[Array, " D"]:
-        return self.scale[...] + self.offset if self.offset else self.scale[...]
+        scale = own_shard(self.scale[...], "hidden", 0) if self.cut == "hidden" else self.scale[...]
+        return scale + self.offset if self.offset else scale
+
+
+def hidden_norm(config: ModelConfig) -> RMSNorm:
+    """A norm of hidden states."""
+    return RMSNorm(config.d_model, config, "hidden")
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,14 @@ class Normed:
 
     def products(self, weights: Mapping[RematName, Weight], is_before_kernel: bool = False) -> tuple[Array, ...]:
         """The rows before the norm, for the sum with the branch's output; then the normalised ones, gathered over
-        `norm_seq`, times each weight, by the products' names for rematerialisation.
+        `norm_seq`, times each weight, by the products' names for rematerialisation; partial sums over `hidden`.
 
         On TPUs one gradient covers norm and products. Elsewhere products are not fused with what comes after them, and
         that gradient's sums over the products would be another pass. `is_before_kernel`: see `normed_linear`.
         """
         plain = {name: w for name, w in weights.items() if isinstance(w, jax.Array)}
-        if platform() == "tpu" and self.norm is not None and len(plain) == len(weights):
+        is_cut = axis_size("hidden") > 1  # never in training
+        if platform() == "tpu" and self.norm is not None and len(plain) == len(weights) and not is_cut:
             return self.norm.products(self.x, self.mean_square, plain, is_before_kernel)
         return self.x, *_products(all_gather(self.rows(), "norm_seq", 1), weights)
 
@@ -119,7 +126,7 @@ class Hidden(NamedTuple):
 
 def for_layer(config: ModelConfig, x: Float[Array, "B T D"]) -> Hidden:
     """Hidden states for a layer, or for the final norm."""
-    return Hidden(x, None if config.norm_position == "post" else mean_squares(x))
+    return Hidden(x, None if config.norm_position == "post" else mean_squares(x, "hidden"))
 
 
 type Angles = Float[Array, "2 B T 1 Dr"]  # cosines and sines of RoPE's angles, as `rotary_angles` gives them
@@ -165,7 +172,8 @@ class Attention(nnx.Module):
         """The branch's input and its output for this device's `t` positions, and the cache with the new tokens."""
         c = self.config
         # named right after the products: rounding the saved values is free there, and recomputing the rest is cheap
-        rows, q, k, v = x.products({"q": self.q[...], "k": self.k[...], "v": self.v[...]}, is_before_kernel=True)
+        rows, *parts = x.products({"q": self.q[...], "k": self.k[...], "v": self.v[...]}, is_before_kernel=True)
+        q, k, v = (reduce_scatter(part, "hidden", 1) for part in parts)
         q = apply_rope(self._heads(q, self.q_bias, self.q_norm), angles)
         k = apply_rope(self._heads(k, self.k_bias, self.k_norm), angles)
         v = self._heads(v, self.v_bias, None)
@@ -179,9 +187,11 @@ class Attention(nnx.Module):
             out = ring_attention(q, k, v, own, **options)
         else:
             out = attention(q, full_row(k), full_row(v), mask, **options)
-        out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
+        out = linear(all_gather(out.reshape(*out.shape[:2], -1), "hidden", 1), self.o[...])
         out = reduce_scatter(out, "norm_seq", 1)
-        return rows, (out if self.o_bias is None else out + self.o_bias[...].astype(out.dtype)), cache
+        if self.o_bias is not None:
+            out += own_shard(self.o_bias[...], "hidden", 0).astype(out.dtype)
+        return rows, out, cache
 
     def _heads(self, x: Array, bias: nnx.Param | None, norm: RMSNorm | None) -> Float[Array, "B T H Dh"]:
         if bias is not None:
@@ -233,7 +243,7 @@ class FeedForward(GatedUnit):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """`x` is gathered over `norm_seq`; the result is a partial sum over `mlp`."""
-        return self._out(*_products(x, self._weights()))
+        return self._out(*(psum(part, "hidden") for part in _products(x, self._weights())))
 
 
 class DenseFeedForward(GatedUnit):
@@ -241,5 +251,6 @@ class DenseFeedForward(GatedUnit):
 
     def __call__(self, x: Normed) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"]]:
         """The branch's input and its output; positions are sharded over `norm_seq` in and out."""
-        rows, gate, up = x.products(self._weights())
+        rows, *parts = x.products(self._weights())
+        gate, up = (psum(part, "hidden") for part in parts)
         return rows, reduce_scatter(self._out(gate, up), "norm_seq", 1)

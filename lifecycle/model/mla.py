@@ -13,14 +13,16 @@ expanded keys and values.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.attention import attention
-from lifecycle.kernels.linear import dense, linear
+from lifecycle.kernels.linear import Weight, dense, linear
 from lifecycle.kernels.mask import Mask
+from lifecycle.kernels.quantised import QuantisedWeight
 from lifecycle.kernels.rotary import score_scale
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
@@ -43,7 +45,7 @@ class LatentAttention(nnx.Module):
         # a latent's dimensions are sharded like d_model if they are the rows of a matrix
         self.q = matrix(rngs, (c.d_model, queries), ("embed", "heads")) if rank is None else None
         self.q_down = matrix(rngs, (c.d_model, rank), ("embed", None)) if rank is not None else None
-        self.q_down_norm = _latent_norm(rank, c) if rank is not None else None
+        self.q_down_norm = _latent_norm(rank, c, "hidden") if rank is not None else None
         self.q_up = matrix(rngs, (rank, queries), ("embed", "heads")) if rank is not None else None
         self.kv_down = matrix(rngs, (c.d_model, m.kv_lora_rank + m.rope_head_dim), ("embed", None))
         self.kv_down_norm = _latent_norm(m.kv_lora_rank, c)
@@ -60,23 +62,24 @@ class LatentAttention(nnx.Module):
             out = self._expanded(q, full_row(latents), mask)
         else:
             out, cache = self._absorbed(q, latents, cache)
-        out = linear(out.reshape(*out.shape[:2], -1), self.o[...])
+        out = linear(all_gather(out.reshape(*out.shape[:2], -1), "hidden", 1), self.o[...])
         return x.x, reduce_scatter(out, "norm_seq", 1), cache
 
     def _queries(self, x: Array, angles: Angles | None) -> Float[Array, "B T H Dh"]:
         if self.q_down is not None and self.q_up is not None and self.q_down_norm is not None:
-            latent = checkpoint_name(linear(x, self.q_down[...]), "q_latent")
+            latent = reduce_scatter(checkpoint_name(linear(x, self.q_down[...]), "q_latent"), "hidden", 2)
             q = linear(all_gather(self.q_down_norm(latent), "norm_seq", 1), self.q_up[...])
         else:
             assert self.q is not None
             q = linear(all_gather(x, "norm_seq", 1), self.q[...])
+        q = reduce_scatter(q, "hidden", 1)
         q = q.reshape(*q.shape[:2], -1, self.config.head_dim)
         nope, rotary = jnp.split(q, [self.sizes.nope_head_dim], axis=-1)
         return checkpoint_name(jnp.concatenate([nope, apply_rope(rotary, angles)], axis=-1), "q")
 
     def _latents(self, x: Array, angles: Angles | None) -> Float[Array, "B T 1 Dc+Dr"]:
         """The normed latent, then the rotated rotary key, as the cache stores them."""
-        both = checkpoint_name(linear(x, self.kv_down[...]), "kv_latent")
+        both = reduce_scatter(checkpoint_name(linear(x, self.kv_down[...]), "kv_latent"), "hidden", 1)
         latent, rotary = jnp.split(both, [self.sizes.kv_lora_rank], axis=-1)
         both = all_gather(jnp.concatenate([self.kv_down_norm(latent), rotary], axis=-1), "norm_seq", 1)
         latent, rotary = jnp.split(both[:, :, None], [self.sizes.kv_lora_rank], axis=-1)
@@ -98,7 +101,7 @@ class LatentAttention(nnx.Module):
         """The same attention with the key projection absorbed: one key head, whose first `Dc` dimensions are the
         values."""
         m = self.sizes
-        up = dense(self.kv_up[...]).astype(q.dtype).reshape(m.kv_lora_rank, -1, m.nope_head_dim + m.v_head_dim)
+        up = dense(_whole(self.kv_up[...])).astype(q.dtype).reshape(m.kv_lora_rank, -1, m.nope_head_dim + m.v_head_dim)
         key_up, value_up = jnp.split(up, [m.nope_head_dim], axis=-1)
         nope, rotary = jnp.split(q, [m.nope_head_dim], axis=-1)
         q = jnp.concatenate([_einsum("bthn,rhn->bthr", nope, key_up), rotary], axis=-1)
@@ -112,8 +115,15 @@ class LatentAttention(nnx.Module):
         return {"scale": scale, "soft_cap": c.attention_soft_cap}
 
 
-def _latent_norm(size: int, config: ModelConfig) -> RMSNorm:
-    return RMSNorm(size, config.model_copy(update={"norm_eps": LATENT_NORM_EPS}))
+def _latent_norm(size: int, config: ModelConfig, cut: str | None = None) -> RMSNorm:
+    return RMSNorm(size, config.model_copy(update={"norm_eps": LATENT_NORM_EPS}), cut)
+
+
+def _whole(weight: Weight) -> Weight:
+    """A weight whose rows are cut with the hidden states, gathered: it is used in no plain product."""
+    if isinstance(weight, QuantisedWeight):
+        return QuantisedWeight(all_gather(weight.values, "hidden", 0), weight.scale)
+    return all_gather(weight, "hidden", 0) if isinstance(weight, jax.Array) else weight
 
 
 def _einsum(formula: str, x: Array, weight: Array) -> Array:

@@ -26,6 +26,7 @@ from lifecycle.kernels.linear import linear
 from lifecycle.kernels.quantised import received, receivers, receiving
 from lifecycle.kernels.seldom import seldom
 from lifecycle.model.config import ModelConfig
+from lifecycle.model.cut_hidden import to_columns, to_rows
 from lifecycle.model.dispatch import (
     Room,
     all_counts,
@@ -96,20 +97,22 @@ class MoE(nnx.Module):
         only.
         """
         assert self.moe is not None
-        present = jnp.ones(x.shape[:2], bool) if is_token is None else is_token
         logits = router_logits(x.reshape(-1, x.shape[-1]), self.router[...], _value(self.router_bias))
+        present = jnp.ones((x.shape[0], logits.shape[0] // x.shape[0]), bool) if is_token is None else is_token
         experts, weights = route(self.moe, logits, _value(self.selection_bias))
         stats = router_stats(self.moe, logits, experts, present.reshape(-1))
-        experts = jnp.where(present[..., None], experts.reshape(*x.shape[:2], -1), self.moe.num_experts)
+        experts = jnp.where(present[..., None], experts.reshape(*present.shape, -1), self.moe.num_experts)
         weights = jnp.where(present[..., None], weights.reshape(experts.shape), 0.0)
 
         seen = all_gather(x, "norm_seq", 1)
-        out, dropped = self._routed(seen, all_gather(experts, "norm_seq", 1), all_gather(weights, "norm_seq", 1))
+        chosen = (all_gather(each, "norm_seq", 1) for each in (experts, weights))
+        out, dropped = self._routed(to_rows(seen), *chosen)
+        out = to_columns(out)
         if self.shared is not None:
             out += self.shared(seen)
         out = reduce_scatter(out, "norm_seq", 1)
         if self.experts.down_bias is not None:
-            out += self._last_bias(experts, weights).astype(out.dtype)
+            out += to_columns(self._last_bias(experts, weights)).astype(out.dtype)
         stats = jax.tree.map(lambda value: psum_identity_grad(value, "norm_seq"), stats)
         return out, stats._replace(dropped=dropped)
 

@@ -18,10 +18,11 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.model.block import Block
 from lifecycle.model.cache import LayerCache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.layers import Angles, RMSNorm, for_layer, full_row
+from lifecycle.model.cut_hidden import to_columns, to_rows
+from lifecycle.model.layers import Angles, for_layer, full_row, hidden_norm
 from lifecycle.model.parameter import matrix
 from lifecycle.model.routing import RouterStats
-from lifecycle.parallel.collectives import axis_index, axis_size
+from lifecycle.parallel.collectives import axis_index, axis_size, reduce_scatter
 from lifecycle.parallel.placement import row_order
 
 
@@ -30,11 +31,11 @@ class PredictionModule(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         c = self.config = config
-        self.embed_norm = RMSNorm(c.d_model, c)
-        self.hidden_norm = RMSNorm(c.d_model, c)
+        self.embed_norm = hidden_norm(c)
+        self.hidden_norm = hidden_norm(c)
         self.projection = matrix(rngs, (2 * c.d_model, c.d_model), ("embed", None))
         self.block = Block(c, c.is_moe(c.num_layers - 1), rngs)
-        self.norm = RMSNorm(c.d_model, c)
+        self.norm = hidden_norm(c)
 
     def __call__(
         self,
@@ -46,8 +47,9 @@ class PredictionModule(nnx.Module):
     ) -> tuple[Float[Array, "B t D"], Float[Array, "B t D"], RouterStats | None, LayerCache | None]:
         """The block's output, for the next module; the same after the norm, for the head; the router's statistics; the
         cache with the new tokens."""
-        both = jnp.concatenate([self.embed_norm(embedded), self.hidden_norm(x)], axis=-1)
-        hidden = for_layer(self.config, linear(both, self.projection[...]))
+        both = jnp.concatenate([to_rows(self.embed_norm(embedded)), to_rows(self.hidden_norm(x))], axis=-1)
+        both = reduce_scatter(linear(to_columns(both), self.projection[...]), "hidden", 2)
+        hidden = for_layer(self.config, both)
         hidden, stats, cache = self.block(hidden, angles, mask, cache)
         return hidden.x, self.norm(*hidden), stats, cache
 

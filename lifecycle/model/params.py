@@ -19,7 +19,6 @@ from flax import nnx
 from lifecycle.core.platform import platform
 from lifecycle.core.typing import Array, Float, PRNGKeyArray
 from lifecycle.kernels.adapted import AdaptedWeight, LowRankWeight
-from lifecycle.kernels.cut_weight import CutWeight, can_cut, moves_rows
 from lifecycle.kernels.group_scaled import GroupScaled
 from lifecycle.kernels.linear import is_rounded
 from lifecycle.kernels.nf4 import Nf4Weight, dense
@@ -45,7 +44,9 @@ from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, ps
 
 type Params = dict[str, Any]
 
-GATHERED = ("embed", "expert_embed")  # the logical axes over which a layer's weights are gathered before they are used
+# the logical axes over which a layer's weights are gathered before they are used; the second also where hidden states
+# are cut
+GATHERED = ("embed", "expert_embed")
 
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
@@ -280,19 +281,18 @@ def gathered(
     declared: Params,
     weights: Params,
     precision: Precision | None = None,
-    num_rows: int | None = None,
 ) -> Params:
     """The weights of a layer, or of stacks of layers, as a device computes with them: in the dtype of `params_in_use`,
     and gathered over the axes that shard `d_model`. With a `precision`, a layer's matrices are `QuantisedWeight`s; what
-    is rounded already stays so. If the layer is for so few rows of this device, `num_rows`, that moving them is less,
-    its matrices stay in parts, as `CutWeight`s."""
-    is_kept = num_rows is not None and moves_rows("embed", num_rows, config.d_model)
+    is rounded already stays so. Where hidden states are cut, matrices stay in parts."""
+    assert precision is None or axis_size("hidden") == 1, "rows of training are not cut"
 
     def weight(parameter: Parameter, array: Any) -> Any:
-        axes = tuple(axis if axis in GATHERED else None for axis in parameter.axes)
+        axes = _gathered_axes(parameter)
         if isinstance(array, AdaptedWeight):
             a, b = (_gathered(side, (None, None, axis)) for side, axis in zip((array.a, array.b), axes, strict=True))
-            return AdaptedWeight(weight(parameter, array.weight), a, b, array.ids)
+            ids = all_gather(array.ids, "hidden", array.ids.ndim - 1) if "embed" in parameter.axes else array.ids
+            return AdaptedWeight(weight(parameter, array.weight), a, b, ids)
         if isinstance(array, Nf4Weight):
             array = _dense_shard(parameter, array)
         if isinstance(array, LowRankWeight):
@@ -301,13 +301,11 @@ def gathered(
             return array
         if isinstance(array, GroupScaled):
             return gathered_weight(axes, array)
-        is_cut = is_kept and "embed" in axes and parameter.fan_in is not None and can_cut(array)
         if isinstance(array, QuantisedWeight):
-            return CutWeight(array, "embed", axes.index("embed")) if is_cut else gathered_weight(axes, array)
+            return gathered_weight(axes, array)
         if precision is not None and is_quantised(parameter):
             return quantised_weight(axes, precision, compute_dtype(config), array.astype(jnp.float32))
-        array = _rounded(array, _dtype(config, parameter))
-        return CutWeight(array, "embed", axes.index("embed")) if is_cut else _gathered(array, axes)
+        return _gathered(_rounded(array, _dtype(config, parameter)), axes)
 
     return jax.tree.map(weight, declared, weights)
 
@@ -322,7 +320,7 @@ def _low_rank_gathered(
     config: ModelConfig, parameter: Parameter, shard: LowRankWeight, weight: Callable[[Parameter, Any], Any]
 ) -> LowRankWeight:
     """A weight and the matrices beside it as products take them; DoRA's lengths are of the shards."""
-    *stack, rows, columns = (axis if axis in GATHERED else None for axis in parameter.axes)
+    *stack, rows, columns = _gathered_axes(parameter)
     dtype, magnitude = compute_dtype(config), shard.magnitude
     base = _dense_shard(parameter, shard.weight) if isinstance(shard.weight, Nf4Weight) else shard.weight
     scaled = shard.b.astype(jnp.float32) * shard.scale
@@ -336,6 +334,12 @@ def _low_rank_gathered(
         _gathered(_rounded(side, dtype), (*stack, None, axis)) for side, axis in ((shard.a, rows), (scaled, columns))
     )
     return LowRankWeight(weight(parameter, base), a, b, magnitude, shard.scale)
+
+
+def _gathered_axes(parameter: Parameter) -> Axes:
+    """The axes over which a parameter is gathered before it is used."""
+    names = GATHERED if axis_size("hidden") == 1 else GATHERED[1:]
+    return tuple(axis if axis in names else None for axis in parameter.axes)
 
 
 def _gathered(array: Array, axes: Axes) -> Array:

@@ -17,6 +17,7 @@ from lifecycle.kernels.mask import Mask
 from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
+from lifecycle.model.cut_hidden import cuts_hidden, to_columns, to_rows
 from lifecycle.model.decoder import angles_of, causal_mask, embed, head, logits_of
 from lifecycle.model.drafter import VOCABULARY, Drafter, Unrolled, block_config
 from lifecycle.model.layers import Angles
@@ -25,7 +26,7 @@ from lifecycle.model.pipeline import own_rows
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.routing import RouterStats
 from lifecycle.model.stacks import DRAFTER, MODULES, MODULES_STACK
-from lifecycle.parallel.collectives import replicated
+from lifecycle.parallel.collectives import hidden_cut, replicated
 
 type Stats = dict[str, RouterStats]  # router statistics by stack, as `forward_train` returns them
 
@@ -82,13 +83,13 @@ def module_step(
     definition, declared = module_definition(config)
     kind = config.kind(config.num_layers - 1)
     mask = Mask(positions, positions, window=config.window if kind == "local" else None)
-    with replicated("norm_seq"):
+    with replicated("norm_seq"), hidden_cut(cuts_hidden(module, tokens.size, config.d_model)):
         flat = positions.reshape(1, -1)
         embedded = embed(config, target["embed"], tokens.reshape(1, -1))
-        used = gathered(config, declared, module, num_rows=tokens.size)
-        run = nnx.merge(definition, nnx.State(used))
-        given = state.reshape(1, *flat.shape[1:], -1), embedded, angles_of(config, flat)[kind], mask
+        run = nnx.merge(definition, nnx.State(gathered(config, declared, module)))
+        given = to_columns(state.reshape(1, *flat.shape[1:], -1)), embedded, angles_of(config, flat)[kind], mask
         _, normed, _, view = run(*given, _only_layer(cache, positions, kind, config.window))
+        normed = to_rows(normed)
     return normed.reshape(state.shape), _with_layer(cache, view)
 
 

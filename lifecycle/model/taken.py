@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lifecycle.core.typing import Array, Float, Int
+from lifecycle.model.cut_hidden import to_rows
 
 
 @jax.tree_util.register_dataclass
@@ -36,4 +37,4 @@ class Taken:
 
     def side_by_side(self) -> Float[Array, "B t columns"] | None:
         """The inputs in the order of `layers`, along the last dimension; None of no layers."""
-        return None if self.states is None else jnp.concatenate(list(self.states[:-1]), axis=-1)
+        return None if self.states is None else jnp.concatenate([to_rows(x) for x in self.states[:-1]], axis=-1)

@@ -23,6 +23,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "loss_rows": ("replica", "fsdp", "expert", "stage"),  # rows whose loss a device computes
     "vocab": ("tensor",),
     "embed": ("fsdp", "expert", "context"),  # d_model of a parameter
+    "hidden": ("fsdp", "expert", "context"),  # d_model of a few rows' activations: `parallel/collectives.py:hidden_cut`
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),

@@ -22,6 +22,7 @@ from lifecycle.core.typing import Array
 from lifecycle.parallel.axes import RULES
 
 _REPLICATED: ContextVar[frozenset[str]] = ContextVar("replicated", default=frozenset())
+_HIDDEN_IS_CUT: ContextVar[bool] = ContextVar("hidden_is_cut", default=False)
 
 
 @contextmanager
@@ -38,10 +39,23 @@ def replicated(logical: str) -> Iterator[None]:
         _REPLICATED.reset(token)
 
 
+@contextmanager
+def hidden_cut(is_cut: bool) -> Iterator[None]:
+    """While the block is traced, and if `is_cut`, the devices that share a weight's `d_model` have their columns of the
+    hidden states of all their rows: arrays are sharded over `hidden`, which otherwise has one shard."""
+    token = _HIDDEN_IS_CUT.set(is_cut)
+    try:
+        yield
+    finally:
+        _HIDDEN_IS_CUT.reset(token)
+
+
 def axes_of(logical: str) -> tuple[str, ...]:
     """The mesh axes that an array with this logical axis is sharded over: manual in the current trace, larger than
     one."""
-    return () if logical in _REPLICATED.get() else _manual_axes(logical)
+    if logical in _REPLICATED.get() or (logical == "hidden" and not _HIDDEN_IS_CUT.get()):
+        return ()
+    return _manual_axes(logical)
 
 
 def _manual_axes(logical: str) -> tuple[str, ...]:
@@ -89,6 +103,16 @@ def all_to_all(x: Array, logical: str, split: int, concat: int) -> Array:
     """Splits dimension `split` over the axis and concatenates the received parts along `concat`."""
     axes = axes_of(logical)
     return jax.lax.all_to_all(x, axes, split, concat, tiled=True) if axes else x
+
+
+def own_shard(x: Array, logical: str, dim: int) -> Array:
+    """This device's shard of dimension `dim` of a value that all have.
+
+    A dynamic slice would be an operation of its own, before which a TPU's compiler copies no weights ahead: 25.1 ms for
+    a decode step of Llama 3 70B on 16 chips of a v5e, and 19.6 with a choice among static slices.
+    """
+    num = axis_size(logical)
+    return x if num == 1 else jax.lax.select_n(jnp.int32(axis_index(logical)), *jnp.split(x, num, dim))
 
 
 def ppermute_next(x: Array, logical: str) -> Array:
