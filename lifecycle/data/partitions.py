@@ -2,43 +2,67 @@
 
 Every document gets all measurements, so selecting with other thresholds reads no source again. Personal data is masked
 in all of them, since documents removed later are written to disk too.
+What must hold: a partition's key says what is in its files, how they are read and measured, and by which code, never
+how many partitions or workers there are. Whether a list of files is cut behind a file depends on its name and size, so
+a new file changes the partition that it is in, and seldom one next to it.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 
 import pyarrow as pa
 
+from lifecycle.core.config import digest
+from lifecycle.data.code_version import code_version
 from lifecycle.data.config import DataConfig
 from lifecycle.data.extract import RawDocument, Skipped, extract_file, raw_batch
 from lifecycle.data.filters import document_steps
-from lifecycle.data.sources import SourceFile
+from lifecycle.data.sources import SourceFile, content_hash
 from lifecycle.data.steps import run_steps
 
 PARTITION_BYTES = 500_000  # about a second's work: small enough that two workers end at about the same time
+MOST_PARTITIONS = 4  # of these bytes in one partition, if it has several files
 BATCH_CHARS = 4_000_000  # text that a map step gets at a time, even if one file has millions of rows
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Files for one call of `tag_files`."""
+    """Files of one source, for one call of `tag_files`."""
 
     files: tuple[SourceFile, ...]
     config: DataConfig
 
+    @cached_property
+    def key(self) -> str:
+        """What decides its documents and their columns, as a hash."""
+        source = self.config.sources[self.files[0].source]
+        return digest({
+            "files": [(entry.path, entry.format, content_hash(entry)) for entry in self.files],
+            "source": source.model_dump(mode="json", exclude={"path", "include", "exclude"}),
+            "settings": {name: value for name, value in self.config.tagging().items() if name != "sources"},
+            "code": code_version(__name__),
+        })  # fmt: skip
+
 
 def partitions_of(files: Sequence[SourceFile], config: DataConfig) -> Iterator[Partition]:
-    """Cuts a list of files into partitions of about `PARTITION_BYTES`."""
-    part: list[SourceFile] = []
-    size = 0
-    for entry in files:
-        part.append(entry)
-        size += file_size(entry)
-        if size >= PARTITION_BYTES:
+    """Cuts a list of files into partitions of about `PARTITION_BYTES`. A file ends one with a probability of its share
+    of these bytes, drawn from its name."""
+    for _, own in groupby(files, key=attrgetter("source")):
+        part: list[SourceFile] = []
+        size = 0
+        for entry in own:
+            part.append(entry)
+            size += file_size(entry)
+            is_drawn = zlib.crc32(entry.path.encode()) / 2**32 * PARTITION_BYTES < file_size(entry)
+            if is_drawn or size >= MOST_PARTITIONS * PARTITION_BYTES:
+                yield Partition(tuple(part), config)
+                part, size = [], 0
+        if part:
             yield Partition(tuple(part), config)
-            part, size = [], 0
-    if part:
-        yield Partition(tuple(part), config)
 
 
 def file_size(entry: SourceFile) -> int:

@@ -12,6 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -101,10 +102,9 @@ def source_fingerprint(config: DataConfig) -> dict[str, Any]:
     counts = {source.name: [0, 0] for source in config.sources}
     for entry in list_files(config):
         name = config.sources[entry.source].name
-        content, size = _content_hash(entry.file) if entry.stored is None else (entry.stored.tag, entry.stored.bytes)
         counts[name][0] += 1
-        counts[name][1] += size
-        totals[name].update(f"{entry.path}\0{content}\n".encode())
+        counts[name][1] += _size(entry)
+        totals[name].update(f"{entry.path}\0{content_hash(entry)}\n".encode())
     return {
         name: {"files": counts[name][0], "bytes": counts[name][1], "sha256": totals[name].hexdigest()}
         for name in totals
@@ -116,12 +116,32 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def _content_hash(path: Path) -> tuple[str, int]:
+def content_hash(entry: SourceFile) -> str:
+    """What is in a file, as a hash, or its tag in a store."""
+    if entry.stored is not None:
+        return entry.stored.tag
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+        found = entry.file.stat()
+        return _hashed(entry.file, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
     except OSError as error:  # the pipeline skips and lists it; once it is readable, the fingerprint changes
-        return f"unreadable: {error.errno}", 0
+        return f"unreadable: {error.errno}"
+
+
+@lru_cache(maxsize=1 << 20)
+def _hashed(path: Path, stat: tuple[int, ...]) -> str:
+    """The SHA-256 of a file, computed once while `stat` stays: for the stage's key, and for its partitions'."""
+    del stat
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(entry: SourceFile) -> int:
+    if entry.stored is not None:
+        return entry.stored.bytes
+    try:
+        return entry.file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _listed(source: SourceConfig) -> Iterator[tuple[str, Path, StoredObject]]:

@@ -1,6 +1,7 @@
 """Tagging: sources -> every document with a column for each measurement.
 
-What must hold: same sources and settings, same bytes out, whatever the number of workers.
+What must hold: same sources and settings, same bytes out, whatever the number of workers and however often the work was
+interrupted.
 """
 
 import json
@@ -17,9 +18,9 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter
 from lifecycle.data.extract import Skipped
-from lifecycle.data.partitions import file_size, partitions_of, tag_files, tagged_schema
+from lifecycle.data.partition_store import PartitionStore, Tagged
+from lifecycle.data.partitions import Partition, file_size, partitions_of, tagged_schema
 from lifecycle.data.sources import SourceFile, list_files
-from lifecycle.data.workers import map_in_workers
 
 READING = "reading.json"
 TEXTLESS = ("empty", "no_text")  # reasons that are no damage
@@ -35,32 +36,45 @@ class Reading:
     skipped: tuple[Skipped, ...]
 
 
-def tag_documents(config: DataConfig, out: Path, progress: Progress) -> dict[str, Any]:
-    """Writes `tagged-*.parquet` and `reading.json` into `out`; returns their summary.
+def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """Writes `tagged-*.parquet` and `reading.json` into `out`; returns their summary. `kept`: the folder of partitions,
+    where those that an earlier run has made are found again.
 
     Raises `ConfigError` if a source cannot be used, naming it and the setting to change.
     """
     files = list_files(config)
     num_bytes = sum(map(file_size, files))
     workers = config.workers or (available_cores() if num_bytes > POOL_BYTES else 1)
-    partitions = list(partitions_of(files, config))
-    skipped: list[Skipped] = []
-    num_done = num_documents = 0
-    progress.start("tagging", total=len(files))
+    partitions, store = list(partitions_of(files, config)), PartitionStore(kept)
+    made = _make_partitions(store, partitions, workers, progress)
     with DocumentWriter(out, TAGGED, tagged_schema(config)) as writer:
-        tagged = map_in_workers(tag_files, partitions, workers)
-        for partition, (documents, unused) in zip(partitions, tagged, strict=True):
-            _reject_useless_files(unused)
-            writer.write(documents)
-            skipped += unused
-            num_done += len(partition.files)
-            num_documents += len(documents)
-            progress.update(num_done, documents=num_documents, skipped=len(skipped))
-    reading = Reading(len(files), num_bytes, tuple(skipped))
+        for partition, tagged in zip(partitions, made, strict=True):
+            if tagged.num_documents:
+                writer.write(store.documents(partition))
+    num_documents = sum(tagged.num_documents for tagged in made)
+    reading = Reading(len(files), num_bytes, tuple(entry for tagged in made for entry in tagged.skipped))
     write_reading(out, reading)
     for line in _report_skipped(config, files, num_documents, reading, out):
         progress.note(line)
-    return {"files": len(files), "bytes": num_bytes, "documents": num_documents, "skipped": len(skipped)}
+    store.keep(partitions)
+    return {"files": len(files), "bytes": num_bytes, "documents": num_documents, "skipped": len(reading.skipped)}
+
+
+def _make_partitions(
+    store: PartitionStore, partitions: Sequence[Partition], workers: int, progress: Progress
+) -> list[Tagged]:
+    """Makes the partitions that are not there yet; what is known of each, in their order."""
+    made: dict[int, Tagged] = {}
+    progress.start("tagging", total=sum(len(partition.files) for partition in partitions))
+    num_files = num_documents = num_skipped = 0
+    for number, tagged in store.tag(partitions, workers):
+        _reject_useless_files(tagged.skipped)
+        made[number] = tagged
+        num_files += len(partitions[number].files)
+        num_documents += tagged.num_documents
+        num_skipped += len(tagged.skipped)
+        progress.update(num_files, documents=num_documents, skipped=num_skipped)
+    return [made[number] for number in range(len(partitions))]
 
 
 def _report_skipped(

@@ -1,36 +1,72 @@
 """Worker processes for the pipeline's map steps, and a separate one for Daft.
 
 Workers are spawned, not forked (a fork would copy locks held by JAX's and Daft's threads), import only the data room,
-and end with their parent, however it ends. Results keep the order of the work, so the number of workers has no effect.
+and end with their parent, however it ends. A worker that dies takes no other item of the work with it.
 """
 
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from types import ModuleType
 from typing import Any
 
 
-def map_in_workers[T, R](function: Callable[[T], R], work: Sequence[T], workers: int) -> Iterator[R]:
-    """Yields `function(item)` for each item, in order; in this process if there is one worker or one item."""
+class WorkerDiedError(RuntimeError):
+    """The process that did an item of the work ended: killed, out of memory, or by a fault in a library."""
+
+
+def results_in_workers[T, R](
+    function: Callable[[T], R], work: Sequence[T], workers: int, attempts: int
+) -> Iterator[tuple[int, R | WorkerDiedError]]:
+    """Yields the number of each item and `function(item)` as they are ready; in this process if there is one worker or
+    one item. Items whose processes die are done again, each alone, up to `attempts` times in all."""
     if workers == 1 or len(work) <= 1:
-        yield from map(function, work)
+        yield from enumerate(map(function, work))
         return
-    with _pool(min(workers, len(work))) as pool:
-        with _bare_main():
-            results = [pool.submit(function, item) for item in work]
-        results.reverse()  # popped from the end, so that a result's memory is freed once it is used
-        try:
-            while results:
-                yield results.pop().result()
-        finally:
-            for result in results:
-                result.cancel()
+    waiting = deque(range(len(work)))
+    while waiting:
+        for number in (yield from _until_one_dies(function, work, waiting, workers)):
+            yield number, _alone(function, work[number], attempts - 1)
+
+
+def _until_one_dies[T, R](
+    function: Callable[[T], R], work: Sequence[T], waiting: deque[int], workers: int
+) -> Generator[tuple[int, R], None, list[int]]:
+    """Does what waits until all is done or a process dies; returns the items that this has ended. Few items are in the
+    pool's queue at a time: their arguments take memory."""
+    running: dict[Future[R], int] = {}
+    lost: list[int] = []
+    pool = _pool(min(workers, len(waiting)))
+    try:
+        while (waiting or running) and not lost:
+            with _bare_main(), suppress(BrokenProcessPool):  # of a process that has died since: what runs says so below
+                while waiting and len(running) < 2 * workers:
+                    running[pool.submit(function, work[waiting[0]])] = waiting[0]
+                    waiting.popleft()
+            for done in wait_for(running, return_when=FIRST_COMPLETED).done:
+                number = running.pop(done)
+                if isinstance(done.exception(), BrokenProcessPool):
+                    lost.append(number)
+                else:
+                    yield number, done.result()
+        return sorted([*lost, *running.values()])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _alone[T, R](function: Callable[[T], R], item: T, attempts: int) -> R | WorkerDiedError:
+    for _ in range(attempts):
+        with suppress(BrokenProcessPool):
+            return call_alone(function, item)
+    return WorkerDiedError("the process that read it ended: killed, out of memory, or a fault in a library")
 
 
 def call_alone[R](function: Callable[..., R], *arguments: Any) -> R:

@@ -8,10 +8,12 @@ from lifecycle.data.tagging import tag_documents
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
 
+PARTITIONS = "partitions"  # the folder beside the artifacts with what tagging has made, for its next run
+
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
     """Reads the sources and measures every document."""
     del inputs  # the first stage has none
     assert config.data is not None, "the graph has tagging where there is a data section"
     fetch_sources(config.data)
-    return Outcome(tag_documents(config.data, out, progress))
+    return Outcome(tag_documents(config.data, config.folder / PARTITIONS, out, progress))

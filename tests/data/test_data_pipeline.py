@@ -60,7 +60,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def tag(folder: Path, out: Path, **changes: Any) -> Path:
     out.mkdir()
-    tag_documents(data_config(str(folder), **changes), out, Silent())
+    tag_documents(data_config(str(folder), **changes), out.with_name(f"{out.name}-partitions"), out, Silent())
     return out
 
 

@@ -1,6 +1,7 @@
 """Workers: order, errors, what they import, and that they end when their parent is killed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lifecycle.data.workers import call_alone, map_in_workers
+from lifecycle.data.workers import WorkerDiedError, call_alone, results_in_workers
 from lifecycle.testing.waiting import LIMIT_S
 
 
@@ -17,20 +18,38 @@ def _slow_first(number: int) -> tuple[int, int]:
     return number, os.getpid()
 
 
+def _die_of_three(item: tuple[int, Path]) -> int:
+    number, folder = item
+    if number == 3:
+        (folder / f"{os.getpid()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
 def _fail(number: int) -> int:
     raise ValueError(f"item {number}")
 
 
-def test_results_come_in_order_from_other_processes() -> None:
-    found = list(map_in_workers(_slow_first, range(6), 2))
-    assert [number for number, _ in found] == list(range(6))
-    assert os.getpid() not in {pid for _, pid in found}
-    assert {pid for _, pid in map_in_workers(_slow_first, range(3), 1)} == {os.getpid()}
+def test_results_come_with_their_numbers_from_other_processes() -> None:
+    found = dict(results_in_workers(_slow_first, range(6), 2, 1))
+    assert sorted(found) == list(range(6))
+    results = [found[number] for number in range(6)]
+    assert all(not isinstance(result, WorkerDiedError) and result[0] == n for n, result in enumerate(results))
+    assert os.getpid() not in {result[1] for result in results if not isinstance(result, WorkerDiedError)}
+    assert list(results_in_workers(_slow_first, range(3), 1, 1)) == [(n, (n, os.getpid())) for n in range(3)]
+
+
+def test_a_worker_that_dies_takes_no_other_item_with_it(tmp_path: Path) -> None:
+    """The items that were in its pool are done again; it is tried again, too."""
+    items = [(number, tmp_path) for number in range(8)]
+    found = dict(results_in_workers(_die_of_three, items, 2, 3))
+    assert [found[number] for number in range(8) if number != 3] == [0, 1, 2, 4, 5, 6, 7]
+    assert isinstance(found[3], WorkerDiedError) and len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_error_reaches_the_caller() -> None:
     with pytest.raises(ValueError, match="item 0"):
-        list(map_in_workers(_fail, range(3), 2))
+        list(results_in_workers(_fail, range(3), 2, 3))
 
 
 def test_workers_import_neither_jax_nor_the_main_module(tmp_path: Path) -> None:
@@ -48,9 +67,9 @@ def test_workers_import_neither_jax_nor_the_main_module(tmp_path: Path) -> None:
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(
-        "from lifecycle.data.workers import map_in_workers\n"
+        "from lifecycle.data.workers import results_in_workers\n"
         "work = [\"__import__('os').getpid()\"] * 2 + [\"__import__('time').sleep(3600)\"] * 2\n"
-        "for pid in map_in_workers(eval, work, 2):\n"
+        "for _, pid in results_in_workers(eval, work, 2, 1):\n"
         "    print(pid, flush=True)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,263 @@
+"""Partitions: their keys, what is made again after a kill, a change or damage, and what fails alone."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from document_tables import data_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.core.config import ConfigError
+from lifecycle.core.progress import Silent
+from lifecycle.data import code_version as versions
+from lifecycle.data import partition_store, partitions
+from lifecycle.data.code_version import code_version
+from lifecycle.data.extract import Skipped
+from lifecycle.data.partition_store import ATTEMPTS, PartitionStore
+from lifecycle.data.partitions import Partition, partitions_of
+from lifecycle.data.sources import SourceFile, list_files
+from lifecycle.data.tagging import read_reading, tag_documents
+from lifecycle.testing.waiting import LIMIT_S
+from tests.data.test_data_pipeline import essay, hashes
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "PARTITION_BYTES", 6000)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"essay{number:02d}.txt").write_text(essay(number))
+    return folder
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read, as they are."""
+    read: list[str] = []
+    real = partition_store.tag_files
+
+    def tag_files(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
+        read.extend(entry.path for entry in partition.files)
+        return real(partition)
+
+    monkeypatch.setattr(partition_store, "tag_files", tag_files)
+    return read
+
+
+def tag(corpus: Path, name: str = "out", **changes: Any) -> Path:
+    out = corpus.parent / name
+    out.mkdir(exist_ok=True)
+    tag_documents(data_config(str(corpus), **{"workers": 1, **changes}), corpus.parent / "partitions", out, Silent())
+    return out
+
+
+def stored(corpus: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (corpus.parent / "partitions").glob("*.parquet")}
+
+
+def test_a_second_run_reads_nothing_and_makes_the_same(corpus: Path, made: list[str]) -> None:
+    first = hashes(tag(corpus))
+    assert len(made) == 60 and len(stored(corpus)) > 10
+    made.clear()
+    assert hashes(tag(corpus, "again")) == first and not made
+
+
+def test_new_and_changed_files_are_read_with_few_others(corpus: Path, made: list[str]) -> None:
+    tag(corpus)
+    made.clear()
+    (corpus / "essay30a.txt").write_text(essay(100))
+    tag(corpus, "with_new")
+    assert "essay30a.txt" in made and len(made) < 25
+    made.clear()
+    (corpus / "essay07.txt").write_text(essay(101))
+    tag(corpus, "with_changed")
+    assert "essay07.txt" in made and len(made) < 10
+    assert len(stored(corpus)) == len(
+        list(partitions_of(list_files(data_config(str(corpus))), data_config(str(corpus))))
+    )
+
+
+def test_what_decides_the_columns_is_in_the_key(corpus: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    tag(corpus)
+    for changes in ({"quality": {"min_words": 5}}, {"heldout_fraction": 0.2}, {"max_skipped": 0.5}):  # of selection
+        made.clear()
+        tag(corpus, "selected", **changes)
+        assert not made
+    tag(corpus, "masked", pii=["email"])
+    assert len(made) == 60
+    made.clear()
+    monkeypatch.setattr(partitions, "code_version", lambda _: "other code")
+    tag(corpus, "by_other_code", pii=["email"])
+    assert len(made) == 60
+
+
+def test_another_source_reads_nothing_of_the_first(corpus: Path, made: list[str], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "more.txt").write_text(essay(200))
+    tag(corpus)
+    made.clear()
+    sources = [{"name": "mine", "path": str(corpus), "license": "CC0"}, {"name": "other", "path": str(other)}]
+    tag(corpus, "both", sources=sources)
+    assert made == ["more.txt"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from document_tables import data_config
+from lifecycle.core.progress import Silent
+from lifecycle.data import partitions
+from lifecycle.data.tagging import tag_documents
+partitions.PARTITION_BYTES = 6000
+corpus, kept, out = map(Path, sys.argv[1:])
+tag_documents(data_config(str(corpus), workers=2), kept, out, Silent())
+"""
+
+
+def test_a_killed_run_goes_on_and_makes_the_same_bytes(corpus: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Killed twice with SIGKILL, workers and all: no finished partition is made again."""
+    monkeypatch.setattr("lifecycle.data.tagging.POOL_BYTES", 0)
+    out, kept = tmp_path / "killed", tmp_path / "partitions"
+    out.mkdir()
+    script = tmp_path / "main.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(corpus), str(kept), str(out)]
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])}
+    before: dict[str, int] = {}
+    for wanted in (3, 8):
+        run = subprocess.Popen(command, env=os.environ | paths, start_new_session=True)
+        limit = time.monotonic() + LIMIT_S
+        while len(stored(corpus)) < wanted and run.poll() is None and time.monotonic() < limit:
+            time.sleep(0.005)
+        os.killpg(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+        after = stored(corpus)
+        assert wanted <= len(after) and before.items() <= after.items()
+        before = after
+    subprocess.run(command, env=os.environ | paths, check=True)
+    assert before.items() <= stored(corpus).items() and not list(kept.glob("*.tmp"))
+    for path in kept.iterdir():
+        path.unlink()
+    assert hashes(out) == hashes(tag(corpus, "whole"))
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[str]:
+    """Lets every reading of the partition with essay20.txt fail; the keys of those that are tried."""
+    tried: list[str] = []
+    real = partition_store.tag_files
+
+    def tag_files(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
+        tried.append(partition.key)
+        if "essay20.txt" in [entry.path for entry in partition.files]:
+            raise error
+        return real(partition)
+
+    monkeypatch.setattr(partition_store, "tag_files", tag_files)
+    return tried
+
+
+def test_a_partition_that_fails_is_listed_and_the_others_are_made(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        tried = failing(patch, RecursionError("maximum recursion depth exceeded"))
+        reading = read_reading(tag(corpus, max_skipped=0.2))
+        assert max(map(tried.count, tried)) == ATTEMPTS
+    names = [entry.path for entry in reading.skipped]
+    assert "essay20.txt" in names and len(names) < 12 and {entry.reason for entry in reading.skipped} == {"failed"}
+    assert "RecursionError: maximum recursion depth exceeded (3 times, with" in reading.skipped[0].detail
+    assert not read_reading(tag(corpus, "tried_again")).skipped
+
+
+def test_too_many_failures_are_an_error_with_their_cause(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, RecursionError("too deep"))
+    with pytest.raises(
+        ConfigError, match=r"files cannot be used: failed .*RecursionError: too deep.* data\.max_skipped"
+    ):
+        tag(corpus)
+
+
+def test_a_damaged_partition_is_made_again(corpus: Path, made: list[str]) -> None:
+    first = hashes(tag(corpus))
+    files = sorted((corpus.parent / "partitions").iterdir())
+    whole = files[0].read_bytes()
+    files[0].write_bytes(whole[: len(whole) // 2])  # no footer
+    middle = bytearray(files[1].read_bytes())
+    middle[len(middle) // 3] ^= 255  # a page
+    files[1].write_bytes(middle)
+    made.clear()
+    assert hashes(tag(corpus, "mended")) == first
+    assert 0 < len(made) < 24
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_written_ends_the_run_and_is_no_fault_of_the_data(corpus: Path, made: list[str]) -> None:
+    with files_of_at_most(2000), pytest.raises(OSError, match="File too large"):
+        tag(corpus)
+    assert not stored(corpus) and len(made) < 10
+    assert not read_reading(tag(corpus)).skipped
+
+
+@given(st.lists(st.integers(0, 20_000), min_size=1, max_size=80), st.randoms(use_true_random=False))
+def test_a_new_file_changes_few_partitions(sizes: list[int], chance: random.Random) -> None:
+    """Every file is in one partition, in order; a further file moves the boundaries next to it only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partitions, "file_size", lambda entry: len(entry.format))
+
+        def cut(names: list[tuple[str, int]]) -> list[tuple[str, ...]]:
+            files = [SourceFile(0, Path(name), name, " " * size) for name, size in names]
+            return [tuple(entry.path for entry in part.files) for part in partitions_of(files, data_config("."))]
+
+        names = [(f"{number:03d}", size) for number, size in enumerate(sizes)]
+        before = cut(names)
+        assert [name for part in before for name in part] == [name for name, _ in names]
+        at = chance.randrange(len(names) + 1)
+        after = cut([*names[:at], (f"{at - 1:03d}+", 3000), *names[at:]])
+        ends = {part[-1] for part in before if part[-1] <= f"{at - 1:03d}"}
+        assert ends - {before[-1][-1]} <= {part[-1] for part in after} | {f"{at - 1:03d}"}
+
+
+def test_the_version_of_the_code_covers_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "lifecycle.data.partitions"
+    before = code_version(module)
+    real = versions._source
+    for name, changes in (("lifecycle.data.ngrams", True), ("lifecycle.data.dedup", False)):
+        code_version.cache_clear()
+        monkeypatch.setattr(versions, "_source", lambda asked, n=name: real(asked) + b"#" * (asked == n))
+        assert (code_version(module) != before) == changes
+    code_version.cache_clear()
+
+
+def test_a_store_deletes_only_what_is_not_kept(corpus: Path) -> None:
+    tag(corpus)
+    store = PartitionStore(corpus.parent / "partitions")
+    config = data_config(str(corpus))
+    every = list(partitions_of(list_files(config), config))
+    store.keep(every[:2])
+    assert stored(corpus).keys() == {f"{partition.key}.parquet" for partition in every[:2]}
