@@ -3,10 +3,11 @@
 import unicodedata
 
 import pytest
+from ftfy.badness import is_bad
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.normalise import normalise
+from lifecycle.data.normalise import _suspicious, normalise
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,13 @@ def test_idempotent_on_what_looks_like_mojibake(text: str) -> None:
     once, _ = normalise(text, "text")
     assert normalise(once, "text")[0] == once
     assert unicodedata.is_normalized("NFC", once)
+
+
+MARKS = "éàüÃÂ©¢â€™“ØÙœ°×²√ВГРСвЂўΒβÄ‚®\xa0 …·«»£"  # noqa: RUF001
+
+
+@given(st.lists(st.text(alphabet=MARKS, max_size=4) | st.text(alphabet="ab ,.Z\n", max_size=30), max_size=30))
+def test_what_is_looked_at_is_all_that_the_measure_finds(parts: list[str]) -> None:
+    text = "".join(parts)
+    if not text.isascii():
+        assert is_bad(_suspicious(text)) == is_bad(text)
