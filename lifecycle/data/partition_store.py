@@ -43,7 +43,7 @@ class PartitionStore:
         """Makes the partitions that are not here. Yields the number of each and what was made of it, as they are
         ready; a failed one's files are skipped, and it is made again by the next call.
 
-        Raises `OSError` if a result cannot be written.
+        Raises `OSError` if a result cannot be written, and `ConfigError` for a file that changed while it was read.
         """
         missing: list[int] = []
         for number, partition in enumerate(partitions):
@@ -88,13 +88,11 @@ def _path(folder: Path, partition: Partition) -> Path:
 def _make(item: tuple[Partition, Path]) -> Tagged:
     """Makes a partition and writes it."""
     partition, folder = item
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            documents, skipped = tag_files(partition)
-            break
-        except Exception as error:  # whatever a reader does with bytes that nobody foresaw: it is the partition's alone
-            if attempt == ATTEMPTS:
-                return _failed(partition, error)
+    found = _attempted(partition, ATTEMPTS)
+    if isinstance(found, Exception):
+        return _failed(partition, found)
+    documents, skipped = found
+    partition.require_unchanged()
     made = Tagged(len(documents), tuple(skipped))
     noted = documents.replace_schema_metadata({_TAGGED: json.dumps(asdict(made))})
     path = _path(folder, partition)
@@ -106,8 +104,16 @@ def _make(item: tuple[Partition, Path]) -> Tagged:
     return made
 
 
+def _attempted(partition: Partition, attempts: int) -> tuple[pa.Table, list[Skipped]] | Exception:
+    try:
+        return tag_files(partition)
+    except Exception as error:  # whatever a reader does with bytes that nobody foresaw: it is the partition's alone
+        return _attempted(partition, attempts - 1) if attempts > 1 else error
+
+
 def _failed(partition: Partition, error: Exception) -> Tagged:
-    source = partition.config.sources[partition.files[0].source].name
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    first = Skipped(source, "", FAILED, f"{what} ({ATTEMPTS} times, with {len(partition.files)} files at once)")
+    first = Skipped(
+        partition.source.name, "", FAILED, f"{what} ({ATTEMPTS} times, with {len(partition.files)} files at once)"
+    )
     return Tagged(0, tuple(replace(first, path=entry.path) for entry in partition.files))

@@ -16,9 +16,9 @@ from operator import attrgetter
 
 import pyarrow as pa
 
-from lifecycle.core.config import digest
+from lifecycle.core.config import ConfigError, digest
 from lifecycle.data.code_version import code_version
-from lifecycle.data.config import DataConfig
+from lifecycle.data.config import DataConfig, SourceConfig
 from lifecycle.data.extract import RawDocument, Skipped, extract_file, raw_batch
 from lifecycle.data.filters import document_steps
 from lifecycle.data.sources import SourceFile, content_hash
@@ -36,12 +36,32 @@ class Partition:
     files: tuple[SourceFile, ...]
     config: DataConfig
 
+    @property
+    def source(self) -> SourceConfig:
+        """Where its files are from."""
+        return self.config.sources[self.files[0].source]
+
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """What was in each file when it was first asked for, as a hash."""
+        return tuple(map(content_hash, self.files))
+
+    def require_unchanged(self) -> None:
+        """Raises `ConfigError` if a file has other content by now: what was read of it may be of neither."""
+        for entry, content in zip(self.files, self.contents, strict=True):
+            if content_hash(entry) != content:
+                raise ConfigError(
+                    f"source {self.source.name!r}: {entry.path} changed while it was read; when nothing writes to it, "
+                    "run the same command again: it continues from here"
+                )
+
     @cached_property
     def key(self) -> str:
         """What decides its documents and their columns, as a hash."""
-        source = self.config.sources[self.files[0].source]
+        source = self.source
+        named = zip(self.files, self.contents, strict=True)
         return digest({
-            "files": [(entry.path, entry.format, content_hash(entry)) for entry in self.files],
+            "files": [(entry.path, entry.format, content) for entry, content in named],
             "source": source.model_dump(mode="json", exclude={"path", "include", "exclude"}),
             "settings": {name: value for name, value in self.config.tagging().items() if name != "sources"},
             "code": code_version(__name__),

@@ -7,8 +7,6 @@ Source code: StarCoder's rules (Li et al. 2023, arXiv:2305.06161, after Chen et 
 Prose rules do not fit code, nor code rules prose: the document's format decides which set applies.
 """
 
-import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from lifecycle.data.config import DataConfig, QualityConfig
-from lifecycle.data.ngrams import ngram_hashes, word_hashes
+from lifecycle.data.prose_measures import COUNTS, OF_LINES, OF_WORDS, STOP_WORDS, prose_measures
 from lifecycle.data.steps import DocumentStep, Limit
 
 MEAN_WORD_LENGTH = (3.0, 10.0)
@@ -24,7 +22,6 @@ MAX_SYMBOL_TO_WORD_RATIO = 0.1
 MAX_BULLET_LINES = 0.9
 MAX_ELLIPSIS_LINES = 0.3
 MIN_ALPHABETIC_WORDS = 0.8
-STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 MIN_STOP_WORDS = 2  # distinct ones
 REPETITION = {
     "duplicate_lines": 0.30, "duplicate_paragraphs": 0.30, "duplicate_line_chars": 0.20,
@@ -37,12 +34,8 @@ MAX_MEAN_LINE_LENGTH = 100.0
 MIN_ALPHANUMERIC_SHARE = 0.25
 WITHOUT_BLANKS = frozenset(("zh", "ja", "th", "lo", "km", "my", "bo", "wuu", "yue"))
 
-_SYMBOL = re.compile(r"#|\.\.\.|…")
-_BULLET = re.compile(r"\s*(?:[•‣◦●▪*+\-]\s)")
-_ELLIPSIS = re.compile(r"(?:\.\.\.|…)\s*$")
-_PARAGRAPHS = re.compile(r"\n\s*\n")
-
-_COUNTS = ("word_count", "stop_word_count", "max_line_length")
+OF_CODE = ("max_line_length", "mean_line_length", "alphanumeric_share")
+_COUNTS = (*COUNTS, "max_line_length")
 _SHARES = (
     "mean_word_length", "symbol_to_word_ratio", "bullet_lines", "ellipsis_lines", "alphabetic_words", *REPETITION,
     "mean_line_length", "alphanumeric_share",
@@ -51,7 +44,8 @@ _SHARES = (
 
 @dataclass(frozen=True)
 class MeasureQuality:
-    """The measures of `code_scores` for source code and of `prose_scores` for everything else; the others are null."""
+    """The measures of `code_scores` for source code and of `prose_measures` for everything else, those over words only
+    if the script separates them; the others are null."""
 
     columns: ClassVar[pa.Schema] = pa.schema(
         [(name, pa.int64()) for name in _COUNTS] + [(name, pa.float64()) for name in _SHARES]
@@ -59,12 +53,25 @@ class MeasureQuality:
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The quality measures of a batch."""
-        columns = (batch[name].to_pylist() for name in ("text", "format", "language"))
-        rows = [
-            code_scores(text) if format == "code" else prose_scores(text, language not in WITHOUT_BLANKS)
-            for text, format, language in zip(*columns, strict=True)
-        ]
-        return pa.RecordBatch.from_pylist(rows, schema=self.columns)
+        texts, languages = batch["text"].to_pylist(), batch["language"].to_pylist()
+        is_code = np.array([format == "code" for format in batch["format"].to_pylist()], bool)
+        has_words = np.array([language not in WITHOUT_BLANKS for language in languages], bool) & ~is_code
+        found = prose_measures([text for text, other in zip(texts, is_code, strict=True) if not other])
+        codes = [code_scores(text) for text, other in zip(texts, is_code, strict=True) if other]
+        of_code = np.array([list(scores.values()) for scores in codes]).reshape(-1, len(OF_CODE))
+        columns: dict[str, pa.Array] = {}
+        for names, values, present, among in (
+            (OF_CODE, of_code, is_code, is_code),
+            (OF_LINES, found.lines, ~is_code, ~is_code),
+            (OF_WORDS, found.words, has_words, ~is_code),
+            (COUNTS, found.counts, has_words, ~is_code),
+        ):
+            for name, column in zip(names, values.T, strict=True):
+                every = np.zeros(len(texts), column.dtype)
+                every[among] = column
+                kind = self.columns.field(name).type
+                columns[name] = pa.array(every, mask=~present).cast(kind)
+        return pa.record_batch([columns[name] for name in self.columns.names], schema=self.columns)
 
 
 def quality_step(config: DataConfig) -> DocumentStep:
@@ -106,77 +113,6 @@ def code_scores(text: str) -> dict[str, float]:
         "mean_line_length": _share(sum(lengths), len(lengths)),
         "alphanumeric_share": _share(sum(map(str.isalnum, text)), len(text)),
     }
-
-
-def prose_scores(text: str, has_words: bool = True) -> dict[str, float]:
-    """Gopher's measures; those over words only if the script separates words."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    scores: dict[str, float] = {
-        "bullet_lines": _share(sum(1 for line in lines if _BULLET.match(line)), len(lines)),
-        "ellipsis_lines": _share(sum(1 for line in lines if _ELLIPSIS.search(line)), len(lines)),
-    }
-    scores |= _duplicates([line.strip() for line in lines], "line")
-    scores |= _duplicates([part.strip() for part in _PARAGRAPHS.split(text) if part.strip()], "paragraph")
-    return scores | _word_scores(text) if has_words else scores
-
-
-def _word_scores(text: str) -> dict[str, float]:
-    words = text.split()
-    lengths = np.array([len(word) for word in words], np.int64)
-    plain = {word.strip(".,;:!?\"'()[]").lower() for word in words}
-    scores: dict[str, float] = {
-        "word_count": len(words),
-        "mean_word_length": _share(int(lengths.sum()), len(words)),
-        "symbol_to_word_ratio": _share(len(_SYMBOL.findall(text)), len(words)),
-        "alphabetic_words": _share(sum(1 for word in words if any(map(str.isalpha, word))), len(words)),
-        "stop_word_count": len(plain & STOP_WORDS),
-    }
-    hashes = word_hashes(words)
-    for n in (2, 3, 4):
-        scores[f"top_{n}gram_chars"] = _top_ngram_share(ngram_hashes(hashes, n), lengths, n)
-    for n in range(5, 11):
-        scores[f"duplicate_{n}gram_chars"] = _duplicate_ngram_share(ngram_hashes(hashes, n), lengths, n)
-    return scores
-
-
-def _duplicates(parts: list[str], unit: str) -> dict[str, float]:
-    """Share of lines or paragraphs that repeat an earlier one, counted in parts and in characters."""
-    repeats = [(count - 1, len(part)) for part, count in Counter(parts).items()]
-    return {
-        f"duplicate_{unit}s": _share(sum(count for count, _ in repeats), len(parts)),
-        f"duplicate_{unit}_chars": _share(sum(count * size for count, size in repeats), sum(map(len, parts))),
-    }
-
-
-def _top_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> float:
-    """Characters in all occurrences of the most frequent n-gram, over all characters in words; 0 if none occurs twice.
-
-    Of equally frequent n-grams the longest counts, so that the score does not depend on hash order.
-    """
-    if len(grams) == 0:
-        return 0.0
-    _, first, counts = np.unique(grams, return_index=True, return_counts=True)
-    top = counts.max()
-    if top < 2:
-        return 0.0
-    sizes = np.convolve(lengths, np.ones(n, np.int64), "valid")[first[counts == top]]
-    return min(1.0, _share(int(top * sizes.max()), int(lengths.sum())))
-
-
-def _duplicate_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> float:
-    """Characters in repeats of an earlier n-gram, over all characters in words; overlaps count once.
-
-    As for lines, the first occurrence is not a duplicate: a text that says everything twice scores one half.
-    """
-    if len(grams) == 0:
-        return 0.0
-    _, first = np.unique(grams, return_index=True)
-    repeated = np.ones(len(grams), bool)
-    repeated[first] = False
-    if not repeated.any():
-        return 0.0
-    covered = np.convolve(repeated.astype(np.int64), np.ones(n, np.int64)) > 0
-    return _share(int(lengths[covered].sum()), int(lengths.sum()))
 
 
 def _share(part: float, total: float) -> float:

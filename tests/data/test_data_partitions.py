@@ -207,6 +207,22 @@ def test_a_damaged_partition_is_made_again(corpus: Path, made: list[str]) -> Non
     assert 0 < len(made) < 24
 
 
+def test_a_file_that_changes_while_it_is_read_ends_the_run(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = partition_store.tag_files
+
+    def tag_files(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
+        found = real(partition)
+        with (corpus / "essay20.txt").open("a") as file:
+            file.write("More.\n")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partition_store, "tag_files", tag_files)
+        with pytest.raises(ConfigError, match=r"source 'mine': essay20\.txt changed while it was read"):
+            tag(corpus)
+    assert not read_reading(tag(corpus)).skipped
+
+
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -247,7 +263,7 @@ def test_the_version_of_the_code_covers_what_is_imported(monkeypatch: pytest.Mon
     module = "lifecycle.data.partitions"
     before = code_version(module)
     real = versions._source
-    for name, changes in (("lifecycle.data.ngrams", True), ("lifecycle.data.dedup", False)):
+    for name, changes in (("lifecycle.data.prose_measures", True), ("lifecycle.data.dedup", False)):
         code_version.cache_clear()
         monkeypatch.setattr(versions, "_source", lambda asked, n=name: real(asked) + b"#" * (asked == n))
         assert (code_version(module) != before) == changes

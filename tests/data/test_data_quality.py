@@ -1,14 +1,14 @@
 """Quality rules: each at its border, against a slow and plain count of the same measures."""
 
-from collections import Counter
-
+import plain_quality
 import pytest
 from document_tables import Verdict, data_config, judged, raw
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.data.config import QualityConfig
-from lifecycle.data.quality import code_scores, prose_scores, quality_step
+from lifecycle.data.prose_measures import COUNTS, OF_LINES, OF_WORDS, prose_measures
+from lifecycle.data.quality import code_scores, quality_step
 
 SOUND = (
     "The harbour lies to the north of the old town and was built in three stages. Ships that have a draught of more "
@@ -104,31 +104,26 @@ def test_code_has_rules_of_its_own() -> None:
     assert code_scores("") == {"max_line_length": 0, "mean_line_length": 0, "alphanumeric_share": 0}
 
 
-def _plain_duplicate_share(text: str, n: int) -> float:
-    tokens, seen, covered = text.split(), set(), set()
-    for at in range(len(tokens) - n + 1):
-        gram = tuple(tokens[at : at + n])
-        if gram in seen:
-            covered |= set(range(at, at + n))
-        seen.add(gram)
-    total = sum(map(len, tokens))
-    return sum(len(tokens[at]) for at in covered) / total if total else 0.0
+def scores_of(texts: list[str]) -> list[dict[str, float]]:
+    found = prose_measures(texts)
+    names = (*OF_LINES, *OF_WORDS, *COUNTS)
+    return [
+        dict(zip(names, (*lines, *words, *counts), strict=True)) for lines, words, counts in zip(*found, strict=True)
+    ]
 
 
-def _plain_top_share(text: str, n: int) -> float:
-    tokens = text.split()
-    counts = Counter(tuple(tokens[at : at + n]) for at in range(len(tokens) - n + 1))
-    most = max(counts.values(), default=0)
-    if most < 2:
-        return 0.0
-    size = max(sum(map(len, gram)) for gram, count in counts.items() if count == most)
-    return min(1.0, most * size / sum(map(len, tokens)))
+PIECES = [
+    "the", "The", "THAT.", "of", "a", "bb", "ccc", "1990", "naïve", "港", "#", "...", "…", "....", "•", "-", "* ",
+    " ", "\u3000", "\t", "\n", "\n\n", "\n \n", "\r\n", "\x0b", "\u2028", "\x85", "Read the rest of the story here.\n",
+]  # fmt: skip
+
+
+@given(st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=40).map("".join), max_size=4))
+def test_compiled_measures_equal_plain_ones(texts: list[str]) -> None:
+    """Of several texts at once; to the last bit."""
+    assert scores_of(texts) == [plain_quality.prose_scores(text) for text in texts]
 
 
 @given(st.lists(st.sampled_from(["a", "bb", "ccc", "dd"]), max_size=40).map(" ".join))
-def test_ngram_scores_equal_a_plain_count(text: str) -> None:
-    scores = prose_scores(text)
-    for n in range(5, 11):
-        assert scores[f"duplicate_{n}gram_chars"] == pytest.approx(_plain_duplicate_share(text, n), abs=1e-6)
-    for n in (2, 3, 4):
-        assert scores[f"top_{n}gram_chars"] == pytest.approx(_plain_top_share(text, n), abs=1e-6)
+def test_repeated_ngrams_equal_plain_counts(text: str) -> None:
+    assert scores_of([text]) == [plain_quality.prose_scores(text)]
