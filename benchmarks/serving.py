@@ -4,8 +4,8 @@ prefix saves of the time to the first token.
     uv run --extra cpu-kernels python benchmarks/serving.py BUNDLE [--weights FORMAT] [--tokens 256] [--rounds 5]
 
 The server is `lifecycle serve BUNDLE`, a process of its own; the loop is that of `benchmarks/decode.py` in this one.
-They take turns, so each has the machine for itself; a round of the server is compared with the mean of the loop's before
-and after it, since the machine's speed drifts. A round of the server is eight completions at once, greedy, of
+They take turns, so each has the machine for itself; a round of the server is compared with the mean of the loop's
+before and after it, since the machine's speed drifts. A round of the server is eight completions at once, greedy, of
 random prompts, streamed, each timed from its first token to its last. The loop's time is without its prompts, of which
 the server computes some while others decode already: so they have 16 ids only. The first token's time is that of one
 request alone: of 1,024 ids that the server has not seen, and of the same ids but for the last 128.

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lifecycle.core.files import temporary
+from lifecycle.core.stopping import Stopped
 from lifecycle.data.extract import Skipped
 from lifecycle.data.partitions import Partition, tag_files
 from lifecycle.data.workers import WorkerDiedError, results_in_workers
@@ -107,13 +108,14 @@ def _make(item: tuple[Partition, Path]) -> Tagged:
 def _attempted(partition: Partition, attempts: int) -> tuple[pa.Table, list[Skipped]] | Exception:
     try:
         return tag_files(partition)
+    except Stopped:
+        raise
     except Exception as error:  # whatever a reader does with bytes that nobody foresaw: it is the partition's alone
         return _attempted(partition, attempts - 1) if attempts > 1 else error
 
 
 def _failed(partition: Partition, error: Exception) -> Tagged:
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    first = Skipped(
-        partition.source.name, "", FAILED, f"{what} ({ATTEMPTS} times, with {len(partition.files)} files at once)"
-    )
+    detail = f"{what} ({ATTEMPTS} times, with {len(partition.files)} files at once)"
+    first = Skipped(partition.source.name, "", FAILED, detail)
     return Tagged(0, tuple(replace(first, path=entry.path) for entry in partition.files))
