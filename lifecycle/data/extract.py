@@ -7,6 +7,7 @@ empty or too large is reported as `Skipped`; so is a single broken row, with its
 import ast
 import io
 import json
+import math
 import re
 import tokenize
 import tomllib
@@ -226,7 +227,7 @@ def _rows(
             yield Skipped(source.name, path, error.reason, str(error))
     if not number:
         raise UnreadableError("empty", "no rows")
-    if not used:
+    if not used and entry.part is None:
         raise UnreadableError("no_usable_row", f"no row with text in column {source.text_column!r}")
 
 
@@ -256,8 +257,11 @@ def _row_document(row: dict[str, Any], path: str, source: SourceConfig, max_byte
 
 def _jsonl_rows(entry: SourceFile, max_bytes: int) -> Iterator[tuple[int, dict[str, Any] | UnreadableError]]:
     limit = 8 * max_bytes + 65_536  # JSON may need six bytes per character, and a row has other columns
+    number, begin, end = (entry.part.first_row, entry.part.begin, entry.part.end) if entry.part else (0, 0, math.inf)
     with _opened(entry) as file:
-        for number, line in enumerate(iter(lambda: file.readline(limit), b""), 1):
+        file.seek(begin)
+        while file.tell() < end and (line := file.readline(limit)):
+            number += 1
             if len(line) == limit and not line.endswith(b"\n"):
                 while (rest := file.readline(limit)) and not rest.endswith(b"\n"):
                     pass
@@ -282,8 +286,9 @@ def _parquet_rows(entry: SourceFile, source: SourceConfig) -> Iterator[tuple[int
             if source.text_column not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
                 raise UnreadableError("no_usable_row", f"no column {source.text_column!r}; columns: {names}")
-            number = 0
-            for batch in file.iter_batches(256):
+            number = 0 if entry.part is None else entry.part.first_row
+            groups = None if entry.part is None or entry.part.groups is None else range(*entry.part.groups)
+            for batch in file.iter_batches(256, row_groups=groups):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

@@ -18,6 +18,7 @@ from lifecycle.core.files import temporary
 from lifecycle.core.stopping import Stopped
 from lifecycle.data.extract import Skipped
 from lifecycle.data.partitions import Partition, tag_files
+from lifecycle.data.sources import SourceFile
 from lifecycle.data.workers import WorkerDiedError, results_in_workers
 
 ATTEMPTS = 3
@@ -118,4 +119,13 @@ def _failed(partition: Partition, error: Exception) -> Tagged:
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     detail = f"{what} ({ATTEMPTS} times, with {len(partition.files)} files at once)"
     first = Skipped(partition.source.name, "", FAILED, detail)
-    return Tagged(0, tuple(replace(first, path=entry.path) for entry in partition.files))
+    return Tagged(0, tuple(replace(first, path=path) for entry in partition.files for path in _named(entry)))
+
+
+def _named(entry: SourceFile) -> Iterator[str]:
+    """A file, or each row of a part of one, as messages name it."""
+    if entry.part is None:
+        yield entry.path
+    else:
+        first = entry.part.first_row + 1
+        yield from (f"{entry.path}:{number}" for number in range(first, first + entry.part.num_rows))

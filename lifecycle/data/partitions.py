@@ -9,7 +9,7 @@ a new file changes the partition that it is in, and seldom one next to it.
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
@@ -21,6 +21,7 @@ from lifecycle.data.code_version import code_version
 from lifecycle.data.config import DataConfig, SourceConfig
 from lifecycle.data.extract import RawDocument, Skipped, extract_file, raw_batch
 from lifecycle.data.filters import document_steps
+from lifecycle.data.row_parts import row_parts
 from lifecycle.data.sources import SourceFile, content_hash
 from lifecycle.data.steps import run_steps
 
@@ -75,6 +76,12 @@ def partitions_of(files: Sequence[SourceFile], config: DataConfig) -> Iterator[P
         part: list[SourceFile] = []
         size = 0
         for entry in own:
+            if pieces := _parts(entry):
+                if part:
+                    yield Partition(tuple(part), config)
+                yield from (Partition((piece,), config) for piece in pieces)
+                part, size = [], 0
+                continue
             part.append(entry)
             size += file_size(entry)
             is_drawn = zlib.crc32(entry.path.encode()) / 2**32 * PARTITION_BYTES < file_size(entry)
@@ -83,6 +90,14 @@ def partitions_of(files: Sequence[SourceFile], config: DataConfig) -> Iterator[P
                 part, size = [], 0
         if part:
             yield Partition(tuple(part), config)
+
+
+def _parts(entry: SourceFile) -> list[SourceFile]:
+    """The parts of a large file of rows; none of others."""
+    most = MOST_PARTITIONS * PARTITION_BYTES
+    if entry.format not in ("jsonl", "parquet") or file_size(entry) <= most:
+        return []
+    return [replace(entry, part=part) for part in row_parts(entry.file, entry.format, most)]
 
 
 def file_size(entry: SourceFile) -> int:

@@ -22,6 +22,7 @@ from lifecycle.core.store import StoredObject
 from lifecycle.core.web import web_file
 from lifecycle.core.web_address import is_on_web
 from lifecycle.data.config import DataConfig, SourceConfig
+from lifecycle.data.row_parts import RowPart
 
 FORMAT_OF_SUFFIX = {
     ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown", ".rst": "rst", ".rest": "rst",
@@ -48,6 +49,7 @@ class SourceFile:
     path: str
     format: str  # a `Format`, "jsonl" or "parquet"; "" if the name does not tell
     stored: StoredObject | None = None
+    part: RowPart | None = None  # of a large file of rows; None: all of it
 
 
 def source_folder(source: SourceConfig) -> Path:
@@ -117,22 +119,27 @@ def _printable(name: str) -> str:
 
 
 def content_hash(entry: SourceFile) -> str:
-    """What is in a file, as a hash, or its tag in a store."""
+    """What is in a file, or in a part of it, as a hash; of one in a store by its tag there."""
+    span = None if entry.part is None else (entry.part.begin, entry.part.end)
     if entry.stored is not None:
-        return entry.stored.tag
+        return entry.stored.tag if span is None else f"{entry.stored.tag} {span}"
     try:
         found = entry.file.stat()
-        return _hashed(entry.file, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
+        return _hashed(entry.file, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino), span)
     except OSError as error:  # the pipeline skips and lists it; once it is readable, the fingerprint changes
         return f"unreadable: {error.errno}"
 
 
 @lru_cache(maxsize=1 << 20)
-def _hashed(path: Path, stat: tuple[int, ...]) -> str:
-    """The SHA-256 of a file, computed once while `stat` stays: for the stage's key, and for its partitions'."""
+def _hashed(path: Path, stat: tuple[int, ...], span: tuple[int, int] | None) -> str:
+    """The SHA-256 of a file, or of a span of bytes, computed once while `stat` stays: for the stage's key, and for its
+    partitions'."""
     del stat
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if span is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(span[0])
+        return hashlib.sha256(file.read(span[1] - span[0])).hexdigest()
 
 
 def _size(entry: SourceFile) -> int:

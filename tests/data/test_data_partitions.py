@@ -1,11 +1,13 @@
 """Partitions: their keys, what is made again after a kill, a change or damage, and what fails alone."""
 
+import json
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from document_tables import data_config
 from hypothesis import given
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data import code_version as versions
-from lifecycle.data import partition_store, partitions
+from lifecycle.data import partition_store, partitions, row_parts
 from lifecycle.data.code_version import code_version
 from lifecycle.data.extract import Skipped
 from lifecycle.data.partition_store import ATTEMPTS, PartitionStore
@@ -238,6 +241,82 @@ def test_what_cannot_be_written_ends_the_run_and_is_no_fault_of_the_data(corpus:
         tag(corpus)
     assert not stored(corpus) and len(made) < 10
     assert not read_reading(tag(corpus)).skipped
+
+
+def rows_of(folder: Path, number: int = 300) -> list[dict[str, Any]]:
+    """The same rows as JSON Lines without a last line end, and as Parquet in groups of seven."""
+    rows = [{"text": essay(seed, 3), "url": f"u{seed}"} for seed in range(number)]
+    rows[17]["text"], rows[130]["text"] = "", 5 * essay(1000, 40)  # one empty, and one longer than a part
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet", row_group_size=7)
+    return rows
+
+
+def documents(out: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(out.glob("tagged-*")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_parts_of_large_row_files_make_the_documents_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows_of(folder)
+    parts = tag(folder, "parts", max_skipped=0.1)
+    assert len(stored(folder)) > 3
+    monkeypatch.setattr(partitions, "PARTITION_BYTES", 10**9)
+    whole = tag(folder, "whole", max_skipped=0.1)
+    assert len(stored(folder)) == 1 and hashes(parts) == hashes(whole)
+    paths = [row["path"] for row in documents(parts)]
+    assert len(paths) == 2 * 299 and paths[16:18] == ["rows.jsonl:17", "rows.jsonl:19"]
+
+
+def test_rows_added_to_a_file_leave_its_earlier_parts(tmp_path: Path, made: list[str]) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows_of(folder)
+    (folder / "rows.parquet").unlink()
+    tag(folder)
+    before = len(made)
+    made.clear()
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"text": essay(2000)}) + "\n")
+    assert len(documents(tag(folder, "longer"))) == 300 and len(made) == 1 < before
+
+
+def test_each_row_of_a_part_that_fails_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows_of(folder)
+    real = partition_store.tag_files
+
+    def tag_files(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
+        part = partition.files[0].part
+        if part is not None and part.first_row < 130 <= part.first_row + part.num_rows:
+            raise RecursionError("too deep")
+        return real(partition)
+
+    monkeypatch.setattr(partition_store, "tag_files", tag_files)
+    out = tag(folder, max_skipped=0.9)
+    skipped = [entry for entry in read_reading(out).skipped if entry.reason == "failed"]
+    assert {"rows.jsonl:130", "rows.parquet:130"} <= {entry.path for entry in skipped}
+    assert len(documents(out)) + len(read_reading(out).skipped) == 600
+
+
+@given(st.lists(st.integers(0, 90), max_size=60), st.integers(1, 200), st.booleans())
+def test_parts_are_whole_lines_in_order(lengths: list[int], size: int, has_last_end: bool) -> None:
+    text = b"\n".join(b"x" * length for length in lengths) + b"\n" * has_last_end
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_parts, "CHUNK", 37)
+        path = Path(folder) / "rows.jsonl"
+        path.write_bytes(text)
+        parts = row_parts.row_parts(path, "jsonl", size)
+    if not parts:
+        return
+    assert [part.begin for part in parts] == [0, *(part.end for part in parts[:-1])] and parts[-1].end == len(text)
+    for part in parts:
+        assert part.first_row == text[: part.begin].count(b"\n") and (part.begin == 0 or text[part.begin - 1] == 10)
+        assert part.num_rows == len(text[part.begin : part.end].removesuffix(b"\n").split(b"\n"))
 
 
 @given(st.lists(st.integers(0, 20_000), min_size=1, max_size=80), st.randoms(use_true_random=False))
