@@ -24,7 +24,7 @@ NUM_SAMPLES = 5  # per step; one for each reason comes first
 SAMPLE_CHARS = 160
 
 # The steps that compare documents with each other, in their order -> the setting to change if one removes too much.
-_GLOBAL_STEPS = {
+GLOBAL_STEPS = {
     EXACT: "data.sources",
     NEAR: "data.dedup.jaccard",
     HELDOUT_SPLIT: "data.heldout_fraction",
@@ -44,7 +44,7 @@ def build_funnel(
     flow = documents.select(["ordinal", *(name for names in edits.values() for name in names)])
     flow = flow.append_column("bytes", pa.array(text_bytes(documents)))
     funnel = [_reading_entry(reading, flow)]
-    for step in [*edits, *_GLOBAL_STEPS]:
+    for step in [*edits, *GLOBAL_STEPS]:
         gone = _held_out(heldout) if step == HELDOUT_SPLIT else removed.filter(removed["step"].to_numpy() == step)
         left = remaining(flow, gone)
         funnel.append({
@@ -62,7 +62,7 @@ def require_training_text(funnel: Sequence[dict[str, Any]], steps: Sequence[Docu
     """Raises `ConfigError` if no document is left; the error says how many each step removed and what to change."""
     if funnel[-1]["documents_out"]:
         return
-    settings = {step.name: step.settings for step in steps} | _GLOBAL_STEPS
+    settings = {step.name: step.settings for step in steps} | GLOBAL_STEPS
     read = funnel[0]
     lines = [f"read: {read['documents_out']} documents from {read['files_in']} files{_counts(read['reasons'])}"]
     for entry in funnel[1:]:
