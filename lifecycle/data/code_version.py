@@ -40,8 +40,13 @@ def _reached(module: str) -> set[str]:
 
 def _imports(source: bytes) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith(_PACKAGE):
-            yield node.module
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (node.module,) if node.module.startswith(_PACKAGE) else filter(_is_module, names)
+
+
+def _is_module(name: str) -> bool:
+    return name.startswith(_PACKAGE) and importlib.util.find_spec(name) is not None
 
 
 def _source(module: str) -> bytes:

@@ -342,7 +342,7 @@ def test_the_version_of_the_code_covers_what_is_imported(monkeypatch: pytest.Mon
     module = "lifecycle.data.partitions"
     before = code_version(module)
     real = versions._source
-    for name, changes in (("lifecycle.data.prose_measures", True), ("lifecycle.data.dedup", False)):
+    for name, changes in (("lifecycle.data.compiled_prose", True), ("lifecycle.data.dedup", False)):
         code_version.cache_clear()
         monkeypatch.setattr(versions, "_source", lambda asked, n=name: real(asked) + b"#" * (asked == n))
         assert (code_version(module) != before) == changes

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
-from lifecycle.cli.data import data
+from lifecycle.cli.data import make_data
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.core.store import Store, StoreError
@@ -174,9 +174,9 @@ def test_a_stage_without_rows_says_which_settings_give_some_and_those_before_it_
 def test_data_is_prepared_before_there_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("lifecycle.cli.data.make", lambda run, targets, words: asked.extend(targets))
-    data(DEBUG, "rows.docstrings=false", "evaluate=null")
+    make_data(DEBUG, "rows.docstrings=false", "evaluate=null")
     assert asked == ["documents", "tokens"]
-    data(DEBUG)
+    make_data(DEBUG)
     assert asked[2:] == ["documents", "tokens", "rows"]
 
 
