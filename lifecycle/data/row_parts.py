@@ -24,6 +24,7 @@ class RowPart:
     first_row: int
     num_rows: int
     groups: tuple[int, int] | None = None  # of Parquet: the first, and the one behind the last
+    schema: str = ""  # of Parquet: its columns, which are written behind all groups
 
 
 def row_parts(path: Path, format: str, size: int) -> list[RowPart]:
@@ -58,14 +59,15 @@ def _line_parts(path: Path, size: int) -> Iterator[RowPart]:
 def _parquet_parts(path: Path, size: int) -> Iterator[RowPart]:
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    rows = [0, *accumulate(group.num_rows for group in groups)]
+    rows, schema = [0, *accumulate(group.num_rows for group in groups)], str(metadata.schema)
     first = held = 0
     for number, group in enumerate(groups):
         held += sum(group.column(place).total_compressed_size for place in range(group.num_columns))
         if held >= size or number == len(groups) - 1:
             behind = number + 1
             end = _first_byte(groups[behind]) if behind < len(groups) else path.stat().st_size
-            yield RowPart(_first_byte(groups[first]), end, rows[first], rows[behind] - rows[first], (first, behind))
+            num_rows = rows[behind] - rows[first]
+            yield RowPart(_first_byte(groups[first]), end, rows[first], num_rows, (first, behind), schema)
             first, held = behind, 0
 
 

@@ -121,11 +121,12 @@ def _printable(name: str) -> str:
 def content_hash(entry: SourceFile) -> str:
     """What is in a file, or in a part of it, as a hash; of one in a store by its tag there."""
     span = None if entry.part is None else (entry.part.begin, entry.part.end)
+    columns = "" if entry.part is None else entry.part.schema
     if entry.stored is not None:
         return entry.stored.tag if span is None else f"{entry.stored.tag} {span}"
     try:
         found = entry.file.stat()
-        return _hashed(entry.file, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino), span)
+        return _hashed(entry.file, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino), span) + columns
     except OSError as error:  # the pipeline skips and lists it; once it is readable, the fingerprint changes
         return f"unreadable: {error.errno}"
 

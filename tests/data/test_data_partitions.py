@@ -285,6 +285,19 @@ def test_rows_added_to_a_file_leave_its_earlier_parts(tmp_path: Path, made: list
     assert len(documents(tag(folder, "longer"))) == 300 and len(made) == 1 < before
 
 
+def test_a_renamed_column_is_another_content(tmp_path: Path) -> None:
+    """Its pages are the same bytes; its name is behind them."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    keys: list[list[str]] = []
+    for name in ("text", "body"):
+        column = pa.table({name: [essay(seed, 9) for seed in range(90)]})
+        pq.write_table(column, folder / "rows.parquet", row_group_size=7, compression="none", use_dictionary=False)
+        config = data_config(str(folder))
+        keys.append([partition.key for partition in partitions_of(list_files(config), config)])
+    assert len(keys[0]) > 1 and not set(keys[0]) & set(keys[1])
+
+
 def test_each_row_of_a_part_that_fails_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
