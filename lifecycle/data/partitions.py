@@ -22,7 +22,7 @@ from lifecycle.data.config import DataConfig, SourceConfig
 from lifecycle.data.extract import RawDocument, Skipped, extract_file, raw_batch
 from lifecycle.data.filters import document_steps
 from lifecycle.data.row_parts import row_parts
-from lifecycle.data.sources import SourceFile, content_hash
+from lifecycle.data.sources import SourceFile, content_hash, file_size
 from lifecycle.data.steps import run_steps
 
 PARTITION_BYTES = 500_000  # about a second's work: small enough that two workers end at about the same time
@@ -98,14 +98,6 @@ def _parts(entry: SourceFile) -> list[SourceFile]:
     if entry.format not in ("jsonl", "parquet") or file_size(entry) <= most:
         return []
     return [replace(entry, part=part) for part in row_parts(entry.file, entry.format, most)]
-
-
-def file_size(entry: SourceFile) -> int:
-    """Bytes of a file; 0 if it cannot be read, which is reported when it is opened."""
-    try:
-        return entry.file.stat().st_size
-    except OSError:
-        return 0
 
 
 def tagged_schema(config: DataConfig) -> pa.Schema:

@@ -105,7 +105,7 @@ def source_fingerprint(config: DataConfig) -> dict[str, Any]:
     for entry in list_files(config):
         name = config.sources[entry.source].name
         counts[name][0] += 1
-        counts[name][1] += _size(entry)
+        counts[name][1] += file_size(entry)
         totals[name].update(f"{entry.path}\0{content_hash(entry)}\n".encode())
     return {
         name: {"files": counts[name][0], "bytes": counts[name][1], "sha256": totals[name].hexdigest()}
@@ -143,7 +143,8 @@ def _hashed(path: Path, stat: tuple[int, ...], span: tuple[int, int] | None) -> 
         return hashlib.sha256(file.read(span[1] - span[0])).hexdigest()
 
 
-def _size(entry: SourceFile) -> int:
+def file_size(entry: SourceFile) -> int:
+    """Bytes of a file; 0 if it cannot be read, which is reported when it is opened."""
     if entry.stored is not None:
         return entry.stored.bytes
     try:

@@ -19,8 +19,8 @@ from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter
 from lifecycle.data.extract import Skipped
 from lifecycle.data.partition_store import PartitionStore, Tagged
-from lifecycle.data.partitions import Partition, file_size, partitions_of, tagged_schema
-from lifecycle.data.sources import SourceFile, list_files
+from lifecycle.data.partitions import Partition, partitions_of, tagged_schema
+from lifecycle.data.sources import SourceFile, file_size, list_files
 
 READING = "reading.json"
 TEXTLESS = ("empty", "no_text")  # reasons that are no damage

@@ -44,8 +44,7 @@ from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, ps
 
 type Params = dict[str, Any]
 
-# the logical axes over which a layer's weights are gathered before they are used; the second also where hidden states
-# are cut
+# the logical axes over which a layer's weights are gathered before they are used
 GATHERED = ("embed", "expert_embed")
 
 
@@ -338,8 +337,8 @@ def _low_rank_gathered(
 
 def _gathered_axes(parameter: Parameter) -> Axes:
     """The axes over which a parameter is gathered before it is used."""
-    names = GATHERED if axis_size("hidden") == 1 else GATHERED[1:]
-    return tuple(axis if axis in names else None for axis in parameter.axes)
+    kept = "embed" if axis_size("hidden") > 1 else None
+    return tuple(axis if axis in GATHERED and axis != kept else None for axis in parameter.axes)
 
 
 def _gathered(array: Array, axes: Axes) -> Array:
