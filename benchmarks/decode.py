@@ -2,7 +2,7 @@
 
     uv run python benchmarks/decode.py PYTHON OUT [--model FILE] [--weights FORMAT] [--length 64] [--tokens 128]
         [--slot 1024] [--rounds 3]
-    uv run --extra cpu-kernels python benchmarks/decode.py PYTHON OUT --bundle BUNDLE --gguf q8_0 --weights int8
+    uv run python benchmarks/decode.py PYTHON OUT --bundle BUNDLE --gguf q8_0 --weights int8
 
 `PYTHON` is an interpreter with what the other side needs, which is not part of this project: torch and transformers for
 `generate` in float32; with `--gguf` NumPy and llama-cpp-py-sync for llama.cpp on the bundle in one of the encodings of

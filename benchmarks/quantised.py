@@ -1,8 +1,8 @@
 """What rounded weights cost and what they save: quality of bundles in formats, beside memory and speed of decoding.
 
-    uv run --extra cpu-kernels python benchmarks/quantised.py TASKS.yaml BUNDLE[:FORMAT] ... [--tokens 128] [--rounds 3]
+    uv run python benchmarks/quantised.py TASKS.yaml BUNDLE[:FORMAT] ... [--tokens 128] [--rounds 3]
 
-    uv run --extra cpu-kernels python benchmarks/quantised.py tasks.yaml bundle bundle:int8 bundle:int4 calibrated:int4
+    uv run python benchmarks/quantised.py tasks.yaml bundle bundle:int8 bundle:int4 calibrated:int4
 
 A format is one of `serve.weights`, none the compute dtype. `TASKS` is what `lifecycle evaluate` takes, for example with
 a task of kind `bits_per_byte` on held-out texts and one of kind `multiple_choice`; scores that are there already are

@@ -1,7 +1,7 @@
 """Tokens per second of a server with eight streaming clients, beside those of the bare decode loop, and what a cached
 prefix saves of the time to the first token.
 
-    uv run --extra cpu-kernels python benchmarks/serving.py BUNDLE [--weights FORMAT] [--tokens 256] [--rounds 5]
+    uv run python benchmarks/serving.py BUNDLE [--weights FORMAT] [--tokens 256] [--rounds 5]
 
 The server is `lifecycle serve BUNDLE`, a process of its own; the loop is that of `benchmarks/decode.py` in this one.
 They take turns, so each has the machine for itself; a round of the server is compared with the mean of the loop's

@@ -1,6 +1,6 @@
 """Tokens per second of decoding with drafts beside those without, of the same requests, one at a time, in turn.
 
-    uv run --extra cpu-kernels python benchmarks/speculation.py BUNDLE [--method ngram] [--draft BUNDLE]
+    uv run python benchmarks/speculation.py BUNDLE [--method ngram] [--draft BUNDLE]
         [--num-tokens 4] [--weights FORMAT] [--draft-weights FORMAT] [--prompts FILE] [--tokens 200] [--rounds 3]
 
 The requests are chats, by default edits of a file of this project, which n-gram drafts are good at; `--prompts` names a

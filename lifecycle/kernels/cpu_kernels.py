@@ -1,9 +1,7 @@
-"""Which of the kernels for CPUs this process has: those that run on this machine, if LLVM is there to make them, from
-the extra `cpu-kernels`."""
+"""Which of the kernels for CPUs this process has: those that run on this machine."""
 
 import functools
 import importlib
-import importlib.util
 import threading
 from typing import Literal, get_args
 
@@ -28,8 +26,6 @@ def has_kernel(kernel: CpuKernel, *options: int) -> bool:
 @functools.cache
 def _is_registered(kernel: CpuKernel, *options: int) -> bool:
     assert kernel in get_args(CpuKernel.__value__)
-    if importlib.util.find_spec("llvmlite") is None:
-        return False
     module = importlib.import_module(f"lifecycle.kernels.{kernel}")
     if not module.runs_here():
         return False

@@ -1,7 +1,7 @@
 """Machine code made at run time by LLVM, and called by XLA's programs on CPUs.
 
 What is here knows no product: an emitter of instructions, and how a module becomes a handler of XLA's foreign function
-interface. It needs the extra `cpu-kernels`.
+interface.
 """
 
 import ctypes

@@ -4,7 +4,7 @@ A strip is 16 columns: of float32 `values[strip, row, column]`. Of integers, fou
 `values[strip, group, four, column, row]`, with 128 added. Values of 4 bits are 16 times as large, and share a byte with
 those of the next four: `values[strip, group, two fours, column, row]`, the first in the low half. The products are
 those of plain arrays, `GroupScaled` and `QuantisedTable`, but for the order in which they are added. A row's bits do
-not depend on the number of rows. They need the extra `cpu-kernels` and AVX-512, of integers with VNNI; otherwise XLA
+not depend on the number of rows. They need AVX-512, of integers with VNNI; otherwise XLA
 multiplies: floats of several rows in up to twice the time, integers several times slower.
 """
 

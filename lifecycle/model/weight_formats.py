@@ -152,9 +152,7 @@ def packed_params(config: ModelConfig, declared: Params, params: Params) -> Para
     if any(map(is_rounded, jax.tree.leaves(params, is_leaf=is_rounded))):
         if has_kernel("vnni"):
             return jax.tree.map(_packed, params, is_leaf=is_rounded)
-        LOG.warning(
-            "XLA multiplies rounded weights slowly on CPUs: install the extra cpu-kernels, which needs AVX-512 VNNI"
-        )
+        LOG.warning("XLA multiplies rounded weights slowly on CPUs; the kernel for them needs AVX-512 VNNI")
         return params
     if compute_dtype(config) != "float32" or not has_kernel("float_strips"):
         return params

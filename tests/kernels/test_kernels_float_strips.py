@@ -18,7 +18,7 @@ ONE_OP = 1e-5
 @pytest.fixture(autouse=True)
 def kernel() -> None:
     if not has_kernel("float_strips"):
-        pytest.skip("needs llvmlite (uv sync) and a CPU with AVX-512")
+        pytest.skip("needs a CPU with AVX-512")
 
 
 def packed_of(weight: np.ndarray) -> PackedWeight:

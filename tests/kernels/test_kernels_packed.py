@@ -22,7 +22,7 @@ BITS = pytest.mark.parametrize("bits", [4, 8])
 @pytest.fixture(autouse=True)
 def kernel() -> None:
     if not has_kernel("vnni"):
-        pytest.skip("needs llvmlite (uv sync) and a CPU with AVX-512 VNNI")
+        pytest.skip("needs a CPU with AVX-512 VNNI")
 
 
 def weight(rng: np.random.Generator, bits: int, *shape: int) -> GroupScaled:
