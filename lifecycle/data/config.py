@@ -56,10 +56,35 @@ class QualityConfig(Section):
     disable: tuple[ProseRule | CodeRule, ...] = ()
 
 
+LEAST_RECALL = 0.9
+
+
+def recall(jaccard: float, bands: int, rows: int) -> float:
+    """The probability that two documents of this similarity have a key in common."""
+    return 1 - (1 - jaccard**rows) ** bands
+
+
 class DedupConfig(Section):
-    """Near-duplicates: documents whose sets of word 5-grams have at least this Jaccard similarity."""
+    """Near-duplicates: documents whose sets of word 5-grams have at least this Jaccard similarity.
+
+    They are looked for by `bands` keys of `rows` hash functions each: more bands find more of them, more rows compare
+    fewer pairs in vain. Tagging makes the keys.
+    """
 
     jaccard: float = Field(default=0.8, ge=0.3, le=1)
+    bands: int = Field(default=14, ge=1, le=128)
+    rows: int = Field(default=8, ge=1, le=32)
+
+    @model_validator(mode="after")
+    def _finds_most(self) -> Self:
+        found = recall(self.jaccard, self.bands, self.rows)
+        if found < LEAST_RECALL:
+            rows = max(rows for rows in range(1, 9) if recall(self.jaccard, 112 // rows, rows) >= LEAST_RECALL)
+            raise ValueError(
+                f"dedup.bands={self.bands} and dedup.rows={self.rows} find {found:.0%} of the documents that are just "
+                f"as alike as dedup.jaccard={self.jaccard:g} asks; choose bands={112 // rows}, rows={rows}"
+            )
+        return self
 
 
 class DecontaminationConfig(Section):
@@ -72,7 +97,8 @@ class DecontaminationConfig(Section):
 # The settings that decide only which documents are removed, as pydantic's `include` and `exclude` take them. A setting
 # that is not listed is part of tagging's key, so a forgotten entry costs time but never leaves stale columns.
 _SELECTION: dict[str, Any] = {
-    "language": {"keep"}, "quality": True, "dedup": True, "decontamination": True, "heldout_fraction": True,
+    "language": {"keep"}, "quality": True, "dedup": {"jaccard"}, "decontamination": True, "heldout_fraction": True,
+    "heldout_bytes": True,
 }  # fmt: skip
 
 
@@ -90,6 +116,7 @@ class DataConfig(Section):
     dedup: DedupConfig = DedupConfig()
     decontamination: DecontaminationConfig = DecontaminationConfig()
     heldout_fraction: float = Field(default=0.05, gt=0, lt=1)
+    heldout_bytes: int = Field(default=20_000_000, ge=1)  # of text, at most: more measures no better
     # Left out of manifests and keys: the number of processes never changes the result. None: all cores.
     workers: int | None = Field(default=None, ge=1, exclude=True)
 

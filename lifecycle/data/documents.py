@@ -7,6 +7,7 @@ files, however the tables are cut into batches: fixed row groups, no timestamps.
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -24,7 +25,9 @@ SPLITS: tuple[Split, ...] = ("kept", "heldout", "removed")
 TAGGED = "tagged"
 
 FILE_BYTES = 128 << 20  # text per Parquet file: large enough for few files, small enough for one task on a cluster
-ROW_GROUP = 1024  # documents that a reader keeps in memory at a time
+ROW_GROUP = 1024  # documents that a reader keeps in memory at a time, and a writer
+GROUP_BYTES = 16 << 20  # their text, if documents are long
+PIECE = 8  # row groups that a worker gets at a time
 
 _PART = re.compile(r"(\.(?:jsonl|ndjson|parquet)(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z", re.DOTALL | re.IGNORECASE)
 
@@ -32,44 +35,93 @@ _PART = re.compile(r"(\.(?:jsonl|ndjson|parquet)(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z"
 class DocumentWriter:
     """Writes tables to `<prefix>-00000.parquet` and so on, in order; without documents, one empty file with the schema.
 
-    A context manager: leaving it without an error writes the last file. Keeps one file's documents in memory at a time.
+    A context manager: leaving it without an error ends the last file. Keeps one row group's documents in memory.
     """
 
     def __init__(self, folder: Path, prefix: str, schema: pa.Schema) -> None:
         self._folder, self._prefix, self._schema = folder, prefix, schema
         self._pending: list[pa.Table] = []
-        self._pending_bytes = self._num_files = 0
+        self._num_pending = self._pending_bytes = self._file_bytes = self._num_files = 0
+        self._file: pq.ParquetWriter | None = None
 
     def __enter__(self) -> "DocumentWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None and (self._pending or not self._num_files):
-            self._write_file()
+        if kind is None:
+            self._write_group()
+            if not self._num_files:
+                self._open_file()
+        if self._file is not None:
+            self._file.close()
 
     def write(self, documents: pa.Table) -> None:
         """Adds documents; they must have the writer's schema, with a column `text`."""
         start = 0
-        for at, size in enumerate(text_bytes(documents)):
-            if self._pending_bytes + size > FILE_BYTES and self._pending_bytes:
+        for at, size in enumerate(text_bytes(documents).tolist()):
+            if self._num_pending and (self._num_pending == ROW_GROUP or self._pending_bytes + size > GROUP_BYTES):
                 self._pending.append(documents.slice(start, at - start))
-                self._write_file()
+                self._write_group()
                 start = at
-            self._pending_bytes += int(size)
+            self._num_pending += 1
+            self._pending_bytes += size
         self._pending.append(documents.slice(start))
 
-    def _write_file(self) -> None:
-        table = pa.concat_tables([self._schema.empty_table(), *self._pending]).combine_chunks()
+    def _write_group(self) -> None:
+        if not self._num_pending:
+            return
+        if self._file is None or self._file_bytes + self._pending_bytes > FILE_BYTES:
+            self._open_file()
+        assert self._file is not None
+        group = pa.concat_tables([self._schema.empty_table(), *self._pending]).combine_chunks()
+        self._file.write_table(group, row_group_size=ROW_GROUP)
+        self._file_bytes += self._pending_bytes
+        self._pending, self._num_pending, self._pending_bytes = [], 0, 0
+
+    def _open_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
         path = self._folder / f"{self._prefix}-{self._num_files:05d}.parquet"
-        pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
+        self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
         self._num_files += 1
-        self._pending, self._pending_bytes = [], 0
+        self._file_bytes = 0
 
 
-def read_tagged(folder: Path) -> pa.Table:
-    """All tagged documents in the order of the sources, with their position in that order as the column `ordinal`."""
-    table = pa.concat_tables(pq.read_table(path) for path in document_files(folder, TAGGED))
-    return table.append_column("ordinal", pa.array(np.arange(len(table), dtype=np.int64)))
+@dataclass(frozen=True)
+class Stretch:
+    """Some tagged documents: a row group of a file. The first one's `ordinal` is its position among all of them."""
+
+    path: Path
+    group: int
+    first: int
+    num_documents: int
+
+    @property
+    def end(self) -> int:
+        """The ordinal behind the last one."""
+        return self.first + self.num_documents
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The documents with these columns (None: all) and `ordinal`."""
+        with pq.ParquetFile(self.path) as file:
+            table = file.read_row_group(self.group, columns=None if columns is None else list(columns))
+        return table.append_column("ordinal", pa.array(np.arange(self.first, self.end, dtype=np.int64)))
+
+
+def tagged_documents(folder: Path) -> list[Stretch]:
+    """All tagged documents, in the order of the sources."""
+    stretches: list[Stretch] = []
+    for path in document_files(folder, TAGGED):
+        metadata = pq.read_metadata(path)
+        for group in range(metadata.num_row_groups):
+            first = stretches[-1].end if stretches else 0
+            stretches.append(Stretch(path, group, first, metadata.row_group(group).num_rows))
+    return stretches
+
+
+def num_documents(stretches: Sequence[Stretch]) -> int:
+    """How many documents there are in all."""
+    return stretches[-1].end if stretches else 0
 
 
 def read_documents(folder: Path, split: Split, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -92,8 +144,19 @@ def document_files(folder: Path, prefix: str) -> list[Path]:
 
 
 def text_bytes(documents: pa.Table) -> NDArray[np.int64]:
-    """UTF-8 bytes of each document's text."""
+    """UTF-8 bytes of each document's text; tagged documents have them as a column."""
     return pc.call_function("binary_length", [documents["text"]]).to_numpy().astype(np.int64)
+
+
+def names_of(stretches: Sequence[Stretch], ordinals: NDArray[np.int64]) -> dict[int, str]:
+    """The names of some tagged documents, by ordinal; `ordinals` ascend."""
+    names: dict[int, str] = {}
+    for stretch in stretches:
+        low, high = np.searchsorted(ordinals, [stretch.first, stretch.end])
+        if high > low:
+            own = stretch.read(["source", "path"]).take(ordinals[low:high] - stretch.first)
+            names.update(zip(ordinals[low:high].tolist(), document_names(own), strict=True))
+    return names
 
 
 def document_names(documents: pa.Table) -> list[str]:

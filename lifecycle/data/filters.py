@@ -1,7 +1,7 @@
 """The document steps in their order: new filters are added to this list.
 
 The order matters: all measures are of normalised text, quality is measured before personal data is masked, and the id
-is a hash of the final text.
+and the keys of near-duplicates are made of the final text.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from lifecycle.data.config import DataConfig
 from lifecycle.data.identity import identity_step
 from lifecycle.data.language import language_step
+from lifecycle.data.minhash import signature_step
 from lifecycle.data.normalise import normalise_step
 from lifecycle.data.pii import pii_step
 from lifecycle.data.quality import quality_step
@@ -20,6 +21,7 @@ _STEPS: tuple[Callable[[DataConfig], DocumentStep], ...] = (
     quality_step,
     pii_step,
     identity_step,
+    signature_step,
 )
 
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 from lifecycle.core.config import ConfigError
 from lifecycle.data.decontaminate import STEP as DECONTAMINATION
 from lifecycle.data.dedup import EXACT, NEAR
-from lifecycle.data.documents import text_bytes
 from lifecycle.data.selection import remaining
 from lifecycle.data.steps import DocumentStep
 from lifecycle.data.tagging import Reading
@@ -32,30 +31,68 @@ GLOBAL_STEPS = {
 }
 
 
-def build_funnel(
-    documents: pa.Table, removed: pa.Table, heldout: pa.Table, reading: Reading, steps: Sequence[DocumentStep]
-) -> list[dict[str, Any]]:
-    """One entry per step, in order; held-out documents leave at the split.
+class Funnel:
+    """Counts documents, batch by batch, through the steps. Steps that neither remove nor edit have no entry."""
 
-    `documents`: all tagged ones; `removed`: the result of `removed_documents`; `heldout`: the split's held-out ones.
-    Steps that neither remove nor edit documents have no entry.
-    """
-    edits = {step.name: step.edits for step in steps if step.rules or step.edits or step.settings}
-    flow = documents.select(["ordinal", *(name for names in edits.values() for name in names)])
-    flow = flow.append_column("bytes", pa.array(text_bytes(documents)))
-    funnel = [_reading_entry(reading, flow)]
-    for step in [*edits, *GLOBAL_STEPS]:
-        gone = _held_out(heldout) if step == HELDOUT_SPLIT else removed.filter(removed["step"].to_numpy() == step)
-        left = remaining(flow, gone)
-        funnel.append({
-            "step": step, "documents_in": len(flow), "bytes_in": _bytes(flow),
-            "documents_out": len(left), "bytes_out": _bytes(left),
-            "reasons": _sorted(Counter(gone["reason"].to_pylist())),
-            "edits": _sorted(Counter({name: int(np.nansum(flow[name].to_numpy())) for name in edits.get(step, ())})),
-            "samples": _samples(gone),
-        })  # fmt: skip
-        flow = left
-    return funnel
+    def __init__(self, steps: Sequence[DocumentStep]) -> None:
+        self._edits = {step.name: step.edits for step in steps if step.rules or step.edits or step.settings}
+        self._entries = {name: _Entry() for name in (*self._edits, *GLOBAL_STEPS)}
+
+    def add(self, documents: pa.Table, removed: pa.Table, heldout: pa.Table) -> None:
+        """Counts a batch of tagged documents; `removed`: the result of `removed_documents` for it; `heldout`: those of
+        it that are held out. Held-out documents leave at the split."""
+        flow = documents.select(["ordinal", "text_bytes", *(name for names in self._edits.values() for name in names)])
+        for name, entry in self._entries.items():
+            gone = _held_out(heldout) if name == HELDOUT_SPLIT else removed.filter(removed["step"].to_numpy() == name)
+            left = remaining(flow, gone)
+            entry.add(flow, left, gone, self._edits.get(name, ()))
+            flow = left
+
+    def entries(self, reading: Reading) -> list[dict[str, Any]]:
+        """One entry per step, in order, after what was read."""
+        steps = [{"step": name, **entry.shown()} for name, entry in self._entries.items()]
+        skipped = [asdict(entry) for entry in reading.skipped[:NUM_SAMPLES]]
+        return [
+            {
+                "step": "read", "files_in": reading.num_files, "bytes_in": reading.num_bytes,
+                "documents_out": steps[0]["documents_in"], "bytes_out": steps[0]["bytes_in"],
+                "reasons": _sorted(Counter(entry.reason for entry in reading.skipped)), "edits": {}, "samples": skipped,
+            },
+            *steps,
+        ]  # fmt: skip
+
+
+class _Entry:
+    """What a step did to the documents that it has seen so far."""
+
+    def __init__(self) -> None:
+        self.sizes = dict.fromkeys(("documents_in", "bytes_in", "documents_out", "bytes_out"), 0)
+        self.reasons, self.edits = Counter[str](), Counter[str]()
+        self.firsts: dict[str, dict[str, str]] = {}  # reason -> its first document
+        self.first: list[dict[str, str]] = []
+
+    def add(self, flow: pa.Table, left: pa.Table, gone: pa.Table, edits: Sequence[str]) -> None:
+        for side, documents in (("in", flow), ("out", left)):
+            self.sizes[f"documents_{side}"] += len(documents)
+            self.sizes[f"bytes_{side}"] += int(documents["text_bytes"].to_numpy().sum())
+        self.edits.update({name: int(np.nansum(flow[name].to_numpy())) for name in edits})
+        reasons = gone["reason"].to_pylist()
+        self.reasons.update(reasons)
+        for at, reason in enumerate(reasons):
+            if len(self.first) == NUM_SAMPLES and reason in self.firsts:
+                continue
+            row = gone.select(["source", "path", "reason", "detail", "text"]).slice(at, 1).to_pylist()[0]
+            sample = row | {"text": row["text"][:SAMPLE_CHARS]}
+            self.firsts.setdefault(reason, sample)
+            if len(self.first) < NUM_SAMPLES:
+                self.first.append(sample)
+
+    def shown(self) -> dict[str, Any]:
+        """As the funnel has it; of the samples the first of each reason come first."""
+        firsts = list(self.firsts.values())
+        more = [sample for sample in self.first if all(sample is not first for first in firsts)]
+        counts = {"reasons": _sorted(self.reasons), "edits": _sorted(self.edits)}
+        return {**self.sizes, **counts, "samples": (firsts + more)[:NUM_SAMPLES]}
 
 
 def require_training_text(funnel: Sequence[dict[str, Any]], steps: Sequence[DocumentStep]) -> None:
@@ -72,34 +109,11 @@ def require_training_text(funnel: Sequence[dict[str, Any]], steps: Sequence[Docu
     raise ConfigError("no training document is left:\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def _reading_entry(reading: Reading, documents: pa.Table) -> dict[str, Any]:
-    skipped = [asdict(entry) for entry in reading.skipped[:NUM_SAMPLES]]
-    return {
-        "step": "read", "files_in": reading.num_files, "bytes_in": reading.num_bytes,
-        "documents_out": len(documents), "bytes_out": _bytes(documents),
-        "reasons": _sorted(Counter(entry.reason for entry in reading.skipped)), "edits": {}, "samples": skipped,
-    }  # fmt: skip
-
-
 def _held_out(heldout: pa.Table) -> pa.Table:
     """Held-out documents with the columns of a removal that the funnel shows."""
     reasons = pa.array(["held_out"] * len(heldout), pa.string())
     details = pa.array([""] * len(heldout), pa.string())
     return heldout.append_column("reason", reasons).append_column("detail", details)
-
-
-def _samples(gone: pa.Table) -> list[dict[str, str]]:
-    """The first document of each reason, then more in order."""
-    reasons = gone["reason"].to_pylist()
-    firsts = sorted({reason: at for at, reason in reversed(list(enumerate(reasons)))}.values())
-    chosen = firsts + [at for at in range(len(reasons)) if at not in set(firsts)]
-    columns = gone.select(["source", "path", "reason", "detail", "text"])
-    rows = (columns.slice(at, 1).to_pylist()[0] for at in chosen[:NUM_SAMPLES])
-    return [row | {"text": row["text"][:SAMPLE_CHARS]} for row in rows]
-
-
-def _bytes(flow: pa.Table) -> int:
-    return int(flow["bytes"].to_numpy().sum())
 
 
 def _counts(reasons: dict[str, int]) -> str:

@@ -1,72 +1,71 @@
-"""Duplicates by Daft: exact groups and MinHash candidate pairs. The same code runs on Ray.
+"""MinHash: the keys under which near-duplicates meet, a map step; and the hash of a document's content.
 
-The only file that imports Daft, itself imported only in a separate process: in a process that also has JAX, the
-interpreter has crashed at exit (3 of 100 runs).
-MinHash (Broder 1997) with banding (Leskovec et al., Mining of Massive Datasets, section 3.4): two documents are a
-candidate pair if their signatures agree in at least one band. The signature depends on the words alone, so the pairs do
-not depend on how Daft partitions or orders the rows.
+MinHash (Broder 1997) with banding (Leskovec et al., Mining of Massive Datasets, section 3.4): two documents are
+candidates if their signatures agree in at least one band. Word 5-grams, 14 bands of 8 hash functions as in FineWeb
+(Penedo et al. 2024, arXiv:2406.17557, section 3.4); candidates are compared whole before one is removed (`dedup.py`).
+What must hold: a key depends on the document's words and the two settings alone.
 """
 
-import os
-from pathlib import Path
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
 
-# Daft reads these when it is imported: no telemetry, and no output on the terminal, which shows the stage's progress.
-os.environ.update(dict.fromkeys(("DAFT_ANALYTICS_ENABLED", "DAFT_PROGRESS_BAR", "DAFT_SHOW_QUERY_ID"), "0"))
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-import daft
-from daft import col, lit
-from daft import functions as F
+from lifecycle.data.config import DataConfig
+from lifecycle.data.mixing import mixed
+from lifecycle.data.ngrams import folded_characters, utf8
+from lifecycle.data.steps import DocumentStep
 
-from lifecycle.data.similarity import NUM_HASHES, SHINGLE_WORDS, bands_for
-
-BUCKET_HEADS = 16  # a bucket of n documents gives at most 16 n pairs, and all of its pairs if n <= 17
-
-
-def read_texts(path: Path) -> daft.DataFrame:
-    """The rows (`ordinal`, `text`) of a Parquet file or a folder of them."""
-    return daft.read_parquet(str(path))
-
-
-def without(documents: daft.DataFrame, ordinals: list[int]) -> daft.DataFrame:
-    """The documents except those with these ordinals."""
-    return documents.where(~col("ordinal").is_in(ordinals)) if ordinals else documents
+SHINGLE_WORDS = 5
+MOST_CHARS = 500_000  # of a document: what follows does not change where it is looked for
+CONTENT_BYTES = 16
 
 
-def exact_groups(documents: daft.DataFrame) -> list[tuple[int, int]]:
-    """Sorted (ordinal, first ordinal with the same `text`) of every document that is not the first."""
-    keyed = documents.with_column("content", col("text"))
-    firsts = keyed.groupby("content").agg(col("ordinal").min().alias("first"))
-    copies = keyed.select("ordinal", "content").join(firsts, on="content").where(col("ordinal") != col("first"))
-    columns = copies.select("ordinal", "first").to_pydict()
-    return sorted(zip(columns["ordinal"], columns["first"], strict=True))
+@dataclass(frozen=True)
+class Sign:
+    """`text_bytes`, the size of the text; `content`, its hash; `bands`, a key for each band, null for a text without
+    words."""
+
+    bands: int
+    rows: int
+    columns: ClassVar[pa.Schema] = pa.schema([
+        ("text_bytes", pa.int64()), ("content", pa.binary(CONTENT_BYTES)), ("bands", pa.list_(pa.uint64())),
+    ])  # fmt: skip
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Columns `text_bytes`, `content` and `bands`."""
+        from lifecycle.data.compiled_words import sign
+
+        data, offsets = utf8(batch["text"])
+        raw = data.tobytes()
+        spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        contents = [hashlib.blake2b(raw[begin:end], digest_size=CONTENT_BYTES).digest() for begin, end in spans]
+        keys, num_words = np.empty((len(contents), self.bands), np.uint64), np.empty(len(contents), np.int64)
+        factors, terms = _functions(self.bands * self.rows)
+        sign(data, offsets, folded_characters(), MOST_CHARS, SHINGLE_WORDS, factors, terms, keys, num_words)
+        contents_column = pa.array(contents, pa.binary(CONTENT_BYTES))
+        columns = [pa.array(np.diff(offsets)), contents_column, _listed(keys, num_words > 0)]
+        return pa.record_batch(columns, schema=self.columns)
 
 
-def candidate_pairs(documents: daft.DataFrame, jaccard: float) -> list[tuple[int, int]]:
-    """Sorted pairs of ordinals, the lower first, whose word shingles may have at least this Jaccard similarity."""
-    bands, rows = bands_for(jaccard)
-    words = F.strip(F.regexp_replace(F.lower(col("text")), r"\W+", " "))
-    signature = F.minhash(words, num_hashes=NUM_HASHES, ngram_size=SHINGLE_WORDS, hash_function="xxhash3_64")
-    # Keys are seeded by the number of the band, so equal rows in different bands do not collide.
-    keys = [F.hash(F.slice(col("signature"), at * rows, (at + 1) * rows), seed=at) for at in range(bands)]
-    buckets = (
-        documents.select("ordinal", signature.alias("signature"))
-        .select("ordinal", F.to_list(*keys).alias("key"))
-        .explode("key")
-        .groupby("key")
-        .agg(col("ordinal").list_agg().alias("members"), col("ordinal").count().alias("size"))
-        .where(col("size") > lit(1))
-        .select("members")
-    )
-    pairs: set[tuple[int, int]] = set()
-    for row in buckets.iter_rows():
-        members = sorted(row["members"])
-        pairs |= {(low, high) for at, low in enumerate(members[:BUCKET_HEADS]) for high in members[at + 1 :]}
-    return sorted(pairs)
+def signature_step(config: DataConfig) -> DocumentStep:
+    """The step `signature`; it removes nothing."""
+    return DocumentStep("signature", Sign(config.dedup.bands, config.dedup.rows))
 
 
-def texts_of(documents: daft.DataFrame, ordinals: list[int]) -> dict[int, str]:
-    """The texts of some documents, by ordinal."""
-    if not ordinals:
-        return {}
-    columns = documents.where(col("ordinal").is_in(ordinals)).select("ordinal", "text").to_pydict()
-    return dict(zip(columns["ordinal"], columns["text"], strict=True))
+def _listed(keys: NDArray[np.uint64], present: NDArray[np.bool_]) -> pa.Array:
+    """A list of keys for each row that is present, null for the others."""
+    ends = np.concatenate([[0], np.cumsum(np.where(present, keys.shape[1], 0))]).astype(np.int32)
+    values = pa.array(keys[present].ravel())
+    return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(~present))
+
+
+@lru_cache
+def _functions(count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Factors, odd, and terms of the hash functions."""
+    drawn = (mixed(np.arange(2 * count, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
+    return drawn[:count] | np.uint32(1), drawn[count:]

@@ -3,30 +3,73 @@
 Rules over columns decide first, document by document; deduplication, the held-out split and decontamination look at
 all documents that are left. The order matters twice: near-duplicates are removed before the split, so that none
 straddles it, and decontamination comes last, when the held-out documents are known.
-What must hold: same tagged documents, settings and seed, same bytes out.
+What must hold: same tagged documents, settings and seed, same bytes out. Documents pass by a row group at a time; what
+stays in memory is a few numbers for each, and the reason of each that a comparison removes.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from lifecycle.core.cores import available_cores
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
-from lifecycle.data.decontaminate import decontaminate, eval_items, heldout_items
+from lifecycle.data.decontaminate import decontaminate
 from lifecycle.data.dedup import deduplicate
-from lifecycle.data.documents import DocumentWriter, Split, read_tagged, text_bytes
+from lifecycle.data.documents import SPLITS, DocumentWriter, Split, Stretch, num_documents, tagged_documents
+from lifecycle.data.eval_items import eval_items, heldout_items
 from lifecycle.data.filters import document_steps
-from lifecycle.data.funnel import build_funnel, require_training_text
-from lifecycle.data.selection import kept_documents, remaining, removed_documents, select
-from lifecycle.data.split import heldout_flags
-from lifecycle.data.tagging import Reading, read_reading
+from lifecycle.data.funnel import Funnel, require_training_text
+from lifecycle.data.partitions import tagged_schema
+from lifecycle.data.selection import (
+    REMOVALS,
+    VERDICT,
+    kept_documents,
+    remaining,
+    removals_within,
+    removed_documents,
+    select,
+)
+from lifecycle.data.split import heldout_flags, split_positions
+from lifecycle.data.steps import DocumentStep
+from lifecycle.data.tagging import POOL_BYTES, Reading, read_reading
 
+LARGE = ("text", "meta")  # columns that no rule reads
 LISTED = 50  # skipped files named in the stats; funnel.json names all
+
+
+type Flags = NDArray[np.bool_]  # one for each tagged document
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What becomes of the tagged documents: the removals by comparison, sorted by ordinal, and who is held out."""
+
+    stretches: Sequence[Stretch]
+    steps: Sequence[DocumentStep]
+    removed: pa.Table
+    is_heldout: Flags
+
+    def parts(self, funnel: Funnel) -> Iterator[dict[Split, pa.Table]]:
+        """The documents, split, a row group at a time, with the columns of `VERDICT`; the funnel counts them."""
+        for stretch in self.stretches:
+            documents = stretch.read()
+            compared = removals_within(self.removed, stretch.first, stretch.end)
+            removals = pa.concat_tables([select(documents, self.steps), compared])
+            removed, left = removed_documents(documents, removals), remaining(documents, removals)
+            flags = self.is_heldout[left["ordinal"].to_numpy()]
+            heldout, training = left.filter(pa.array(flags)), left.filter(pa.array(~flags))
+            funnel.add(documents, removed, heldout)
+            yield {"kept": kept_documents(training), "heldout": kept_documents(heldout), "removed": removed}
 
 
 def prepare_documents(
@@ -38,39 +81,89 @@ def prepare_documents(
     in the training documents. Raises `ConfigError` if no training document is left, naming the steps and settings
     that removed them.
     """
-    test_rows = eval_items(eval_rows)
-    reading, documents, steps = read_reading(tagging), read_tagged(tagging), document_steps(config)
-    removals = select(documents, steps)
-    kept = remaining(documents, removals)
-    if len(kept):
-        progress.note(f"looking for duplicates among {len(kept)} documents")
-        removals = pa.concat_tables([removals, deduplicate(kept, config.dedup.jaccard)])
-        kept = remaining(kept, removals)
-    if not len(kept):
-        removed = removed_documents(documents, removals)
-        require_training_text(build_funnel(documents, removed, kept, reading, steps), steps)
-    is_heldout = heldout_flags(kept, config.heldout_fraction, seed)
-    heldout, training = kept.filter(is_heldout), kept.filter(~is_heldout)
-    progress.note(
-        f"comparing {len(training)} training documents with {len(heldout)} held-out ones and {len(test_rows)} rows"
+    rows = eval_items(eval_rows)
+    reading, stretches, steps = read_reading(tagging), tagged_documents(tagging), document_steps(config)
+    workers = config.workers or (available_cores() if reading.num_bytes > POOL_BYTES else 1)
+    schema = tagged_schema(config)
+    chosen = _chosen(stretches, steps, [name for name in schema.names if name not in LARGE])
+    removed, is_heldout, too_short = REMOVALS.empty_table(), np.zeros_like(chosen), 0
+    if chosen.any():
+        progress.note(f"looking for duplicates among {chosen.sum()} documents")
+        removed = deduplicate(stretches, chosen, config.dedup, workers, out)
+        chosen[removed["ordinal"].to_numpy()] = False
+        is_heldout = _heldout(stretches, chosen, config, seed)
+        items = heldout_items(_documents(stretches, is_heldout)) + rows
+        training = chosen & ~is_heldout
+        progress.note(
+            f"comparing {training.sum()} training documents with {is_heldout.sum()} held-out ones and {len(rows)} rows"
+        )
+        overlaps, too_short = decontaminate(stretches, training, items, config.decontamination, workers, out)
+        removed = pa.concat_tables([removed, overlaps]).sort_by("ordinal")
+    stats = _write(Selection(stretches, steps, removed, is_heldout), reading, config, out)
+    return stats | {"items_too_short_to_compare": too_short}
+
+
+def _chosen(stretches: Sequence[Stretch], steps: Sequence[DocumentStep], columns: Sequence[str]) -> Flags:
+    """Whether each document passes all rules, which read these columns."""
+    chosen = np.ones(num_documents(stretches), bool)
+    for stretch in stretches:
+        chosen[select(stretch.read(columns), steps)["ordinal"].to_numpy()] = False
+    return chosen
+
+
+def _heldout(stretches: Sequence[Stretch], chosen: Flags, config: DataConfig, seed: int) -> Flags:
+    """Whether each document is held out, of those chosen."""
+    numbers = {source.name: number for number, source in enumerate(config.sources)}
+    contents, sources, sizes = [], [], []
+    for stretch in stretches:
+        own = stretch.read(["content", "source", "text_bytes"]).filter(pa.array(chosen[stretch.first : stretch.end]))
+        contents.append(np.frombuffer(b"".join(own["content"].to_pylist()), np.uint64)[::2])
+        sources.append(np.array([numbers[name] for name in own["source"].to_pylist()], np.int64))
+        sizes.append(own["text_bytes"].to_numpy())
+    positions = split_positions(np.concatenate(contents), seed)
+    flags = np.zeros_like(chosen)
+    flags[chosen] = heldout_flags(
+        positions, np.concatenate(sources), np.concatenate(sizes), config.heldout_fraction, config.heldout_bytes
     )
-    overlaps, too_short = decontaminate(training, heldout_items(heldout) + test_rows, config.decontamination)
-    removed = removed_documents(documents, pa.concat_tables([removals, overlaps]))
-    funnel = build_funnel(documents, removed, heldout, reading, steps)
-    require_training_text(funnel, steps)
-    parts: dict[Split, pa.Table] = {
-        "kept": kept_documents(remaining(training, overlaps)), "heldout": kept_documents(heldout), "removed": removed,
+    return flags
+
+
+def _documents(stretches: Sequence[Stretch], chosen: Flags) -> pa.Table:
+    """The names and texts of the chosen documents."""
+    columns = ("source", "path", "text")
+    return pa.concat_tables(
+        stretch.read(columns).filter(pa.array(own))
+        for stretch in stretches
+        if (own := chosen[stretch.first : stretch.end]).any()
+    )
+
+
+def _write(selection: Selection, reading: Reading, config: DataConfig, out: Path) -> dict[str, Any]:
+    """Writes all documents and the funnel; returns their summary."""
+    funnel = Funnel(selection.steps)
+    sizes: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
+    of_sources: dict[str, Counter[str]] = {source.name: Counter() for source in config.sources}
+    schema = pa.schema([*tagged_schema(config), *VERDICT])
+    with ExitStack() as stack:
+        writers = {split: stack.enter_context(DocumentWriter(out, split, schema)) for split in SPLITS}
+        for parts in selection.parts(funnel):
+            for split, documents in parts.items():
+                writers[split].write(documents.drop_columns("ordinal"))
+                sizes[split].update(_size(documents))
+            for name, counts in of_sources.items():
+                counts.update(_size(parts["kept"].filter(parts["kept"]["source"].to_numpy() == name)))
+    entries = funnel.entries(reading)
+    require_training_text(entries, selection.steps)
+    _write_funnel(out / "funnel.json", entries, reading)
+    return {
+        "train": _sized(sizes["kept"]), "heldout": _sized(sizes["heldout"]), "removed": _sized(sizes["removed"]),
+        "sources": {
+            source.name: {"license": source.license, **_sized(of_sources[source.name])} for source in config.sources
+        },
+        "funnel": [{key: value for key, value in entry.items() if key != "samples"} for entry in entries],
+        "skipped": len(reading.skipped),
+        "skipped_files": [f"{s.source}:{s.path}: {s.reason}: {s.detail}" for s in reading.skipped[:LISTED]],
     }  # fmt: skip
-    for split, part in parts.items():
-        _write(out, split, part)
-    _write_funnel(out / "funnel.json", funnel, reading)
-    return _stats(parts, funnel, reading, config) | {"items_too_short_to_compare": too_short}
-
-
-def _write(out: Path, split: Split, documents: pa.Table) -> None:
-    columns = documents.drop_columns("ordinal")
-    with DocumentWriter(out, split, columns.schema) as writer:
-        writer.write(columns)
 
 
 def _write_funnel(path: Path, funnel: Sequence[dict[str, Any]], reading: Reading) -> None:
@@ -78,21 +171,9 @@ def _write_funnel(path: Path, funnel: Sequence[dict[str, Any]], reading: Reading
     write_text(path, json.dumps({"steps": list(funnel), "skipped": skipped}, indent=1) + "\n")
 
 
-def _stats(
-    parts: Mapping[Split, pa.Table], funnel: Sequence[dict[str, Any]], reading: Reading, config: DataConfig
-) -> dict[str, Any]:
-    kept = parts["kept"]
-    return {
-        "train": _size(kept), "heldout": _size(parts["heldout"]), "removed": _size(parts["removed"]),
-        "sources": {
-            source.name: {"license": source.license, **_size(kept.filter(kept["source"].to_numpy() == source.name))}
-            for source in config.sources
-        },
-        "funnel": [{key: value for key, value in entry.items() if key != "samples"} for entry in funnel],
-        "skipped": len(reading.skipped),
-        "skipped_files": [f"{s.source}:{s.path}: {s.reason}: {s.detail}" for s in reading.skipped[:LISTED]],
-    }  # fmt: skip
-
-
 def _size(documents: pa.Table) -> dict[str, int]:
-    return {"documents": len(documents), "bytes": int(text_bytes(documents).sum())}
+    return {"documents": len(documents), "bytes": int(documents["text_bytes"].to_numpy().sum())}
+
+
+def _sized(counts: Counter[str]) -> dict[str, int]:
+    return {name: counts[name] for name in ("documents", "bytes")}

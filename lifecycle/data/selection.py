@@ -47,6 +47,12 @@ def remaining(documents: pa.Table, removed: pa.Table) -> pa.Table:
     return documents.filter(~_is_in(documents, removed))
 
 
+def removals_within(removed: pa.Table, first: int, end: int) -> pa.Table:
+    """The removals of the documents with these ordinals; `removed` is sorted by ordinal."""
+    low, high = np.searchsorted(removed["ordinal"].to_numpy(), [first, end])
+    return removed.slice(low, high - low)
+
+
 def removed_documents(documents: pa.Table, removed: pa.Table) -> pa.Table:
     """The documents that removals name, in their order, with the columns of `VERDICT`.
 

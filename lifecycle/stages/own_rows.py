@@ -22,7 +22,8 @@ from lifecycle.core.config import digest
 from lifecycle.core.fetched import local_file
 from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
-from lifecycle.data.decontaminate import OverlapIndex, texts_in
+from lifecycle.data.eval_items import texts_in
+from lifecycle.data.overlap_index import OverlapIndex
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_columns import KINDS, require_named
 from lifecycle.text.row_encoder import Encoded, EncodedRow, RowEncoder, UnusableRow, apart
@@ -161,7 +162,7 @@ def without_overlaps(
     """The rows without those of which a text overlaps an evaluation row."""
     kept = []
     for row in rows:
-        hits = [hit for text in row.texts if (hit := index.worst(index.match(text)))]
+        hits = [hit for text in row.texts if (match := index.lookup.match(text)) and (hit := index.worst(match))]
         worst = max(hits, key=lambda hit: hit.share, default=None)
         if worst is not None and worst.share >= min_overlap:
             report.drop(row.name, OVERLAPPING, f" ({worst.item.name}, {worst.share:.0%})")

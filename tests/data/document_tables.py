@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from lifecycle.core.config import validate
 from lifecycle.data.config import DataConfig
+from lifecycle.data.documents import TAGGED, DocumentWriter, Stretch, tagged_documents
 from lifecycle.data.extract import RawDocument, raw_batch
 from lifecycle.data.filters import document_steps
 from lifecycle.data.selection import removed_documents, select
@@ -42,6 +44,15 @@ def table_of(texts: Sequence[str], source: str = "s") -> pa.Table:
     """Documents that have a text, a source and a path; nothing is measured."""
     documents = [raw(text, path=f"f{number}", source=source) for number, text in enumerate(texts)]
     return numbered(pa.Table.from_batches([raw_batch(documents)]))
+
+
+def stored(documents: pa.Table, folder: Path) -> list[Stretch]:
+    """Numbered documents, as the artifact of tagging has them in a folder."""
+    folder.mkdir(exist_ok=True)
+    rows = documents.drop_columns("ordinal")
+    with DocumentWriter(folder, TAGGED, rows.schema) as writer:
+        writer.write(rows)
+    return tagged_documents(folder)
 
 
 def numbered(documents: pa.Table) -> pa.Table:

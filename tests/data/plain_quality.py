@@ -1,11 +1,13 @@
 """Gopher's measures of prose in plain Python, for comparison with the compiled ones."""
 
+import hashlib
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
-from lifecycle.data.ngrams import ngram_hashes, word_hashes
+from lifecycle.data.ngrams import Hashes, ngram_hashes
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 _SYMBOL = re.compile(r"#|\.\.\.|…")
@@ -36,7 +38,7 @@ def _word_scores(text: str) -> dict[str, float]:
         "alphabetic_words": _share(sum(1 for word in words if any(map(str.isalpha, word))), len(words)),
         "stop_word_count": len(plain & STOP_WORDS),
     }
-    hashes = word_hashes(words)
+    hashes = _hashes(words)
     for n in (2, 3, 4):
         scores[f"top_{n}gram_chars"] = _top_ngram_share(ngram_hashes(hashes, n), lengths, n)
     for n in range(5, 11):
@@ -86,3 +88,8 @@ def _duplicate_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> fl
 
 def _share(part: float, total: float) -> float:
     return round(part / total, 6) if total else 0.0
+
+
+def _hashes(words: Sequence[str]) -> Hashes:
+    digests = (hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
+    return np.fromiter((int.from_bytes(digest, "little") for digest in digests), np.uint64, len(words))

@@ -2,16 +2,20 @@
 
 import json
 import random
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from document_tables import Verdict, table_of, verdicts
+from document_tables import Verdict, stored, table_of, verdicts
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.config import DecontaminationConfig
-from lifecycle.data.decontaminate import OverlapIndex, TestItem, decontaminate, eval_items
+from lifecycle.data.decontaminate import decontaminate
+from lifecycle.data.eval_items import TestItem, eval_items
+from lifecycle.data.overlap_index import OverlapIndex
 
 
 def prose(seed: int, count: int) -> str:
@@ -25,9 +29,15 @@ def item(text: str) -> TestItem:
 CONFIG = DecontaminationConfig()
 
 
+def removals(texts: list[str], items: list[TestItem]) -> tuple[pa.Table, int]:
+    """What is removed, and the number of items that are too short."""
+    with tempfile.TemporaryDirectory() as folder:
+        stretches = stored(table_of(texts, "train"), Path(folder))
+        return decontaminate(stretches, np.ones(len(texts), bool), items, CONFIG, 1, Path(folder))
+
+
 def judged(texts: list[str], items: list[TestItem]) -> list[Verdict]:
-    documents = table_of(texts, "train")
-    return verdicts(documents, decontaminate(documents, items, CONFIG)[0])
+    return verdicts(table_of(texts, "train"), removals(texts, items)[0])
 
 
 def test_a_planted_row_is_found_and_named(tmp_path: Path) -> None:
@@ -44,7 +54,7 @@ def test_a_planted_row_is_found_and_named(tmp_path: Path) -> None:
         f"{prose(7, 50)}, {answer}",
     ]
     clean, dirty, by_answer = judged(texts, eval_items([path]))
-    assert decontaminate(table_of(texts), eval_items([path]), CONFIG)[1] == 2  # too short: "yes" and "user"
+    assert removals(texts, eval_items([path]))[1] == 2  # too short: "yes" and "user"
     assert clean.step is None
     assert (dirty.step, dirty.reason) == ("decontamination", "eval_overlap")
     assert "eval.jsonl:2" in (dirty.detail or "")
@@ -75,7 +85,9 @@ def test_share_equals_a_plain_count() -> None:
     held, text = prose(15, 200), f"{prose(16, 20)} {' '.join(prose(15, 200).split()[30:120])}"
     grams = [{tuple(words[at : at + 13]) for at in range(len(words) - 12)} for words in (held.split(), text.split())]
     index = OverlapIndex([item(held)], 13)
-    hit = index.worst(index.match(text))
+    match = index.lookup.match(text)
+    assert match is not None
+    hit = index.worst(match)
     assert hit is not None
     common = len(grams[0] & grams[1])
     assert hit.share == pytest.approx(max(common / len(grams[0]), common / len(grams[1])))

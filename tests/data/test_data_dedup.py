@@ -1,20 +1,26 @@
 """Deduplication: recall and precision on made near-duplicates, and the same choice in any order and partitioning."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from document_tables import table_of, verdicts
+from document_tables import numbered, stored, table_of, verdicts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifecycle.data.dedup import Duplicates, deduplicate, find_duplicates
-from lifecycle.data.similarity import MIN_RECALL, NUM_HASHES, bands_for, group_pairs, jaccard_similarity, shingles
+from lifecycle.core.config import ConfigError, validate
+from lifecycle.data.config import DedupConfig
+from lifecycle.data.dedup import deduplicate
+from lifecycle.data.minhash import Sign
+from lifecycle.data.similarity import SimilarGroups, jaccard_similarity, shingles
+from lifecycle.data.steps import run_steps
 from lifecycle.data.workers import call_alone
 
+CONFIG = DedupConfig()
 WORDS = [f"word{number}" for number in range(3000)]
 
 
@@ -41,78 +47,149 @@ def true_pairs(texts: list[str], jaccard: float) -> set[tuple[int, int]]:
     }
 
 
-def found_in(folder: Path, texts: list[str], order: list[int], files: int) -> Duplicates:
-    """What is found when the texts lie in this order in so many files."""
-    folder.mkdir()
-    for number in range(files):
-        part = order[number::files]
-        table = pa.table({"ordinal": part, "text": pa.array([texts[at] for at in part], pa.large_string())})
-        pq.write_table(table, folder / f"{number}.parquet")
-    return call_alone(find_duplicates, folder, 0.8)
+def signed(documents: pa.Table, config: DedupConfig = CONFIG) -> pa.Table:
+    """Numbered documents with the columns of signatures."""
+    batch = documents.drop_columns("ordinal").combine_chunks().to_batches()[0]
+    return numbered(pa.Table.from_batches([run_steps(batch, [Sign(config.bands, config.rows)])]))
+
+
+def removed_of(
+    documents: pa.Table, folder: Path, config: DedupConfig = CONFIG, *,
+    among: Sequence[int] | None = None, workers: int = 1,
+) -> pa.Table:  # fmt: skip
+    """The removals among some of the documents; None: all."""
+    chosen = np.isin(np.arange(len(documents)), range(len(documents)) if among is None else among)
+    return deduplicate(stored(signed(documents, config), folder), chosen, config, workers, folder)
+
+
+def named_in(details: pa.ChunkedArray) -> list[int]:
+    """The first document of each group, by its path."""
+    return [int(detail.as_py().rpartition(":f")[2]) for detail in details]
 
 
 def test_finds_the_true_near_duplicates_and_no_other(tmp_path: Path) -> None:
     texts = made_texts(groups=60, copies=2)
+    groups = SimilarGroups(len(texts), lambda one, other: 1.0 if (one, other) in pairs else 0.0, 0.8)
     pairs = true_pairs(texts, 0.8)
-    expected = {n.ordinal: n.first for n in group_pairs([(low, high, 0.8) for low, high in pairs])}
+    groups.join(range(len(texts)))
+    for pair in sorted(pairs):
+        groups.join(pair)
+    expected = {duplicate.number: duplicate.first for duplicate in groups.duplicates()}
     assert 60 < len(expected) < 120  # some copies are changed too much: the border runs through the examples
-    found = found_in(tmp_path / "one", texts, list(range(len(texts))), 1)
-    assert not found.exact
-    assert {near.ordinal: near.first for near in found.near}.items() <= expected.items()
-    assert len(found.near) >= 0.98 * len(expected)
-    assert found.num_candidates < 300  # the bands are selective: 16,110 pairs are possible
+    config = DedupConfig(bands=21, rows=6)
+    removed = removed_of(table_of(texts), tmp_path, config)
+    assert set(removed["step"].to_pylist()) == {"near_duplicates"}
+    found = dict(zip(removed["ordinal"].to_pylist(), named_in(removed["detail"]), strict=True))
+    assert found.items() <= expected.items()
+    assert len(found) >= 0.98 * len(expected)
 
 
-def test_order_and_files_do_not_matter(tmp_path: Path) -> None:
+def test_order_and_workers_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = made_texts(groups=20, copies=2) + ["same text"] * 3
-    order = list(range(len(texts)))
-    one = found_in(tmp_path / "one", texts, order, 1)
-    assert one.exact == [(61, 60), (62, 60)]
-    assert len(one.near) > 20
-    assert found_in(tmp_path / "other", texts, random.Random(1).sample(order, len(order)), 4) == one
+    one = removed_of(table_of(texts), tmp_path / "one")
+    assert one["ordinal"].to_pylist()[:2] == [61, 62] and len(one) > 20
+    monkeypatch.setattr("lifecycle.data.documents.ROW_GROUP", 10)  # six stretches
+    monkeypatch.setattr("lifecycle.data.dedup.PIECE", 2)
+    assert removed_of(table_of(texts), tmp_path / "other", workers=2) == one
+    backwards = removed_of(table_of(texts[::-1]), tmp_path / "backwards")
+    pairs = [
+        {tuple(sorted((ordinal, first))) for ordinal, first in zip(found["ordinal"].to_pylist(), firsts, strict=True)}
+        for found, firsts in (
+            (one, named_in(one["detail"])),
+            (backwards, named_in(backwards["detail"])),
+        )
+    ]
+    groups = [_components(own) for own in pairs]
+    last = len(texts) - 1
+    assert groups[0] == {frozenset(last - member for member in group) for group in groups[1]}
 
 
-def test_first_document_stays_and_the_reason_names_it() -> None:
+def _components(pairs: set[tuple[int, int]]) -> set[frozenset[int]]:
+    members: dict[int, set[int]] = {}
+    for low, high in sorted(pairs):
+        joined = members.get(low, {low}) | members.get(high, {high})
+        members |= dict.fromkeys(joined, joined)
+    return {frozenset(group) for group in members.values()}
+
+
+def test_first_document_stays_and_the_reason_names_it(tmp_path: Path) -> None:
     base = " ".join(WORDS[:200])
     near = base.replace("word150", "changed")
     texts = [base, "something else entirely, and short", near, base, "something else entirely, and short"]
     documents = table_of(texts, "src")
-    found = verdicts(documents, deduplicate(documents, 0.8))
+    found = verdicts(documents, removed_of(documents, tmp_path))
     assert [v.step for v in found] == [None, None, "near_duplicates", "exact_duplicates", "exact_duplicates"]
     assert "src:f0" in (found[2].detail or "")
     assert [v.detail for v in found[3:]] == ["same text as src:f0", "same text as src:f1"]
 
 
-def test_a_part_of_the_documents_is_compared_by_its_ordinals() -> None:
-    documents = table_of(["other text", "first text", "some text", "first text", "other text"]).slice(1)
-    removed = deduplicate(documents, 0.8)
+def test_a_part_of_the_documents_is_compared_by_its_ordinals(tmp_path: Path) -> None:
+    documents = table_of(["other text", "first text", "some text", "first text", "other text"])
+    removed = removed_of(documents, tmp_path, among=range(1, 5))
     assert removed["ordinal"].to_pylist() == [3] and removed["detail"].to_pylist() == ["same text as s:f1"]
 
 
-def test_texts_without_words_are_not_alike() -> None:
-    assert not len(deduplicate(table_of(["!!!\n", "???\n", "...\n"]), 0.8))
+def test_texts_without_words_are_not_alike(tmp_path: Path) -> None:
+    assert not len(removed_of(table_of(["!!!\n", "???\n", "...\n"]), tmp_path))
 
 
-@pytest.mark.parametrize("jaccard", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
-def test_bands_keep_the_promised_recall(jaccard: float) -> None:
-    bands, rows = bands_for(jaccard)
-    assert bands * rows <= NUM_HASHES
-    assert 1 - (1 - jaccard**rows) ** bands >= MIN_RECALL
+def test_blocks_of_keys_find_what_one_block_finds(tmp_path: Path) -> None:
+    rows = pa.table({"ordinal": range(200), "key": [number % 70 for number in range(199)] + [None]})
+    rows = rows.cast(pa.schema([("ordinal", pa.int64()), ("key", pa.uint64())]))
+    pq.write_table(rows, tmp_path / "keys.parquet")
+    links = []
+    for rows_each in (1000, 30):
+        call_alone(_links_in_blocks, tmp_path, rows_each)
+        links.append(pq.read_table(tmp_path / "found.parquet"))
+    assert links[0] == links[1] and len(links[0]) == 199 - 70
+    assert links[0].slice(0, 2).to_pylist() == [{"first": 0, "ordinal": 70}, {"first": 0, "ordinal": 140}]
+
+
+def _links_in_blocks(folder: Path, rows_each: int) -> None:
+    from lifecycle.data import daft_adapter
+
+    daft_adapter.BLOCK_ROWS = rows_each
+    daft_adapter.write_links(folder / "keys.parquet", {"found": ("key",)}, folder)
+
+
+def test_settings_that_would_find_few_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"find 5% .*jaccard=0\.5.*choose bands=37, rows=3"):
+        validate(DedupConfig, {"jaccard": 0.5})
+    assert validate(DedupConfig, {"jaccard": 0.5, "bands": 37, "rows": 3}).bands == 37
+
+
+@given(*[st.lists(st.sampled_from("abcdefgh"), min_size=at, max_size=40) for at in (1, 0)])
+def test_similarity_of_shingles_is_that_of_sets_of_words(one: list[str], other: list[str]) -> None:
+    sets = [{tuple(words[at : at + 5]) for at in range(max(1, len(words) - 4))} for words in (one, other)]
+    sets[1] -= {()}
+    found = jaccard_similarity(shingles(" ".join(one)), shingles(", ".join(other).upper()))
+    assert found == pytest.approx(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
+
+
+def test_signatures_agree_as_often_as_sets_do() -> None:
+    chance = random.Random(0)
+    pairs, agreeing, expected = 300, 0, 0.0
+    for _ in range(pairs):
+        words = chance.choices(WORDS, k=300)
+        changed = [f"new{chance.random()}" if chance.random() < 0.02 else word for word in words]
+        texts = [" ".join(words), " ".join(changed)]
+        keys = np.array(signed(table_of(texts), DedupConfig(bands=64, rows=1))["bands"].to_pylist(), np.uint64)
+        agreeing += int((keys[0] == keys[1]).sum())
+        expected += jaccard_similarity(*map(shingles, texts))
+    assert agreeing / (64 * pairs) == pytest.approx(expected / pairs, abs=0.01)  # a standard error of 0.003
 
 
 @settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(lambda e: e[0] < e[1]), max_size=25), st.randoms()
 )
-def test_groups_are_components_whatever_the_order_of_edges(edges: list[tuple[int, int]], chance: random.Random) -> None:
-    scored = [(low, high, 0.8 + (low + high) / 1000) for low, high in set(edges)]
-    found = group_pairs(sorted(scored))
-    chance.shuffle(scored)
-    assert group_pairs(scored) == found
-    # Independent check: transitive closure by matrix powers.
-    near = np.eye(13, dtype=bool)
-    for low, high in edges:
-        near[low, high] = near[high, low] = True
-    for _ in range(4):
-        near = near @ near
-    assert {d.ordinal: d.first for d in found} == {n: int(near[n].argmax()) for n in range(13) if near[n].argmax() < n}
+def test_groups_are_components_whatever_the_order_of_pairs(pairs: list[tuple[int, int]], chance: random.Random) -> None:
+    found = []
+    for _ in range(2):
+        groups = SimilarGroups(13, lambda one, other: 0.8 + (one + other) / 1000, 0.8)
+        for pair in pairs:
+            groups.join(pair)
+        found.append({(duplicate.number, duplicate.first) for duplicate in groups.duplicates()})
+        chance.shuffle(pairs)
+    assert found[0] == found[1]
+    assert _components(set(pairs)) == _components(found[0])

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
-from document_tables import data_config, table_of
+from document_tables import data_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.documents import SPLITS, file_of, read_documents
 from lifecycle.data.pipeline import prepare_documents
-from lifecycle.data.split import heldout_flags
+from lifecycle.data.split import heldout_flags, split_positions
 from lifecycle.data.tagging import tag_documents
 
 NOUNS = ["harbour", "letter", "garden", "engine", "river", "teacher", "window", "market", "winter", "bridge", "paper"]
@@ -177,8 +177,13 @@ def test_reading_what_is_not_there(tmp_path: Path) -> None:
         next(read_documents(tmp_path, "kept"))
 
 
-def flags_of(texts: list[str], fraction: float, seed: int) -> list[bool]:
-    return heldout_flags(table_of(texts), fraction, seed).tolist()
+def flags_of(
+    texts: list[str], fraction: float, seed: int, sources: list[int] | None = None, most_bytes: int = 10**9
+) -> list[bool]:
+    contents = np.array([int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) for text in texts], np.uint64)
+    sizes = np.array([len(text) for text in texts], np.int64)
+    numbers = np.array([0] * len(texts) if sources is None else sources, np.int64)
+    return heldout_flags(split_positions(contents, seed), numbers, sizes, fraction, most_bytes).tolist()
 
 
 @given(st.sets(st.text(st.characters(codec="utf-8")), min_size=2, max_size=30), st.integers(0, 5), st.randoms())
@@ -195,12 +200,19 @@ def test_split_size_growth_and_every_source() -> None:
     flags = flags_of(texts, 0.05, 0)
     assert 150 < sum(flags) < 250
     assert flags_of(texts[:2000], 0.05, 0) == flags[:2000]
+    others = flags_of(texts, 0.05, 1)
+    assert 150 < sum(others) < 250 and sum(map(min, flags, others)) < 50  # seeds draw independently
     unlucky = [text for text, flag in zip(texts, flags, strict=True) if not flag][:40]
-    both = pa.concat_tables([table_of(texts, "large"), table_of(unlucky, "small")])
-    assert sum(heldout_flags(both, 0.05, 0)[4000:]) == 1
+    assert sum(flags_of(texts + unlucky, 0.05, 0, [0] * 4000 + [1] * 40)[4000:]) == 1
     assert [sum(flags_of(texts[:count], 0.0001, 0)) for count in (2, 3, 20)] == [1, 2, 2]
     with pytest.raises(ConfigError, match="1 document left"):
         flags_of(["alone"], 0.5, 0)
+
+
+def test_a_large_corpus_holds_out_no_more_text_than_asked() -> None:
+    texts = [f"text {number:04d}" for number in range(4000)]
+    flags, capped = flags_of(texts, 0.05, 0), flags_of(texts, 0.05, 0, most_bytes=900)
+    assert sum(capped) == 100 and all(flag for flag, kept in zip(flags, capped, strict=True) if kept)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def test_every_step_writes_the_columns_that_it_declares() -> None:
     [
         {"language": {"min_score": 0.5}}, {"language": {"keep": ["en"]}}, {"pii": ["email"]}, {"heldout_fraction": 0.2},
         {"quality": {"min_words": 51}}, {"quality": {"max_words": 99}}, {"quality": {"disable": ["stop_words"]}},
-        {"dedup": {"jaccard": 0.7}}, {"decontamination": {"ngram": 9}}, {"decontamination": {"min_overlap": 0.4}},
+        {"dedup": {"jaccard": 0.9}}, {"dedup": {"bands": 20}}, {"decontamination": {"ngram": 9}},
+        {"decontamination": {"min_overlap": 0.4}}, {"heldout_bytes": 99},
     ],
 )  # fmt: skip
 def test_settings_of_map_steps_are_tagging_s_and_all_others_selection_s(settings: dict[str, Any]) -> None:

@@ -1,0 +1,100 @@
+"""Memory of tagging and selecting documents, for several sizes of the same kind of text.
+
+    uv run benchmarks/data/memory.py TEXT.jsonl [--sizes 400 1600]
+
+TEXT.jsonl has real documents in the column `text`, from whose sentences the input is made. Prints, for each size in
+megabytes, the most memory that all processes of the work had at once (proportional set size, sampled), CPU-seconds,
+megabytes per CPU-second and wall time.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from texts import write_texts
+
+from lifecycle.core.progress import Silent
+from lifecycle.data.config import DataConfig, SourceConfig
+from lifecycle.data.pipeline import prepare_documents
+from lifecycle.data.tagging import tag_documents
+
+SAMPLE_S = 0.2
+
+
+def main() -> None:
+    """Runs each size in a process of its own."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[400, 1600], help="megabytes")
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        work(arguments.run)
+        return
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            num = write_texts(arguments.text, folder / "texts.jsonl", size * 1_000_000)
+            started, before = time.monotonic(), _cpu_seconds()
+            most = _most_memory([sys.executable, __file__, str(arguments.text), "--run", name])
+            took, spent = time.monotonic() - started, _cpu_seconds() - before
+            print(
+                f"{size:6} MB {num:8,} documents  {most / 1e9:.2f} GB of memory  {spent:7.1f} CPU-s  "
+                f"{size / spent:.2f} MB/CPU-s  {took:.0f} s",
+                flush=True,
+            )
+
+
+def work(folder: Path) -> None:
+    """Tags and selects the texts in a folder."""
+    config = DataConfig(sources=(SourceConfig(name="texts", path=str(folder / "texts.jsonl")),))
+    for name in ("tagging", "documents"):
+        (folder / name).mkdir()
+    tag_documents(config, folder / "partitions", folder / "tagging", Silent())
+    summary = prepare_documents(folder / "tagging", config, folder / "documents", Silent(), seed=0)
+    print({entry["step"]: entry["documents_out"] for entry in summary["funnel"]})
+
+
+def _most_memory(command: list[str]) -> int:
+    """Runs a command; the most bytes that it and its descendants had at once."""
+    most = 0
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            most = max(most, sum(map(_memory, _family(process.pid))))
+            time.sleep(SAMPLE_S)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return most
+
+
+def _family(parent: int) -> list[int]:
+    """A process and its descendants."""
+    family = [parent]
+    for pid in family:
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        except OSError:  # it has ended
+            continue
+        family += map(int, children.split())
+    return family
+
+
+def _memory(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:  # it has ended
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The compiled loops over words, by Numba: hashes of words, MinHash signatures, sets of n-grams. Imported late, as
+`compiled_prose.py` is.
+
+Texts are UTF-8, as Arrow holds them. A word is a run of characters that `folded` maps to a letter; others are mapped
+to 0 (`ngrams.folded_characters`).
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from lifecycle.data.mixing import MIX, MULTIPLIER
+
+_HALF = np.uint64(32)
+
+compiled: Any = njit(cache=True, nogil=True)
+inlined: Any = njit(cache=True, nogil=True, inline="always")
+
+
+@inlined
+def _decoded(text: Any, at: int) -> Any:
+    """The character of several bytes that starts at a place, and the place behind it."""
+    first = np.int64(text[at])
+    if first < 0xE0:
+        return (first & 0x1F) << 6 | (text[at + 1] & 0x3F), at + 2
+    if first < 0xF0:
+        return (first & 0x0F) << 12 | (np.int64(text[at + 1]) & 0x3F) << 6 | (text[at + 2] & 0x3F), at + 3
+    middle = (np.int64(text[at + 1]) & 0x3F) << 12 | (np.int64(text[at + 2]) & 0x3F) << 6
+    return (first & 0x07) << 18 | middle | (text[at + 3] & 0x3F), at + 4
+
+
+@compiled
+def hash_words(text: Any, folded: Any, most_chars: int, hashes: Any) -> int:
+    """Fills in the hash of each word, of the words that begin within `most_chars`; returns how many there are."""
+    num = chars = at = 0
+    length = len(text)
+    found, is_word = MIX, False
+    while at < length:
+        if text[at] < 0x80:
+            code = np.int64(text[at])
+            at += 1
+        else:
+            code, at = _decoded(text, at)
+        chars += 1
+        letter = folded[code]
+        if letter:
+            found = (found ^ np.uint64(letter)) * MULTIPLIER
+            found ^= found >> _HALF
+            is_word = True
+        elif is_word:
+            hashes[num] = found
+            num += 1
+            found, is_word = MIX, False
+            if chars > most_chars:
+                break
+    if is_word:
+        hashes[num] = found
+        num += 1
+    return num
+
+
+@inlined
+def _gram(hashes: Any, at: int, n: int) -> Any:
+    """The hash of `n` words: a polynomial of theirs."""
+    total = hashes[at]
+    for offset in range(1, n):
+        total = total * MULTIPLIER + hashes[at + offset]
+    return total
+
+
+@compiled
+def hash_texts(data: Any, offsets: Any, folded: Any, hashes: Any, ends: Any) -> int:
+    """Fills in the words' hashes of all texts, one text after the other, and where each text's end."""
+    num = 0
+    for text in range(len(offsets) - 1):
+        own = data[offsets[text] : offsets[text + 1]]
+        num += hash_words(own, folded, len(own), hashes[num:])
+        ends[text] = num
+    return num
+
+
+@compiled
+def sign(
+    data: Any, offsets: Any, folded: Any, most_chars: int, n: int, factors: Any, terms: Any, keys: Any, nums: Any
+) -> None:
+    """Fills in each text's bands, a row of `keys`, and its number of words.
+
+    Of each hash function `factor * x + term` modulo 2^32 over the texts' n-grams the least value is kept; the values of
+    a band are hashed together. A text of fewer words than `n` is one n-gram.
+    """
+    longest = 0
+    for text in range(len(offsets) - 1):
+        longest = max(longest, offsets[text + 1] - offsets[text])
+    hashes = np.empty(longest // 2 + 1, np.uint64)
+    least = np.empty(len(factors), np.uint32)
+    bands = keys.shape[1]
+    rows = len(factors) // bands
+    for text in range(len(offsets) - 1):
+        num = hash_words(data[offsets[text] : offsets[text + 1]], folded, most_chars, hashes)
+        nums[text] = num
+        size = min(n, num)
+        least[:] = 0xFFFFFFFF
+        for at in range(num - size + 1 if num else 0):
+            gram = np.uint32((_gram(hashes, at, size) * MIX) >> _HALF)
+            for place in range(len(factors)):
+                least[place] = min(least[place], np.uint32(factors[place] * gram + terms[place]))
+        for band in range(bands):
+            key = np.uint64(band)
+            for row in range(rows):
+                key = (key ^ np.uint64(least[band * rows + row])) * MULTIPLIER
+                key ^= key >> _HALF
+            keys[text, band] = key
+
+
+@compiled
+def num_common(one: Any, other: Any) -> int:
+    """How many values two sorted sets have in common."""
+    num = at = place = 0
+    while at < len(one) and place < len(other):
+        if one[at] < other[place]:
+            at += 1
+        elif one[at] > other[place]:
+            place += 1
+        else:
+            num, at, place = num + 1, at + 1, place + 1
+    return num
+
+
+@compiled
+def probe(hashes: Any, sizes: Any, filters: Any, shift: int, places: Any) -> int:
+    """Where an n-gram of one of some sizes may be in an index: fills in rows of (number of the size, first word).
+
+    `filters`, a row for each size, has a bit set under the upper bits of each n-gram that is there.
+    """
+    num = 0
+    for number in range(len(sizes)):
+        n = sizes[number]
+        for at in range(len(hashes) - n + 1):
+            upper = np.int64((_gram(hashes, at, n) * MIX) >> np.uint64(shift))
+            if filters[number, upper >> 3] >> (upper & 7) & 1:
+                places[num, 0], places[num, 1] = number, at
+                num += 1
+    return num

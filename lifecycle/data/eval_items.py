@@ -1,0 +1,80 @@
+"""Text that must not be trained on: held-out documents, and the texts of evaluation rows."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lifecycle.core.config import ConfigError
+from lifecycle.data.documents import document_names
+
+HELDOUT, EVAL = "heldout_overlap", "eval_overlap"  # reasons
+
+
+@dataclass(frozen=True)
+class TestItem:
+    """A held-out document, or one text of an evaluation row."""
+
+    name: str  # shown in the removed document's detail
+    kind: str  # the reason: `HELDOUT` or `EVAL`
+    text: str
+
+    __test__ = False  # not a pytest class
+
+
+def heldout_items(documents: pa.Table) -> list[TestItem]:
+    """Held-out documents as test items."""
+    texts = zip(document_names(documents), documents["text"].to_pylist(), strict=True)
+    return [TestItem(name, HELDOUT, text) for name, text in texts]
+
+
+def eval_items(files: Iterable[Path]) -> list[TestItem]:
+    """An item for every text in the rows of JSONL files, and of Parquet files, of which `text` counts alone if there is
+    such a column. A broken row is text too. Raises `ConfigError` for a file that cannot be read.
+    """
+    return [item for path in files for item in (_eval_parquet if path.suffix == ".parquet" else _eval_file)(path)]
+
+
+def _eval_file(path: Path) -> Iterator[TestItem]:
+    try:
+        # U+2028 and the like do not end a JSON line; one that is not UTF-8 is a faulty row
+        lines = path.read_bytes().decode(errors="replace").split("\n")
+    except OSError as error:
+        raise ConfigError(
+            f"evaluation rows {path}: {error}; they are needed to keep them out of training text"
+        ) from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the task counts it as faulty; its text stays out of training all the same
+            row = line
+        yield from (TestItem(f"{path.name}:{number}", EVAL, text) for text in texts_in(row))
+
+
+def _eval_parquet(path: Path) -> Iterator[TestItem]:
+    try:
+        columns = ["text"] if "text" in pq.read_schema(path).names else None  # documents have much besides
+        rows = pq.read_table(path, columns=columns).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        problem = str(error).partition("\n")[0]
+        raise ConfigError(f"evaluation rows {path}: {problem}; copy the file again") from None
+    for number, row in enumerate(rows, 1):
+        yield from (TestItem(f"{path.name}:{number}", EVAL, text) for text in texts_in(row))
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All strings in a JSON value, depth first."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for element in value:
+            yield from texts_in(element)
+    elif isinstance(value, dict):
+        for element in value.values():
+            yield from texts_in(element)
