@@ -56,7 +56,7 @@ class QualityConfig(Section):
     disable: tuple[ProseRule | CodeRule, ...] = ()
 
 
-LEAST_RECALL = 0.9
+LEAST_RECALL, GOOD_RECALL = 0.5, 0.9  # of pairs just at the threshold: what is more alike is found more often
 
 
 def recall(jaccard: float, bands: int, rows: int) -> float:
@@ -79,7 +79,7 @@ class DedupConfig(Section):
     def _finds_most(self) -> Self:
         found = recall(self.jaccard, self.bands, self.rows)
         if found < LEAST_RECALL:
-            rows = max(rows for rows in range(1, 9) if recall(self.jaccard, 112 // rows, rows) >= LEAST_RECALL)
+            rows = max(rows for rows in range(1, 9) if recall(self.jaccard, 112 // rows, rows) >= GOOD_RECALL)
             raise ValueError(
                 f"dedup.bands={self.bands} and dedup.rows={self.rows} find {found:.0%} of the documents that are just "
                 f"as alike as dedup.jaccard={self.jaccard:g} asks; choose bands={112 // rows}, rows={rows}"
@@ -119,6 +119,8 @@ class DataConfig(Section):
     heldout_bytes: int = Field(default=20_000_000, ge=1)  # of text, at most: more measures no better
     # Left out of manifests and keys: the number of processes never changes the result. None: all cores.
     workers: int | None = Field(default=None, ge=1, exclude=True)
+    engine: Literal["native", "ray"] = Field(default="native", exclude=True)
+    ray_address: str = Field(default="auto", exclude=True)  # as `ray.init` takes it: HOST:PORT, or the cluster that is here
 
     @field_validator("sources")
     @classmethod

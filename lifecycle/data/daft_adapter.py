@@ -20,6 +20,14 @@ LINKS = pa.schema([("first", pa.int64()), ("ordinal", pa.int64())])
 BLOCK_ROWS = 4_000_000  # documents that are grouped at a time: about 1 GB of memory
 
 
+def use_engine(address: str | None) -> None:
+    """Runs what follows on the Ray cluster at this address; None: in this process."""
+    if address is None:
+        daft.set_runner_native()
+    else:
+        daft.set_runner_ray(address)
+
+
 def write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path) -> None:
     """Writes `<name>.parquet` for each key, one or several columns of integers in the Parquet file `keys`, which also
     has `ordinal`.

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from lifecycle.data.config import DecontaminationConfig
 from lifecycle.data.documents import PIECE, Stretch
+from lifecycle.data.engine import Engine, ordered_results
 from lifecycle.data.eval_items import TestItem
 from lifecycle.data.overlap_index import Lookup, Match, OverlapIndex
 from lifecycle.data.selection import removals
 from lifecycle.data.steps import Failure
-from lifecycle.data.workers import ordered_results
 
 STEP = "decontamination"
 
@@ -32,7 +32,7 @@ type Matches = list[tuple[int, Match]]  # of the documents that have one, by ord
 
 def decontaminate(
     stretches: Sequence[Stretch], chosen: Chosen, items: Sequence[TestItem], config: DecontaminationConfig,
-    workers: int, scratch: Path,
+    engine: Engine, scratch: Path,
 ) -> tuple[pa.Table, int]:  # fmt: skip
     """The removals of chosen documents that overlap an item, and the number of items too short to compare; `chosen`
     has an entry for each document."""
@@ -41,7 +41,7 @@ def decontaminate(
         index.lookup.save(Path(folder))
         parts = [(stretch, chosen[stretch.first : stretch.end]) for stretch in stretches]
         pieces = [(piece, Path(folder)) for piece in batched(parts, PIECE)]
-        matches = [match for found in ordered_results(_matches, pieces, workers) for match in found]
+        matches = [match for found in ordered_results(engine, _matches, pieces) for match in found]
     index.drop_boilerplate(match for _, match in matches)
     return removals(STEP, _failures(matches, index, config.min_overlap)), index.num_too_short
 

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import PIECE, Stretch, names_of
+from lifecycle.data.engine import Engine, ordered_results
 from lifecycle.data.selection import removals
 from lifecycle.data.shingle_store import ShingleStore, write_shingles
 from lifecycle.data.similarity import NearDuplicate, SimilarGroups
 from lifecycle.data.steps import Failure
-from lifecycle.data.workers import call_alone, ordered_results
+from lifecycle.data.workers import call_alone
 
 EXACT, NEAR = "exact_duplicates", "near_duplicates"  # the names of the steps
 _CONTENT = ("content_0", "content_1")  # the halves of the content's hash
@@ -33,16 +34,17 @@ type Ordinals = NDArray[np.int64]
 
 
 def deduplicate(
-    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], config: DedupConfig, workers: int, scratch: Path
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], config: DedupConfig, engine: Engine, scratch: Path
 ) -> pa.Table:
     """The removals of duplicates among the chosen documents; `chosen` has an entry for each document."""
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
         folder = Path(name)
         bands = [f"band_{number:03d}" for number in range(config.bands)]
         _write_keys(folder / "keys.parquet", stretches, chosen, bands)
-        call_alone(_write_links, folder / "keys.parquet", {EXACT: _CONTENT} | {band: (band,) for band in bands}, folder)
+        columns = {EXACT: _CONTENT} | {band: (band,) for band in bands}
+        call_alone(_write_links, folder / "keys.parquet", columns, folder, engine.address)
         firsts, copies = _read_links(folder, EXACT)
-        near = _near_duplicates(stretches, folder, bands, copies, config.jaccard, workers)
+        near = _near_duplicates(stretches, folder, bands, copies, config.jaccard, engine)
     named = {*firsts.tolist(), *(ordinal for duplicate in near for ordinal in (duplicate.like, duplicate.first))}
     names = names_of(stretches, np.array(sorted(named), np.int64))
     exact = zip(copies.tolist(), firsts.tolist(), strict=True)
@@ -64,9 +66,10 @@ def _write_keys(path: Path, stretches: Sequence[Stretch], chosen: NDArray[np.boo
             writer.write_table(pa.table([documents["ordinal"], *map(pa.array, halves), *columns], schema=keys))
 
 
-def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path) -> None:
+def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, address: str | None) -> None:
     from lifecycle.data import daft_adapter
 
+    daft_adapter.use_engine(address)
     daft_adapter.write_links(keys, columns, out)
 
 
@@ -77,14 +80,14 @@ def _read_links(folder: Path, name: str) -> tuple[Ordinals, Ordinals]:
 
 
 def _near_duplicates(
-    stretches: Sequence[Stretch], folder: Path, bands: Sequence[str], copies: Ordinals, jaccard: float, workers: int
+    stretches: Sequence[Stretch], folder: Path, bands: Sequence[str], copies: Ordinals, jaccard: float, engine: Engine
 ) -> list[NearDuplicate]:
     """The near-duplicates that the links of the bands lead to, by ordinal; exact copies are none."""
     linked = [np.unique(np.concatenate(_read_links(folder, band))) for band in bands]
     candidates = np.setdiff1d(np.unique(np.concatenate(linked)), copies)
     if not len(candidates):
         return []
-    with _shingles(stretches, candidates, workers, folder) as store:
+    with _shingles(stretches, candidates, engine, folder) as store:
         groups = SimilarGroups(len(candidates), store.similarity, jaccard)
         for band in bands:
             firsts, others = _read_links(folder, band)
@@ -98,13 +101,13 @@ def _near_duplicates(
     ]
 
 
-def _shingles(stretches: Sequence[Stretch], candidates: Ordinals, workers: int, folder: Path) -> ShingleStore:
+def _shingles(stretches: Sequence[Stretch], candidates: Ordinals, engine: Engine, folder: Path) -> ShingleStore:
     """The shingles of the candidates, numbered as they are there."""
     cuts = [np.searchsorted(candidates, [stretch.first, stretch.end]) for stretch in stretches]
     parts = [(stretch, candidates[slice(*cut)]) for stretch, cut in zip(stretches, cuts, strict=True)]
     pieces = list(batched([part for part in parts if len(part[1])], PIECE))
     paths = [folder / f"shingles-{number:05d}.bin" for number in range(len(pieces))]
-    sizes = ordered_results(write_shingles, list(zip(pieces, paths, strict=True)), workers)
+    sizes = ordered_results(engine, write_shingles, list(zip(pieces, paths, strict=True)))
     return ShingleStore(paths, sizes)
 
 

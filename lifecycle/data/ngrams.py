@@ -16,6 +16,7 @@ from lifecycle.data.mixing import MULTIPLIER
 Hashes = NDArray[np.uint64]
 
 _NUM_CODES = 0x110000
+_LAST_LETTERS = 0x40000  # behind them Unicode has no letters
 
 
 def word_hashes(text: str) -> Hashes:
@@ -49,7 +50,9 @@ def utf8(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 @cache
 def folded_characters() -> NDArray[np.uint32]:
     """Of each code point its lower case, of several characters the first; 0 if it is no part of a word."""
-    return np.fromiter(map(_folded, map(chr, range(_NUM_CODES))), np.uint32, _NUM_CODES)
+    folded = np.zeros(_NUM_CODES, np.uint32)
+    folded[:_LAST_LETTERS] = np.fromiter(map(_folded, map(chr, range(_LAST_LETTERS))), np.uint32, _LAST_LETTERS)
+    return folded
 
 
 def _folded(character: str) -> int:

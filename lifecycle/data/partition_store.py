@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 
 from lifecycle.core.files import temporary
 from lifecycle.core.stopping import Stopped
+from lifecycle.data.engine import Engine
 from lifecycle.data.extract import Skipped
 from lifecycle.data.partitions import Partition, tag_files
 from lifecycle.data.sources import SourceFile
-from lifecycle.data.workers import WorkerDiedError, results_in_workers
+from lifecycle.data.workers import WorkerDiedError
 
 ATTEMPTS = 3
 FAILED = "failed"  # the reason of files that are in a partition that failed
@@ -41,7 +42,7 @@ class PartitionStore:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def tag(self, partitions: Sequence[Partition], workers: int) -> Iterator[tuple[int, Tagged]]:
+    def tag(self, partitions: Sequence[Partition], engine: Engine) -> Iterator[tuple[int, Tagged]]:
         """Makes the partitions that are not here. Yields the number of each and what was made of it, as they are
         ready; a failed one's files are skipped, and it is made again by the next call.
 
@@ -54,7 +55,7 @@ class PartitionStore:
             else:
                 yield number, found
         work = [(partitions[number], self.folder) for number in missing]
-        for place, result in results_in_workers(_make, work, workers, ATTEMPTS):
+        for place, result in engine.results(_make, work, ATTEMPTS):
             number = missing[place]
             yield number, _failed(partitions[number], result) if isinstance(result, WorkerDiedError) else result
 

@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lifecycle.core.cores import available_cores
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.decontaminate import decontaminate
 from lifecycle.data.dedup import deduplicate
 from lifecycle.data.documents import SPLITS, DocumentWriter, Split, Stretch, num_documents, tagged_documents
+from lifecycle.data.engine import engine_of
 from lifecycle.data.eval_items import eval_items, heldout_items
 from lifecycle.data.filters import document_steps
 from lifecycle.data.funnel import Funnel, require_training_text
@@ -41,7 +41,7 @@ from lifecycle.data.selection import (
 )
 from lifecycle.data.split import heldout_flags, split_positions
 from lifecycle.data.steps import DocumentStep
-from lifecycle.data.tagging import POOL_BYTES, Reading, read_reading
+from lifecycle.data.tagging import Reading, read_reading
 
 LARGE = ("text", "meta")  # columns that no rule reads
 LISTED = 50  # skipped files named in the stats; funnel.json names all
@@ -83,13 +83,13 @@ def prepare_documents(
     """
     rows = eval_items(eval_rows)
     reading, stretches, steps = read_reading(tagging), tagged_documents(tagging), document_steps(config)
-    workers = config.workers or (available_cores() if reading.num_bytes > POOL_BYTES else 1)
+    engine = engine_of(config, reading.num_bytes)
     schema = tagged_schema(config)
     chosen = _chosen(stretches, steps, [name for name in schema.names if name not in LARGE])
     removed, is_heldout, too_short = REMOVALS.empty_table(), np.zeros_like(chosen), 0
     if chosen.any():
         progress.note(f"looking for duplicates among {chosen.sum()} documents")
-        removed = deduplicate(stretches, chosen, config.dedup, workers, out)
+        removed = deduplicate(stretches, chosen, config.dedup, engine, out)
         chosen[removed["ordinal"].to_numpy()] = False
         is_heldout = _heldout(stretches, chosen, config, seed)
         items = heldout_items(_documents(stretches, is_heldout)) + rows
@@ -97,7 +97,7 @@ def prepare_documents(
         progress.note(
             f"comparing {training.sum()} training documents with {is_heldout.sum()} held-out ones and {len(rows)} rows"
         )
-        overlaps, too_short = decontaminate(stretches, training, items, config.decontamination, workers, out)
+        overlaps, too_short = decontaminate(stretches, training, items, config.decontamination, engine, out)
         removed = pa.concat_tables([removed, overlaps]).sort_by("ordinal")
     stats = _write(Selection(stretches, steps, removed, is_heldout), reading, config, out)
     return stats | {"items_too_short_to_compare": too_short}

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.cores import available_cores
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter
+from lifecycle.data.engine import Engine, engine_of
 from lifecycle.data.extract import Skipped
 from lifecycle.data.partition_store import PartitionStore, Tagged
 from lifecycle.data.partitions import Partition, partitions_of, tagged_schema
@@ -24,7 +24,6 @@ from lifecycle.data.sources import SourceFile, file_size, list_files
 
 READING = "reading.json"
 TEXTLESS = ("empty", "no_text")  # reasons that are no damage
-POOL_BYTES = 3_000_000  # below this, starting worker processes takes longer than the work (0.6 s each, 1 MB/s)
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,8 @@ def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress)
     """
     files = list_files(config)
     num_bytes = sum(map(file_size, files))
-    workers = config.workers or (available_cores() if num_bytes > POOL_BYTES else 1)
     partitions, store = list(partitions_of(files, config)), PartitionStore(kept)
-    made = _make_partitions(store, partitions, workers, progress)
+    made = _make_partitions(store, partitions, engine_of(config, num_bytes), progress)
     with DocumentWriter(out, TAGGED, tagged_schema(config)) as writer:
         for partition, tagged in zip(partitions, made, strict=True):
             if tagged.num_documents:
@@ -61,13 +59,13 @@ def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress)
 
 
 def _make_partitions(
-    store: PartitionStore, partitions: Sequence[Partition], workers: int, progress: Progress
+    store: PartitionStore, partitions: Sequence[Partition], engine: Engine, progress: Progress
 ) -> list[Tagged]:
     """Makes the partitions that are not there yet; what is known of each, in their order."""
     made: dict[int, Tagged] = {}
     progress.start("tagging", total=sum(len(partition.files) for partition in partitions))
     num_files = num_documents = num_skipped = 0
-    for number, tagged in store.tag(partitions, workers):
+    for number, tagged in store.tag(partitions, engine):
         _reject_useless_files(tagged.skipped)
         made[number] = tagged
         num_files += len(partitions[number].files)

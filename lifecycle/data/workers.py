@@ -1,4 +1,4 @@
-"""Worker processes for the pipeline's map steps, and a separate one for Daft.
+"""Worker processes of this machine for the pipeline's map steps, and a separate one for Daft.
 
 Workers are spawned, not forked (a fork would copy locks held by JAX's and Daft's threads), import only the data room,
 and end with their parent, however it ends. A worker that dies takes no other item of the work with it.
@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 
 class WorkerDiedError(RuntimeError):
@@ -35,15 +35,6 @@ def results_in_workers[T, R](
     while waiting:
         for number in (yield from _until_one_dies(function, work, waiting, workers)):
             yield number, _alone(function, work[number], attempts - 1)
-
-
-def ordered_results[T, R](function: Callable[[T], R], work: Sequence[T], workers: int) -> list[R]:
-    """`function(item)` of each item, in their order. Raises `WorkerDiedError` for one whose process dies twice."""
-    found = dict(results_in_workers(function, work, workers, attempts=2))
-    for result in found.values():
-        if isinstance(result, WorkerDiedError):
-            raise result
-    return [cast("R", found[number]) for number in range(len(work))]
 
 
 def _until_one_dies[T, R](

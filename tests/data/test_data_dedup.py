@@ -1,7 +1,7 @@
 """Deduplication: recall and precision on made near-duplicates, and the same choice in any order and partitioning."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.dedup import deduplicate
+from lifecycle.data.engine import Native
 from lifecycle.data.minhash import Sign
 from lifecycle.data.similarity import SimilarGroups, jaccard_similarity, shingles
 from lifecycle.data.steps import run_steps
@@ -59,7 +60,7 @@ def removed_of(
 ) -> pa.Table:  # fmt: skip
     """The removals among some of the documents; None: all."""
     chosen = np.isin(np.arange(len(documents)), range(len(documents)) if among is None else among)
-    return deduplicate(stored(signed(documents, config), folder), chosen, config, workers, folder)
+    return deduplicate(stored(signed(documents, config), folder), chosen, config, Native(workers), folder)
 
 
 def named_in(details: pa.ChunkedArray) -> list[int]:
@@ -92,22 +93,18 @@ def test_order_and_workers_do_not_matter(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("lifecycle.data.dedup.PIECE", 2)
     assert removed_of(table_of(texts), tmp_path / "other", workers=2) == one
     backwards = removed_of(table_of(texts[::-1]), tmp_path / "backwards")
-    pairs = [
-        {tuple(sorted((ordinal, first))) for ordinal, first in zip(found["ordinal"].to_pylist(), firsts, strict=True)}
-        for found, firsts in (
-            (one, named_in(one["detail"])),
-            (backwards, named_in(backwards["detail"])),
-        )
+    groups = [
+        _components(zip(found["ordinal"].to_pylist(), named_in(found["detail"]), strict=True))
+        for found in (one, backwards)
     ]
-    groups = [_components(own) for own in pairs]
     last = len(texts) - 1
     assert groups[0] == {frozenset(last - member for member in group) for group in groups[1]}
 
 
-def _components(pairs: set[tuple[int, int]]) -> set[frozenset[int]]:
+def _components(pairs: Iterable[tuple[int, int]]) -> set[frozenset[int]]:
     members: dict[int, set[int]] = {}
-    for low, high in sorted(pairs):
-        joined = members.get(low, {low}) | members.get(high, {high})
+    for one, other in sorted(pairs):
+        joined = members.get(one, {one}) | members.get(other, {other})
         members |= dict.fromkeys(joined, joined)
     return {frozenset(group) for group in members.values()}
 
@@ -192,4 +189,4 @@ def test_groups_are_components_whatever_the_order_of_pairs(pairs: list[tuple[int
         found.append({(duplicate.number, duplicate.first) for duplicate in groups.duplicates()})
         chance.shuffle(pairs)
     assert found[0] == found[1]
-    assert _components(set(pairs)) == _components(found[0])
+    assert _components(pairs) == _components(found[0])

@@ -137,7 +137,7 @@ tag_documents(data_config(str(corpus), workers=2), kept, out, Silent())
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_makes_the_same_bytes(corpus: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Killed twice with SIGKILL, workers and all: no finished partition is made again."""
-    monkeypatch.setattr("lifecycle.data.tagging.POOL_BYTES", 0)
+    monkeypatch.setattr("lifecycle.data.engine.POOL_BYTES", 0)
     out, kept = tmp_path / "killed", tmp_path / "partitions"
     out.mkdir()
     script = tmp_path / "main.py"

@@ -1,0 +1,111 @@
+"""MinHash deduplication beside datatrove's: from JSON Lines to JSON Lines of the documents that stay.
+
+    uv run benchmarks/data/minhash.py TEXT.jsonl --peer PYTHON [--size 100]
+
+PYTHON is an interpreter with datatrove[io,processing] and spacy; TEXT.jsonl has real documents in the column `text`,
+from whose sentences the input of `--size` megabytes is made. Both sides run in a process of their own, 14 bands of 8
+hash functions, word 5-grams. Prints megabytes per CPU-second of the whole processes, start included, the ratio, and the
+share of the documents that one side keeps and the other does not.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import batched
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from texts import write_texts
+
+from lifecycle.data.config import DedupConfig
+from lifecycle.data.dedup import deduplicate
+from lifecycle.data.documents import TAGGED, DocumentWriter, tagged_documents
+from lifecycle.data.engine import Native
+from lifecycle.data.minhash import Sign
+
+BATCH = 1024  # documents
+
+
+def main() -> None:
+    """Runs both sides on the same input."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--peer", type=Path, help="an interpreter with datatrove")
+    parser.add_argument("--size", type=int, default=100, help="megabytes")
+    parser.add_argument("--jaccard", type=float, default=0.8)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        ours(arguments.run, arguments.jaccard)
+        return
+    if arguments.peer is None:
+        parser.error("--peer PYTHON: an interpreter with datatrove is needed for the other side")
+    measure(arguments, 1)  # Python and Numba keep what they have compiled for the next start
+    num, spent, kept = measure(arguments, arguments.size)
+    rates = [arguments.size / seconds for seconds in spent]
+    print(f"{arguments.size} MB, {num:,} documents; kept by us {len(kept[0]):,}, by datatrove {len(kept[1]):,}")
+    print(f"MB per CPU-second: ours {rates[0]:.1f}, datatrove {rates[1]:.2f}, ratio {rates[0] / rates[1]:.1f}")
+    print(f"kept by one side only: {len(kept[0] ^ kept[1]) / num:.2%} of the documents")
+
+
+def measure(arguments: argparse.Namespace, size: int) -> tuple[int, list[float], list[set[int]]]:
+    """The number of documents in so many megabytes, and of both sides the CPU-seconds and the documents kept."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "input").mkdir()
+        num = write_texts(arguments.text, folder / "input" / "texts.jsonl", size * 1_000_000)
+        own = [sys.executable, __file__, str(arguments.text), "--jaccard", str(arguments.jaccard), "--run", name]
+        peer = [str(arguments.peer), str(Path(__file__).with_name("minhash_peer.py")), f"{name}/input", f"{name}/peer"]
+        spent = [_cpu_seconds_of(command) for command in (own, peer)]
+        return num, spent, [_kept(folder / "ours.jsonl"), _kept(*(folder / "peer" / "kept").glob("*.jsonl"))]
+
+
+def ours(folder: Path, jaccard: float) -> None:
+    """Reads `input/texts.jsonl`, writes `ours.jsonl`."""
+    tagging, config = folder / "tagging", DedupConfig(jaccard=jaccard)
+    tagging.mkdir()
+    sign = Sign(config.bands, config.rows)
+    schema = pa.schema([("text", pa.string()), ("source", pa.string()), ("path", pa.string()), *sign.columns])
+    with DocumentWriter(tagging, TAGGED, schema) as writer:
+        for batch in _batches(folder / "input" / "texts.jsonl"):
+            signed = sign(batch)
+            writer.write(pa.table([*batch.columns, *signed.columns], schema))
+    stretches = tagged_documents(tagging)
+    chosen = np.ones(stretches[-1].end, bool)
+    removed = deduplicate(stretches, chosen, config, Native(1), folder)
+    chosen[removed["ordinal"].to_numpy()] = False
+    with open(folder / "ours.jsonl", "w", encoding="utf-8") as file:
+        for stretch in stretches:
+            kept = stretch.read(["text"]).filter(pa.array(chosen[stretch.first : stretch.end]))
+            file.writelines(json.dumps({"text": text}) + "\n" for text in kept["text"].to_pylist())
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with open(path, "rb") as file:
+        for number, lines in enumerate(batched(file, BATCH)):
+            texts = [json.loads(line)["text"] for line in lines]
+            paths = [str(number * BATCH + at) for at in range(len(texts))]
+            yield pa.record_batch({"text": texts, "source": ["texts"] * len(texts), "path": paths})
+
+
+def _cpu_seconds_of(command: list[str]) -> float:
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=sys.stderr, env=kept)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _kept(*paths: Path) -> set[int]:
+    """A hash of each document that is kept."""
+    return {hash(json.loads(line)["text"]) for path in paths for line in path.read_text("utf-8").split("\n") if line}
+
+
+if __name__ == "__main__":
+    main()

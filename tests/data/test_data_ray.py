@@ -1,0 +1,108 @@
+"""A Ray cluster of two nodes makes the same documents as this machine's own processes."""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from test_data_pipeline import essay
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra `ray`"),
+]
+RAY = Path(sys.executable).with_name("ray")
+PREPARE = """
+import sys
+from pathlib import Path
+from document_tables import data_config
+from lifecycle.core.progress import Silent
+from lifecycle.data.pipeline import prepare_documents
+from lifecycle.data.tagging import tag_documents
+from lifecycle.data import partitions
+partitions.PARTITION_BYTES = 20_000
+folder, engine, address = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+config = data_config(str(folder / "texts"), engine=engine, ray_address=address)
+out = folder / engine
+for name in ("tagging", "documents"):
+    (out / name).mkdir(parents=True)
+tag_documents(config, out / "partitions", out / "tagging", Silent())
+print(prepare_documents(out / "tagging", config, out / "documents", Silent(), 0)["removed"])
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """The address of a cluster of two nodes with a core each, in processes that end with the test."""
+    address = f"127.0.0.1:{free_port()}"
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    nodes: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:  # a socket's path is short
+        head = ["--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false", f"--temp-dir={short}"]
+        try:
+            for how in (head, [f"--address={address}"]):
+                command = [str(RAY), "start", *how, "--num-cpus=1", "--block"]
+                with (tmp_path / f"node{len(nodes)}.log").open("wb") as log:
+                    node = subprocess.Popen(
+                        command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+                    )
+                nodes.append(node)
+                wait_for_nodes(address, nodes)
+            yield address
+        finally:
+            for node in reversed(nodes):
+                with suppress(ProcessLookupError):
+                    os.killpg(node.pid, signal.SIGTERM)
+                node.wait()
+
+
+def wait_for_nodes(address: str, nodes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Returns when so many nodes have joined."""
+    count = f"""
+import ray
+ray.init("{address}", log_to_driver=False, logging_level="ERROR")
+raise SystemExit(sum(node["Alive"] for node in ray.nodes()) < {len(nodes)})
+"""
+    for _ in range(60):
+        assert all(node.poll() is None for node in nodes), "a node has ended; its log says why"
+        if not subprocess.run([sys.executable, "-c", count], stderr=subprocess.DEVNULL, timeout=100).returncode:
+            return
+        time.sleep(1)
+    pytest.fail("the nodes have not found each other in a minute")
+
+
+def test_a_cluster_makes_the_same_rows(tmp_path: Path, cluster: str) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(60):  # every fifth one a near-copy
+        text = essay(number - 1).replace("The", "This", 1) if number % 5 == 4 else essay(number)
+        (texts / f"{number:02d}.txt").write_text(text)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    printed = {
+        engine: subprocess.run(
+            [sys.executable, "-c", PREPARE, str(tmp_path), engine, cluster],
+            env=environment, check=True, stdout=subprocess.PIPE, text=True,
+        ).stdout
+        for engine in ("native", "ray")
+    }  # fmt: skip
+    assert printed["native"] == printed["ray"] and "'documents': 0" not in printed["native"]
+    for name in ("tagging", "documents"):
+        files = {
+            engine: {path.name: path.read_bytes() for path in sorted((tmp_path / engine / name).iterdir())}
+            for engine in ("native", "ray")
+        }
+        assert files["native"] == files["ray"]
