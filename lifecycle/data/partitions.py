@@ -8,7 +8,7 @@ a new file changes the partition that it is in, and seldom one next to it.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -19,14 +19,14 @@ import pyarrow as pa
 from lifecycle.core.config import ConfigError, digest
 from lifecycle.data.code_version import code_version
 from lifecycle.data.config import DataConfig, SourceConfig
-from lifecycle.data.extract import RawDocument, Skipped, extract_file, raw_batch
+from lifecycle.data.extract import extract_file
 from lifecycle.data.filters import document_steps
+from lifecycle.data.raw import RawDocument, Skipped, raw_batch
 from lifecycle.data.row_parts import row_parts
-from lifecycle.data.sources import SourceFile, content_hash, file_size
+from lifecycle.data.sources import ARCHIVES, SourceFile, content_hash, file_size
 from lifecycle.data.steps import run_steps
 
-PARTITION_BYTES = 500_000  # about a second's work: small enough that two workers end at about the same time
-MOST_PARTITIONS = 4  # of these bytes in one partition, if it has several files
+MOST_PARTITIONS = 4  # times `data.partition_bytes` in one partition, if it has several files
 BATCH_CHARS = 4_000_000  # text that a map step gets at a time, even if one file has millions of rows
 
 
@@ -59,24 +59,26 @@ class Partition:
     @cached_property
     def key(self) -> str:
         """What decides its documents and their columns, as a hash."""
-        source = self.source
         named = zip(self.files, self.contents, strict=True)
+        elsewhere = {"path", "include"}  # said by the files' names
+        if all(entry.format and entry.format not in ARCHIVES for entry in self.files):
+            elsewhere.add("exclude")
         return digest({
             "files": [(entry.path, entry.format, content) for entry, content in named],
-            "source": source.model_dump(mode="json", exclude={"path", "include", "exclude"}),
+            "source": self.source.model_dump(mode="json", exclude=elsewhere),
             "settings": {name: value for name, value in self.config.tagging().items() if name != "sources"},
             "code": code_version(__name__),
         })  # fmt: skip
 
 
 def partitions_of(files: Sequence[SourceFile], config: DataConfig) -> Iterator[Partition]:
-    """Cuts a list of files into partitions of about `PARTITION_BYTES`. A file ends one with a probability of its share
-    of these bytes, drawn from its name."""
+    """Cuts a list of files into partitions of about `data.partition_bytes`. A file ends one with a probability of its
+    share of these bytes, drawn from its name."""
     for _, own in groupby(files, key=attrgetter("source")):
         part: list[SourceFile] = []
         size = 0
         for entry in own:
-            if pieces := _parts(entry):
+            if pieces := _parts(entry, config.partition_bytes):
                 if part:
                     yield Partition(tuple(part), config)
                 yield from (Partition((piece,), config) for piece in pieces)
@@ -84,18 +86,18 @@ def partitions_of(files: Sequence[SourceFile], config: DataConfig) -> Iterator[P
                 continue
             part.append(entry)
             size += file_size(entry)
-            is_drawn = zlib.crc32(entry.path.encode()) / 2**32 * PARTITION_BYTES < file_size(entry)
-            if is_drawn or size >= MOST_PARTITIONS * PARTITION_BYTES:
+            is_drawn = zlib.crc32(entry.path.encode()) / 2**32 * config.partition_bytes < file_size(entry)
+            if is_drawn or size >= MOST_PARTITIONS * config.partition_bytes:
                 yield Partition(tuple(part), config)
                 part, size = [], 0
         if part:
             yield Partition(tuple(part), config)
 
 
-def _parts(entry: SourceFile) -> list[SourceFile]:
-    """The parts of a large file of rows; none of others."""
-    most = MOST_PARTITIONS * PARTITION_BYTES
-    if entry.format not in ("jsonl", "parquet") or file_size(entry) <= most:
+def _parts(entry: SourceFile, partition_bytes: int) -> list[SourceFile]:
+    """The parts of a large file that can be cut; none of others."""
+    most = MOST_PARTITIONS * partition_bytes
+    if file_size(entry) <= most:
         return []
     return [replace(entry, part=part) for part in row_parts(entry.file, entry.format, most)]
 
@@ -108,23 +110,36 @@ def tagged_schema(config: DataConfig) -> pa.Schema:
 
 def tag_files(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
     """Reads files and runs the map steps on them; returns the documents, in order, and the unusable files and rows."""
-    config = partition.config
-    steps = [step.measure for step in document_steps(config)]
-    items = [
-        item
-        for entry in partition.files
-        for item in extract_file(entry, config.sources[entry.source], config.max_document_bytes)
-    ]
-    documents = [item for item in items if isinstance(item, RawDocument)]
-    batches = [run_steps(raw_batch(batch), steps) for batch in _batches(documents)]
-    return pa.Table.from_batches(batches, tagged_schema(config)), [item for item in items if isinstance(item, Skipped)]
+    skipped: list[Skipped] = []
+    steps = [step.measure for step in document_steps(partition.config)]
+    batches = [run_steps(batch, steps) for batch in raw_batches(partition, skipped)]
+    return pa.Table.from_batches(batches, tagged_schema(partition.config)), skipped
 
 
-def _batches(documents: Sequence[RawDocument]) -> Iterator[Sequence[RawDocument]]:
+def raw_batches(partition: Partition, skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:
+    """The documents of the files, `BATCH_CHARS` at a time; what is not used is appended to `skipped`."""
+    return map(raw_batch, _batches(_documents(partition, skipped)))
+
+
+def _documents(partition: Partition, skipped: list[Skipped]) -> Iterator[RawDocument]:
+    """The documents of the files, one at a time; what is not used is appended to `skipped`."""
+    for entry in partition.files:
+        for item in extract_file(entry, partition.source, partition.config.max_document_bytes):
+            if isinstance(item, Skipped):
+                skipped.append(item)
+            else:
+                yield item
+
+
+def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
     """Cuts documents into batches of about `BATCH_CHARS`."""
-    start = size = 0
-    for at, document in enumerate(documents, 1):
+    batch: list[RawDocument] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
         size += len(document.text)
-        if size >= BATCH_CHARS or at == len(documents):
-            yield documents[start:at]
-            start, size = at, 0
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

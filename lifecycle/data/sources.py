@@ -8,6 +8,7 @@ is made.
 
 import hashlib
 import os
+import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,23 +22,25 @@ from lifecycle.core.fetched import copy_of, is_stored, local_copy, objects_at
 from lifecycle.core.store import StoredObject
 from lifecycle.core.web import web_file
 from lifecycle.core.web_address import is_on_web
+from lifecycle.data.code_language import LANGUAGE_OF_SUFFIX as LANGUAGE_OF_SUFFIX
+from lifecycle.data.code_language import language_of_name
 from lifecycle.data.config import DataConfig, SourceConfig
 from lifecycle.data.row_parts import RowPart
+from lifecycle.data.streams import inner_name
 
 FORMAT_OF_SUFFIX = {
     ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown", ".rst": "rst", ".rest": "rst",
-    ".html": "html", ".htm": "html", ".xhtml": "html", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet",
+    ".html": "html", ".htm": "html", ".xhtml": "html", ".tex": "latex", ".ltx": "latex", ".eml": "mail",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv",
+    ".tsv": "csv", ".warc": "warc", ".wet": "warc", ".mbox": "mbox", ".epub": "epub", ".tar": "tar", ".zip": "zip",
 }  # fmt: skip
-LANGUAGE_OF_SUFFIX = {
-    ".py": "python", ".pyi": "python", ".pyx": "cython", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp",
-    ".cxx": "cpp", ".hpp": "cpp", ".cu": "cuda", ".rs": "rust", ".go": "go", ".java": "java", ".kt": "kotlin",
-    ".scala": "scala", ".js": "javascript", ".mjs": "javascript", ".jsx": "javascript", ".ts": "typescript",
-    ".tsx": "typescript", ".rb": "ruby", ".pl": "perl", ".php": "php", ".lua": "lua", ".r": "r", ".jl": "julia",
-    ".swift": "swift", ".cs": "csharp", ".hs": "haskell", ".ml": "ocaml", ".ex": "elixir", ".erl": "erlang",
-    ".sh": "shell", ".bash": "shell", ".ps1": "powershell", ".sql": "sql", ".css": "css", ".tex": "tex",
-    ".proto": "protobuf", ".cmake": "cmake", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml",
-}  # fmt: skip
-TEXT_NAMES = ("license", "licence", "copying", "readme", "notice", "authors", "changelog", "changes", "news", "todo")
+ARCHIVES = ("tar", "zip")
+# Formats that a source's `format` does not replace: they hold what is in it.
+CONTAINERS = ("jsonl", "json", "parquet", "arrow", "csv", "warc", "mbox", "epub", *ARCHIVES)
+TEXT_NAMES = (
+    "license", "licence", "copying", "copyright", "readme", "notice", "authors", "changelog", "changes", "news", "todo",
+)  # fmt: skip
+_MAN_PAGE = re.compile(r"\.[1-9][a-z]{0,6}")  # a section, and what its pages belong to: .1, .3pm, .1ssl
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class SourceFile:
     source: int
     file: Path  # of one in a store: where `fetch_sources` copies it
     path: str
-    format: str  # a `Format`, "jsonl" or "parquet"; "" if the name does not tell
+    format: str  # a `Format` or one of `CONTAINERS`; "" if the name does not tell
     stored: StoredObject | None = None
     part: RowPart | None = None  # of a large file of rows; None: all of it
 
@@ -87,15 +90,19 @@ def fetch_sources(config: DataConfig) -> None:
 
 
 def format_of(path: str, source: SourceConfig) -> str:
-    """A file's format: from its suffix for row files, else the source's `format` if set, else from suffix or name."""
-    name = PurePosixPath(path)
-    suffix = name.suffix.lower()
-    by_name = FORMAT_OF_SUFFIX.get(suffix, "code" if suffix in LANGUAGE_OF_SUFFIX else "")
-    if by_name in ("jsonl", "parquet"):
-        return by_name
+    """The format of a file, or of what is in a compressed one: from its suffix for what holds several documents, else
+    the source's `format` if set, else from suffix or name; "" if these do not tell."""
+    name = PurePosixPath(inner_name(path)[0])
+    by_suffix = FORMAT_OF_SUFFIX.get(name.suffix.lower(), "")
+    if by_suffix in CONTAINERS:
+        return by_suffix
     if source.format:
         return source.format
-    return by_name or ("text" if name.stem.lower() in TEXT_NAMES else "")
+    if language_of_name(path):
+        return "code"
+    if name.stem.lower() in TEXT_NAMES:
+        return by_suffix or "text"
+    return by_suffix or ("man" if _MAN_PAGE.fullmatch(name.suffix) else "")
 
 
 def source_fingerprint(config: DataConfig) -> dict[str, Any]:
@@ -120,13 +127,14 @@ def _printable(name: str) -> str:
 
 def content_hash(entry: SourceFile) -> str:
     """What is in a file, or in a part of it, as a hash; of one in a store by its tag there."""
-    span = None if entry.part is None else (entry.part.begin, entry.part.end)
-    columns = "" if entry.part is None else entry.part.schema
+    part = entry.part
+    span = None if part is None else (part.begin, part.end)
     if entry.stored is not None:
         return entry.stored.tag if span is None else f"{entry.stored.tag} {span}"
+    place = "" if part is None else f" {part.begin} {part.first_row} {part.schema}"  # documents are named by them
     try:
         found = entry.file.stat()
-        return _hashed(entry.file, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino), span) + columns
+        return _hashed(entry.file, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino), span) + place
     except OSError as error:  # the pipeline skips and lists it; once it is readable, the fingerprint changes
         return f"unreadable: {error.errno}"
 
@@ -162,15 +170,27 @@ def _listed(source: SourceConfig) -> Iterator[tuple[str, Path, StoredObject]]:
             yield name, place / name, stored
 
 
-def _is_included(name: str, source: SourceConfig) -> bool:
-    """Whether the globs match a name, as `Path.glob` does in a folder."""
+def is_excluded(name: str, source: SourceConfig) -> bool:
+    """Whether a source leaves out a name, or a folder that it is in."""
     path = PurePosixPath(name)
-    above = [parent.parts for parent in path.parents if parent.parts]
-    is_excluded = any(_globs(parts, pattern) for pattern in source.exclude for parts in (path.parts, *above))
-    return not is_excluded and any(_globs(path.parts, pattern) for pattern in source.include)
+    return any(_is_left_out(above.parts, source) for above in (path, *path.parents) if above.parts)
+
+
+def _is_included(name: str, source: SourceConfig) -> bool:
+    return not is_excluded(name, source) and _is_asked(PurePosixPath(name).parts, source)
+
+
+def _is_asked(parts: tuple[str, ...], source: SourceConfig) -> bool:
+    return any(_globs(parts, pattern) for pattern in source.include)
+
+
+def _is_left_out(parts: tuple[str, ...], source: SourceConfig) -> bool:
+    return any(_globs(parts, pattern) for pattern in source.exclude)
 
 
 def _globs(parts: tuple[str, ...], pattern: str) -> bool:
+    """Whether a glob matches the parts of a name, as `Path.glob` does in a folder."""
+
     def match(parts: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
         if not patterns:
             return not parts
@@ -178,20 +198,36 @@ def _globs(parts: tuple[str, ...], pattern: str) -> bool:
             return match(parts, patterns[1:]) or (bool(parts) and match(parts[1:], patterns))
         return bool(parts) and fnmatchcase(parts[0], patterns[0]) and match(parts[1:], patterns[1:])
 
-    return match(parts, PurePosixPath(pattern).parts)
+    return match(parts, _glob_parts(pattern))
+
+
+@lru_cache
+def _glob_parts(pattern: str) -> tuple[str, ...]:
+    return PurePosixPath(pattern).parts
 
 
 def _matches(source: SourceConfig) -> Iterator[tuple[str, Path, None]]:
+    """The files below a folder. One that is a link to nothing, or to itself, and a folder that cannot be listed are
+    among them: reading them tells why."""
     root = source_folder(source)
     if root.is_file():
         yield _printable(root.name), root, None
         return
-    try:
-        excluded = {path for pattern in source.exclude for path in root.glob(pattern)}
-        included = {path for pattern in source.include for path in root.glob(pattern)} - excluded
-    except (ValueError, NotImplementedError) as error:
-        raise ConfigError(f"source {source.name!r}: a glob of include or exclude cannot be used: {error}") from None
-    for file in included:
-        below = file.relative_to(root)
-        if file.is_file() and not any(root / parent in excluded for parent in below.parents):
-            yield _printable(below.as_posix()), file, None
+    for pattern in (*source.include, *source.exclude):
+        if not _glob_parts(pattern) or pattern.startswith("/"):
+            raise ConfigError(f"source {source.name!r}: a glob of include or exclude cannot be used: {pattern!r}")
+    unlisted: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=lambda error: unlisted.append(error.filename)):
+        above = Path(folder).relative_to(root).parts
+        folders[:] = (name for name in folders if not _is_left_out((*above, name), source))
+        for name in files:
+            parts, file = (*above, name), Path(folder, name)
+            if _is_asked(parts, source) and not _is_left_out(parts, source) and _is_readable(file):
+                yield _printable("/".join(parts)), file, None
+    for name in unlisted:
+        yield _printable(Path(name).relative_to(root).as_posix()), Path(name), None
+
+
+def _is_readable(file: Path) -> bool:
+    """Whether this is a file, or the link to one that is not there; not a pipe, device or socket."""
+    return file.is_file() or (file.is_symlink() and not file.exists())

@@ -7,28 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from extraction import document, extract, skipped
 
-from lifecycle.data.config import SourceConfig
-from lifecycle.data.extract import RawDocument, Skipped, extract_file, raw_batch
-from lifecycle.data.sources import SourceFile, format_of
-
-
-def extract(path: Path, content: bytes | str, max_bytes: int = 100_000, **settings: str) -> list[RawDocument | Skipped]:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    source = SourceConfig.model_validate({"name": "s", "path": str(path), "license": "MIT", **settings})
-    return list(extract_file(SourceFile(0, path, path.name, format_of(path.name, source)), source, max_bytes))
-
-
-def document(found: list[RawDocument | Skipped]) -> RawDocument:
-    (only,) = found
-    assert isinstance(only, RawDocument)
-    return only
-
-
-def skipped(found: list[RawDocument | Skipped]) -> Skipped:
-    (only,) = found
-    assert isinstance(only, Skipped)
-    return only
+from lifecycle.data.raw import RawDocument, Skipped, raw_batch
 
 
 @pytest.mark.parametrize(

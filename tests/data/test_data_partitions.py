@@ -26,6 +26,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.data import code_version as versions
 from lifecycle.data import partition_store, partitions, row_parts
 from lifecycle.data.code_version import code_version
+from lifecycle.data.config import DataConfig
 from lifecycle.data.extract import Skipped
 from lifecycle.data.partition_store import ATTEMPTS, PartitionStore
 from lifecycle.data.partitions import Partition, partitions_of
@@ -34,10 +35,11 @@ from lifecycle.data.tagging import read_reading, tag_documents
 from lifecycle.testing.waiting import LIMIT_S
 from tests.data.test_data_pipeline import essay, hashes
 
+SMALL = 6000  # bytes of a partition
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partitions, "PARTITION_BYTES", 6000)
+
+def config_of(path: Path | str, **settings: Any) -> DataConfig:
+    return data_config(str(path), **{"partition_bytes": SMALL, **settings})
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def tag(corpus: Path, name: str = "out", **changes: Any) -> Path:
     out = corpus.parent / name
     out.mkdir(exist_ok=True)
-    tag_documents(data_config(str(corpus), **{"workers": 1, **changes}), corpus.parent / "partitions", out, Silent())
+    tag_documents(config_of(corpus, **{"workers": 1, **changes}), corpus.parent / "partitions", out, Silent())
     return out
 
 
@@ -91,22 +93,20 @@ def test_new_and_changed_files_are_read_with_few_others(corpus: Path, made: list
     (corpus / "essay07.txt").write_text(essay(101))
     tag(corpus, "with_changed")
     assert "essay07.txt" in made and len(made) < 10
-    assert len(stored(corpus)) == len(
-        list(partitions_of(list_files(data_config(str(corpus))), data_config(str(corpus))))
-    )
+    assert len(stored(corpus)) == len(list(partitions_of(list_files(config_of(corpus)), config_of(corpus))))
 
 
 def test_what_decides_the_columns_is_in_the_key(corpus: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     tag(corpus)
-    for changes in ({"quality": {"min_words": 5}}, {"heldout_fraction": 0.2}, {"max_skipped": 0.5}):  # of selection
+    for changes in ({"quality": {"gopher": {"min_words": 5}}}, {"heldout_fraction": 0.2}, {"max_skipped": 0.5}):  # of selection
         made.clear()
         tag(corpus, "selected", **changes)
         assert not made
-    tag(corpus, "masked", pii=["email"])
+    tag(corpus, "masked", pii={"keep": ["email"]})
     assert len(made) == 60
     made.clear()
     monkeypatch.setattr(partitions, "code_version", lambda _: "other code")
-    tag(corpus, "by_other_code", pii=["email"])
+    tag(corpus, "by_other_code", pii={"keep": ["email"]})
     assert len(made) == 60
 
 
@@ -126,11 +126,9 @@ import sys
 from pathlib import Path
 from document_tables import data_config
 from lifecycle.core.progress import Silent
-from lifecycle.data import partitions
 from lifecycle.data.tagging import tag_documents
-partitions.PARTITION_BYTES = 6000
 corpus, kept, out = map(Path, sys.argv[1:])
-tag_documents(data_config(str(corpus), workers=2), kept, out, Silent())
+tag_documents(data_config(str(corpus), workers=2, partition_bytes=6000), kept, out, Silent())
 """
 
 
@@ -257,16 +255,13 @@ def documents(out: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(out.glob("tagged-*")) for row in pq.read_table(path).to_pylist()]
 
 
-def test_parts_of_large_row_files_make_the_documents_of_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_of_large_row_files_make_the_documents_of_the_whole(tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
     rows_of(folder)
     parts = tag(folder, "parts", max_skipped=0.1)
     assert len(stored(folder)) > 3
-    monkeypatch.setattr(partitions, "PARTITION_BYTES", 10**9)
-    whole = tag(folder, "whole", max_skipped=0.1)
+    whole = tag(folder, "whole", max_skipped=0.1, partition_bytes=10**9)
     assert len(stored(folder)) == 1 and hashes(parts) == hashes(whole)
     paths = [row["path"] for row in documents(parts)]
     assert len(paths) == 2 * 299 and paths[16:18] == ["rows.jsonl:17", "rows.jsonl:19"]
@@ -293,7 +288,7 @@ def test_a_renamed_column_is_another_content(tmp_path: Path) -> None:
     for name in ("text", "body"):
         column = pa.table({name: [essay(seed, 9) for seed in range(90)]})
         pq.write_table(column, folder / "rows.parquet", row_group_size=7, compression="none", use_dictionary=False)
-        config = data_config(str(folder))
+        config = config_of(folder)
         keys.append([partition.key for partition in partitions_of(list_files(config), config)])
     assert len(keys[0]) > 1 and not set(keys[0]) & set(keys[1])
 
@@ -341,7 +336,7 @@ def test_a_new_file_changes_few_partitions(sizes: list[int], chance: random.Rand
 
         def cut(names: list[tuple[str, int]]) -> list[tuple[str, ...]]:
             files = [SourceFile(0, Path(name), name, " " * size) for name, size in names]
-            return [tuple(entry.path for entry in part.files) for part in partitions_of(files, data_config("."))]
+            return [tuple(entry.path for entry in part.files) for part in partitions_of(files, config_of("."))]
 
         names = [(f"{number:03d}", size) for number, size in enumerate(sizes)]
         before = cut(names)
@@ -366,7 +361,7 @@ def test_the_version_of_the_code_covers_what_is_imported(monkeypatch: pytest.Mon
 def test_a_store_deletes_only_what_is_not_kept(corpus: Path) -> None:
     tag(corpus)
     store = PartitionStore(corpus.parent / "partitions")
-    config = data_config(str(corpus))
+    config = config_of(corpus)
     every = list(partitions_of(list_files(config), config))
     store.keep(every[:2])
     assert stored(corpus).keys() == {f"{partition.key}.parquet" for partition in every[:2]}

@@ -14,7 +14,9 @@ from obstore.store import MemoryStore
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.store import Store, StoreError
 from lifecycle.data.config import DEFAULT_EXCLUDE, DataConfig, SourceConfig
-from lifecycle.data.sources import _is_included, _matches, fetch_sources, list_files, source_fingerprint
+from lifecycle.data.extract import extract_file
+from lifecycle.data.raw import Skipped
+from lifecycle.data.sources import _is_included, _matches, fetch_sources, format_of, list_files, source_fingerprint
 from tests.website import Website
 
 
@@ -65,6 +67,56 @@ def test_links_to_folders_are_not_followed(tree: Path) -> None:
     ]
 
 
+def test_what_cannot_be_read_is_told(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to nothing and in a circle, a folder that cannot be listed, a file that is gone since."""
+    (tree / "none.txt").symlink_to(tree / "nothing.txt")
+    (tree / "one.txt").symlink_to(tree / "other.txt")
+    (tree / "other.txt").symlink_to(tree / "one.txt")
+    os.mkfifo(tree / "pipe.txt")
+    (tree / "gone.txt").write_text("gone")
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    chosen = config({"path": str(tree)})
+    listed = list_files(chosen)
+    (tree / "gone.txt").unlink()
+    source_fingerprint(chosen)
+    found = {file.path: list(extract_file(file, chosen.sources[0], 1000)) for file in listed}
+    lost = {path: entries[0].detail for path, entries in found.items() if isinstance(entries[0], Skipped)}
+    assert lost == {
+        "none.txt": "No such file or directory", "gone.txt": "No such file or directory",
+        "one.txt": "Too many levels of symbolic links", "other.txt": "Too many levels of symbolic links",
+        "sub/deep": "a folder that cannot be listed",
+    }  # fmt: skip
+    assert {entry.reason for entries in found.values() for entry in entries if isinstance(entry, Skipped)} == {
+        "unreadable"
+    }
+    assert "pipe.txt" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "forced"),
+    [
+        ("a.md", "markdown", "html"), ("README", "text", "html"), ("README.gz", "text", "html"),
+        ("a.1", "man", "text"), ("printf.3posix.gz", "man", "text"), ("copyright", "text", "rst"),
+        ("Makefile", "code", "text"), ("CMakeLists.txt", "code", "text"), ("a.tex", "latex", "text"),
+        ("a.bin", "", "text"), ("liba.so.6", "man", "text"), ("a.eml", "mail", "text"),
+        ("rows.jsonl.zst", "jsonl", None), ("a.json.gz", "json", None), ("a.TSV", "csv", None),
+        ("a.warc.wet.gz", "warc", None), ("a.tgz", "tar", None), ("a.epub", "epub", None), ("a.mbox.xz", "mbox", None),
+    ],
+)  # fmt: skip
+def test_formats_by_name(name: str, format: str, forced: str | None) -> None:
+    """What holds other things keeps its format, whatever the source says of these."""
+    assert format_of(name, SourceConfig(name="s", path=".")) == format
+    chosen = SourceConfig.model_validate({"name": "s", "path": ".", "format": forced or "html"})
+    assert format_of(name, chosen) == (forced or format)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -84,8 +136,11 @@ def test_errors_name_source_and_setting(source: dict[str, Any], message: str) ->
     [
         ({"sources": []}, "sources"),
         ({"sources": [{"name": "a", "path": "."}, {"name": "a", "path": "x"}]}, "two sources are named 'a'"),
-        ({"sources": [{"name": "a", "path": "."}], "quality": {"min_words": 9, "max_words": 3}}, "min_words"),
-        ({"sources": [{"name": "a", "path": "."}], "pii": ["e-mail"]}, "pii"),
+        (
+            {"sources": [{"name": "a", "path": "."}], "quality": {"gopher": {"min_words": 9, "max_words": 3}}},
+            "min_words",
+        ),
+        ({"sources": [{"name": "a", "path": "."}], "pii": {"keep": ["e-mail"]}}, "pii"),
         ({"sources": [{"name": "a", "path": "."}], "dedupe": {}}, "did you mean 'dedup'"),
     ],
 )
@@ -200,4 +255,11 @@ def test_names_match_globs_as_files_do(
         (root / name).touch()
     globs = ("/".join([*include, "*"]),), ("/".join(exclude),)
     source = SourceConfig(name="s", path=str(root), include=globs[0], exclude=globs[1])
-    assert {name for name in names if _is_included(name, source)} == {path for path, _, _ in _matches(source)}
+    left_out = set(root.glob(globs[1][0]))
+    globbed = {
+        path.relative_to(root).as_posix()
+        for path in root.glob(globs[0][0])
+        if path.is_file() and not left_out & {path, *path.parents}
+    }
+    assert {path for path, _, _ in _matches(source)} == globbed
+    assert {name for name in names if _is_included(name, source)} == globbed
