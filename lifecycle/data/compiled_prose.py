@@ -1,213 +1,168 @@
-"""The compiled loops of `prose_measures.py`, by Numba: 1.4 seconds of a process to import and load, so imported late.
+"""Prose, counted: one pass over a text's characters finds its words, lines and paragraphs.
 
-Tables are open-addressed, and used again for each comparison: an entry with another stamp is from before.
+What must hold: a word is what `str.split` makes; a line ends at a line feed and a paragraph at an empty line, as all do
+in normalised text. Line feeds around the text are no part of it. Only integers leave this file, and
+`prose_measures.py` divides them.
 """
 
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from lifecycle.data.character_classes import ALPHABETIC, BULLET, LINE_BREAK, SPACE, STRIPPED
+from lifecycle.data.character_classes import ALPHABETIC, BULLET, ELLIPSIS, SOLID, SPACE, TERMINAL
+from lifecycle.data.compiled_characters import compiled, decoded, inlined
+from lifecycle.data.compiled_repeats import PART, count_ngrams, repeats
+from lifecycle.data.mixing import MIX, MULTIPLIER
 
-_DOT, _HASH, _ELLIPSIS, _NEWLINE = ord("."), ord("#"), ord("…"), ord("\n")
-_MULTIPLIER, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+# What is counted of a text. `tokens` are all words, `words` those that are more than marks; `stop_words` are bits.
+TALLY = np.dtype([(name, np.int64) for name in (
+    "chars", "line_feeds", "tokens", "words", "word_chars", "alphabetic", "stop_words", "sentences", "hashes",
+    "ellipses", "braces", "lines", "short_lines", "punctuated_lines", "bullet_lines", "ellipsis_lines",
+    "repeated_lines", "repeated_line_chars", "paragraphs", "repeated_paragraphs", "repeated_paragraph_chars",
+)])  # fmt: skip
+# The line that is read: `last` has the classes of its last character but for blanks, `dots` counts full stops there.
+_LINE = np.dtype([("key", np.uint64)] + [(name, np.int64) for name in ("chars", "words", "last", "dots")])
+_DOT, _HASH, _BRACE, _NEWLINE = ord("."), ord("#"), ord("{"), ord("\n")
 _HALF = np.uint64(32)
-_LONGEST_TOP = 4  # words of the n-grams of which the most frequent counts; of longer ones all repeats do
-
-compiled: Any = njit(cache=True, nogil=True)
-inlined: Any = njit(cache=True, nogil=True, inline="always")
-
-
-@compiled
-def hash_of(codes: Any, start: int, end: int, in_lower_case: bool) -> Any:
-    """A hash of a stretch of characters; letters of ASCII in lower case, if asked for."""
-    found = _MIX
-    for at in range(start, end):
-        code = codes[at]
-        if in_lower_case and 65 <= code <= 90:
-            code += 32
-        found = (found ^ np.uint64(code)) * _MULTIPLIER
-        found ^= found >> _HALF
-    return found
-
-
-@inlined
-def _seen_before(table: Any, stamp: int, mask: int, key: Any) -> int:
-    """How often a key was counted before with this stamp; counts it. `mask`: one less than the slots in use, a small
-    part of the table for a short text, which a core's cache holds."""
-    keys, stamps, counts = table
-    at = np.int64((key * _MIX) >> _HALF) & mask
-    while stamps[at] == stamp and keys[at] != key:
-        at = (at + 1) & mask
-    if stamps[at] != stamp:
-        keys[at], stamps[at], counts[at] = key, stamp, 0
-    counts[at] += 1
-    return counts[at] - 1
-
-
-@compiled
-def _share(part: float, total: float) -> float:
-    return part / total if total else 0.0
-
-
-@compiled
-def _stripped(codes: Any, classes: Any, bit: int, start: int, end: int) -> Any:
-    """A stretch without the characters of a class at its ends."""
-    while start < end and classes[codes[start]] & bit:
-        start += 1
-    while end > start and classes[codes[end - 1]] & bit:
-        end -= 1
-    return start, end
-
-
-@compiled
-def _lines(codes: Any, classes: Any, table: Any, stamp: int, mask: int, out: Any) -> None:
-    num = chars = bullets = ellipses = repeated = repeated_chars = 0
-    start, length = 0, len(codes)
-    for at in range(length + 1):
-        if at < length and not classes[codes[at]] & LINE_BREAK:
-            continue
-        first, last = _stripped(codes, classes, SPACE, start, at)
-        start, end = at + 1, at
-        if first == last:
-            continue
-        num += 1
-        chars += last - first
-        bullets += bool(classes[codes[first]] & BULLET) and first + 1 < end and bool(classes[codes[first + 1]] & SPACE)
-        has_dots = last - first >= 3 and codes[last - 1] == _DOT and codes[last - 2] == _DOT and codes[last - 3] == _DOT
-        ellipses += codes[last - 1] == _ELLIPSIS or has_dots
-        if _seen_before(table, stamp, mask, hash_of(codes, first, last, False)):
-            repeated += 1
-            repeated_chars += last - first
-    out[0], out[1] = _share(bullets, num), _share(ellipses, num)
-    out[2], out[3] = _share(repeated, num), _share(repeated_chars, chars)
-
-
-@compiled
-def _paragraphs(codes: Any, classes: Any, table: Any, stamp: int, mask: int, out: Any) -> None:
-    """Paragraphs end where blanks have two line feeds among them."""
-    num = chars = repeated = repeated_chars = 0
-    start = at = 0
-    length = len(codes)
-    while at <= length:
-        line_feeds, end = 0, at
-        while at < length and classes[codes[at]] & SPACE:
-            line_feeds += codes[at] == _NEWLINE
-            at += 1
-        if line_feeds >= 2 or at == length:
-            first, last = _stripped(codes, classes, SPACE, start, end)
-            start = at
-            if first < last:
-                num += 1
-                chars += last - first
-                if _seen_before(table, stamp, mask, hash_of(codes, first, last, False)):
-                    repeated += 1
-                    repeated_chars += last - first
-        at += 1
-    out[4], out[5] = _share(repeated, num), _share(repeated_chars, chars)
-
-
-@compiled
-def _symbols(codes: Any) -> int:
-    num = at = 0
-    length = len(codes)
-    while at < length:
-        code = codes[at]
-        if code == _DOT and at + 2 < length and codes[at + 1] == _DOT and codes[at + 2] == _DOT:
-            num += 1
-            at += 3
-            continue
-        num += code in (_HASH, _ELLIPSIS)
-        at += 1
-    return num
-
-
-@compiled
-def _words(codes: Any, classes: Any, stop_words: Any, hashes: Any, before: Any) -> Any:
-    """Fills in each word's hash, and the characters of the words before it; how many words there are, with a letter,
-    and different stop words."""
-    num = alphabetic = found = start = 0
-    length = len(codes)
-    for at in range(length + 1):
-        if at < length and not classes[codes[at]] & SPACE:
-            continue
-        if start < at:
-            hashes[num] = hash_of(codes, start, at, False)
-            before[num + 1] = before[num] + at - start
-            num += 1
-            for place in range(start, at):
-                if classes[codes[place]] & ALPHABETIC:
-                    alphabetic += 1
-                    break
-            first, last = _stripped(codes, classes, STRIPPED, start, at)
-            if last - first <= 4:
-                key = hash_of(codes, first, last, True)
-                for number in range(len(stop_words)):
-                    if stop_words[number] == key:
-                        found |= 1 << number
-        start = at + 1
-    distinct = 0
-    while found:
-        found &= found - 1
-        distinct += 1
-    return num, alphabetic, distinct
-
-
-@compiled
-def _top_share(grams: Any, before: Any, n: int, num: int, table: Any, stamp: int, mask: int, total: int) -> float:
-    """Characters in all occurrences of the most frequent n-gram, over all characters in words; 0 if none occurs twice.
-    Of equally frequent ones the longest counts."""
-    top = longest = 0
-    for at in range(num - n + 1):
-        times = _seen_before(table, stamp, mask, grams[at]) + 1
-        size = before[at + n] - before[at]
-        if times > top:
-            top, longest = times, size
-        elif times == top:
-            longest = max(longest, size)
-    return min(1.0, _share(top * longest, total)) if top > 1 else 0.0
-
-
-@compiled
-def _duplicate_share(grams: Any, before: Any, n: int, num: int, table: Any, stamp: int, mask: int, total: int) -> float:
-    """Characters in repeats of an earlier n-gram, over all characters in words; overlaps count once."""
-    chars = covered_to = 0
-    for at in range(num - n + 1):
-        if _seen_before(table, stamp, mask, grams[at]):
-            chars += before[at + n] - before[max(at, covered_to)]
-            covered_to = at + n
-    return _share(chars, total)
 
 
 @compiled
 def measure(
-    codes: Any, ends: Any, classes: Any, stop_words: Any, table: Any, lines: Any, words: Any, counts: Any
-) -> None:
-    """Fills in the measures of each text: rows of `lines`, `words` and `counts`. Each text ends at one of `ends`."""
-    longest = 0
-    for text in range(len(ends)):
-        longest = max(longest, ends[text] - (ends[text - 1] if text else 0))
-    hashes, before = np.empty(longest // 2 + 1, np.uint64), np.zeros(longest // 2 + 2, np.int64)
-    stamp = 0
-    for text in range(len(ends)):
-        own = codes[ends[text - 1] if text else 0 : ends[text]]
-        num, alphabetic, distinct = _words(own, classes, stop_words, hashes, before)
-        mask = 1
-        while mask < 2 * num:  # no more lines than words, nor n-grams
-            mask = 2 * mask + 1
-        _lines(own, classes, table, stamp + 1, mask, lines[text])
-        _paragraphs(own, classes, table, stamp + 2, mask, lines[text])
-        total = before[num]
-        counts[text, 0], counts[text, 1] = num, distinct
-        out = words[text]
-        out[0], out[1], out[2] = _share(total, num), _share(_symbols(own), num), _share(alphabetic, num)
-        grams = hashes[:num].copy()
-        for n in range(2, 11):
-            for at in range(num - n + 1):
-                grams[at] = grams[at] * _MULTIPLIER + hashes[at + n - 1]
-            if n <= _LONGEST_TOP:
-                out[n + 1] = _top_share(grams, before, n, num, table, stamp + n + 1, mask, total)
-            else:
-                out[n + 1] = _duplicate_share(grams, before, n, num, table, stamp + n + 1, mask, total)
-        stamp += 16
+    data: Any, offsets: Any, chosen: Any, classes: Any, stop_words: Any, short_line: int, longest_top: int,
+    tallies: Any, ngrams: Any,
+) -> None:  # fmt: skip
+    """Fills in a row of `tallies` (`TALLY`) and one of `ngrams` (see `count_ngrams`) for each text that is chosen."""
+    most = 0
+    for text in range(len(chosen)):
+        most = max(most, offsets[text + 1] - offsets[text])
+    most = most // 2 + 2  # words or lines; the parts of the arrays that no text needs are never touched
+    words, lines, paragraphs = np.empty(most, PART), np.empty(most, PART), np.empty(most, PART)
+    words[0].chars = 0
+    table = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.int32), np.empty(4 * most, np.int32)
+    seen, line = np.empty(most, np.int32), np.empty(1, _LINE)
+    for text in range(len(chosen)):
+        if chosen[text]:
+            tally, own = tallies[text], data[offsets[text] : offsets[text + 1]]
+            _read_text(own, classes, stop_words, short_line, words, lines, paragraphs, line[0], tally)
+            tally.repeated_lines, tally.repeated_line_chars = repeats(lines, tally.lines, table)
+            found = repeats(paragraphs, tally.paragraphs, table)
+            tally.repeated_paragraphs, tally.repeated_paragraph_chars = found
+            count_ngrams(words, tally.tokens, longest_top, table, seen, ngrams[text])
+
+
+@compiled
+def _read_text(
+    text: Any, classes: Any, stop_words: Any, short_line: int, words: Any, lines: Any, paragraphs: Any, line: Any,
+    tally: Any,
+) -> None:  # fmt: skip
+    """Fills in the tally, and hashes: of words, with the characters of those before, of lines and of paragraphs."""
+    at, end = 0, len(text)
+    while at < end and text[at] == _NEWLINE:
+        at += 1
+    while end > at and text[end - 1] == _NEWLINE:
+        end -= 1
+    paragraph, chars, has_more = MIX, 0, at < end
+    while has_more:
+        at, has_more = _read_line(text, at, end, classes, stop_words, words, line, tally)
+        if line.words:
+            _count_line(line, short_line, lines[tally.lines], tally)
+            paragraph = (paragraph ^ line.key) * MULTIPLIER
+            chars += line.chars + 1
+        if chars and not (line.words and has_more):
+            paragraphs[tally.paragraphs].key = paragraph ^ (paragraph >> _HALF)
+            paragraphs[tally.paragraphs].chars = chars - 1
+            tally.paragraphs += 1
+            paragraph, chars = MIX, 0
+    tally.chars += tally.line_feeds
+
+
+@compiled
+def _read_line(text: Any, at: int, end: int, classes: Any, stop_words: Any, words: Any, line: Any, tally: Any) -> Any:
+    """Reads a line word by word; returns the place behind it, and whether another one follows."""
+    first = num = tally.tokens
+    key, chars, last, dots, is_sentence_over, has_more = MIX, 0, 0, 0, False, False
+    while at < end and not has_more:
+        code, behind = decoded(text, at)
+        kind = np.int64(classes[code])
+        if kind & SPACE:
+            at, has_more = behind, code == _NEWLINE
+            if not has_more:
+                key = (key ^ np.uint64(code)) * MULTIPLIER
+                chars += 1
+            continue
+        tally.bullet_lines += num == first and kind & BULLET != 0
+        begin = at
+        at, word, solid, marks, kinds, tail, last, dots = _read_word(text, at, end, classes, tally)
+        key = (key ^ word) * MULTIPLIER
+        chars += solid + marks
+        words[num].key = word
+        words[num + 1].chars = words[num].chars + solid + marks
+        num += 1
+        tally.alphabetic += kinds & ALPHABETIC != 0
+        if solid:
+            tally.words += 1
+            tally.word_chars += solid + marks
+            tally.sentences += is_sentence_over
+            tally.stop_words |= _stop_word(text, begin, at, solid, stop_words) if 2 <= solid <= 4 else 0
+        is_sentence_over = tail & TERMINAL != 0 or (is_sentence_over and not solid)
+    line.key, line.chars, line.words, line.last, line.dots = key ^ (key >> _HALF), chars, num - first, last, dots
+    tally.tokens = num
+    tally.chars += chars
+    tally.line_feeds += has_more
+    return at, has_more
+
+
+@inlined
+def _read_word(text: Any, at: int, end: int, classes: Any, tally: Any) -> Any:
+    """Reads a word; returns the place behind it, its hash, how many solid characters and marks it has, the classes of
+    all, of the marks at its end, and of the last, and how many full stops it ends with."""
+    key, solid, marks, kinds, tail, last, dots = MIX, 0, 0, 0, 0, 0, 0
+    while at < end:
+        code, behind = decoded(text, at)
+        kind = np.int64(classes[code])
+        if kind & SPACE:
+            break
+        key = (key ^ np.uint64(code)) * MULTIPLIER
+        at, last = behind, kind
+        kinds |= kind
+        if kind & SOLID:
+            solid, tail, dots = solid + 1, 0, 0
+        else:
+            marks, tail, dots = marks + 1, tail | kind, dots + 1 if code == _DOT else 0
+            tally.hashes += code == _HASH
+            tally.braces += code == _BRACE
+            tally.ellipses += kind & ELLIPSIS != 0 or (dots > 0 and dots % 3 == 0)
+    return at, key ^ (key >> _HALF), solid, marks, kinds, tail, last, dots
+
+
+@inlined
+def _count_line(line: Any, short_line: int, part: Any, tally: Any) -> None:
+    part.key, part.chars = line.key, line.chars
+    tally.lines += 1
+    tally.sentences += 1
+    tally.short_lines += line.chars <= short_line
+    tally.punctuated_lines += line.last & TERMINAL != 0
+    tally.ellipsis_lines += line.last & ELLIPSIS != 0 or line.dots >= 3
+
+
+@compiled
+def _stop_word(text: Any, at: int, end: int, solid: int, stop_words: Any) -> int:
+    """The bit of the stop word that a word is, in lower case and without the marks around it; 0 if it is none."""
+    while at < end and not _is_letter(text[at]):
+        at += 1
+    if at + solid > end:
+        return 0
+    word = 0
+    for place in range(at, at + solid):
+        if not _is_letter(text[place]):
+            return 0
+        word = word << 8 | text[place] | 0x20
+    for number in range(len(stop_words)):
+        if stop_words[number] == word:
+            return 1 << number
+    return 0
+
+
+@inlined
+def _is_letter(byte: int) -> bool:
+    return 0x61 <= byte | 0x20 <= 0x7A

@@ -1,95 +1,109 @@
-"""Gopher's measures of prose in plain Python, for comparison with the compiled ones."""
+"""The measures of prose in plain Python, for comparison with the compiled ones; slow, and each by its definition."""
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 
-import numpy as np
-
-from lifecycle.data.ngrams import Hashes, ngram_hashes
+from lifecycle.data.character_classes import SOLID, TERMINAL, character_classes
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
-_SYMBOL = re.compile(r"#|\.\.\.|…")
-_BULLET = re.compile(r"\s*(?:[•‣◦●▪*+\-]\s)")
-_ELLIPSIS = re.compile(r"(?:\.\.\.|…)\s*$")
-_PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
-def prose_scores(text: str) -> dict[str, float]:
-    lines = [line for line in text.splitlines() if line.strip()]
+def prose_scores(text: str, short_line: int) -> dict[str, float]:
+    text = text.strip("\n")
+    rows = text.split("\n")
+    lines = [row for row in rows if row.strip()]
+    repeated = _repeated(lines)
+    paragraphs = ["\n".join(part) for has_words, part in groupby(rows, lambda row: bool(row.strip())) if has_words]
     scores: dict[str, float] = {
-        "bullet_lines": _share(sum(1 for line in lines if _BULLET.match(line)), len(lines)),
-        "ellipsis_lines": _share(sum(1 for line in lines if _ELLIPSIS.search(line)), len(lines)),
+        "bullet_lines": _share(sum(line.lstrip()[0] in "•-" for line in lines), len(rows)),
+        "ellipsis_lines": _share(sum(line.rstrip().endswith(("...", "…")) for line in lines), len(rows)),
+        "duplicate_lines": _share(len(repeated), len(lines)),
+        "duplicate_line_chars": _share(_chars(repeated), len(text)),
+        "duplicate_paragraphs": _share(len(_repeated(paragraphs)), len(paragraphs)),
+        "duplicate_paragraph_chars": _share(_chars(_repeated(paragraphs)), len(text)),
+        "punctuated_lines": _share(sum(_is(TERMINAL, line.rstrip()[-1]) for line in lines), len(lines)),
+        "short_lines": _share(sum(len(line) <= short_line for line in lines), len(lines)),
+        "duplicate_chars": _share(_chars(repeated), len(text.replace("\n", ""))),
+        "curly_brackets": text.count("{"),
+        "lorem_ipsum": text.lower().count("lorem ipsum"),
     }
-    scores |= _duplicates([line.strip() for line in lines], "line")
-    scores |= _duplicates([part.strip() for part in _PARAGRAPHS.split(text) if part.strip()], "paragraph")
-    return scores | _word_scores(text)
+    return scores | _word_scores(text, lines)
 
 
-def _word_scores(text: str) -> dict[str, float]:
-    words = text.split()
-    lengths = np.array([len(word) for word in words], np.int64)
-    plain = {word.strip(".,;:!?\"'()[]").lower() for word in words}
+def _word_scores(text: str, lines: Sequence[str]) -> dict[str, float]:
+    tokens = text.split()
+    words = [token for token in tokens if _has_solid(token)]
     scores: dict[str, float] = {
         "word_count": len(words),
-        "mean_word_length": _share(int(lengths.sum()), len(words)),
-        "symbol_to_word_ratio": _share(len(_SYMBOL.findall(text)), len(words)),
-        "alphabetic_words": _share(sum(1 for word in words if any(map(str.isalpha, word))), len(words)),
-        "stop_word_count": len(plain & STOP_WORDS),
+        "mean_word_length": _share(_chars(words), len(words)),
+        "hashes_per_word": _share(text.count("#"), len(tokens)),
+        "ellipses_per_word": _share(text.count("...") + text.count("…"), len(tokens)),
+        "alphabetic_words": _share(sum(any(map(str.isalpha, token)) for token in tokens), len(tokens)),
+        "stop_word_count": len({_bare(word).lower() for word in words} & STOP_WORDS),
+        "sentence_count": sum(map(_num_sentences, lines)),
+        "line_breaks_per_word": _share(text.count("\n"), len(tokens)),
     }
-    hashes = _hashes(words)
     for n in (2, 3, 4):
-        scores[f"top_{n}gram_chars"] = _top_ngram_share(ngram_hashes(hashes, n), lengths, n)
+        scores[f"top_{n}gram_chars"] = _share(_top_chars(tokens, n), len(text))
     for n in range(5, 11):
-        scores[f"duplicate_{n}gram_chars"] = _duplicate_ngram_share(ngram_hashes(hashes, n), lengths, n)
+        scores[f"duplicate_{n}gram_chars"] = _share(_repeated_chars(tokens, n), len(text))
     return scores
 
 
-def _duplicates(parts: list[str], unit: str) -> dict[str, float]:
-    """Share of lines or paragraphs that repeat an earlier one, counted in parts and in characters."""
-    repeats = [(count - 1, len(part)) for part, count in Counter(parts).items()]
-    return {
-        f"duplicate_{unit}s": _share(sum(count for count, _ in repeats), len(parts)),
-        f"duplicate_{unit}_chars": _share(sum(count * size for count, size in repeats), sum(map(len, parts))),
-    }
+def _num_sentences(line: str) -> int:
+    """One, and one more for each word behind a word that ends with the mark of an end."""
+    num, is_over = 1, False
+    for word in line.split():
+        num += is_over and _has_solid(word)
+        is_over &= not _has_solid(word)
+        is_over |= any(_is(TERMINAL, mark) for mark in word[len(word.rstrip(_marks(word))) :])
+    return num
 
 
-def _top_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> float:
-    """Characters in all occurrences of the most frequent n-gram, over all characters in words; 0 if none occurs twice.
-
-    Of equally frequent n-grams the longest counts, so that the score does not depend on hash order.
-    """
-    if len(grams) == 0:
-        return 0.0
-    _, first, counts = np.unique(grams, return_index=True, return_counts=True)
-    top = counts.max()
-    if top < 2:
-        return 0.0
-    sizes = np.convolve(lengths, np.ones(n, np.int64), "valid")[first[counts == top]]
-    return min(1.0, _share(int(top * sizes.max()), int(lengths.sum())))
+def _top_chars(words: Sequence[str], n: int) -> int:
+    counts = Counter(tuple(words[at : at + n]) for at in range(len(words) - n + 1))
+    (gram, count), *_ = counts.most_common(1) or [((), 0)]  # of several the first
+    return count * len(" ".join(gram)) if count > 1 else 0
 
 
-def _duplicate_ngram_share(grams: np.ndarray, lengths: np.ndarray, n: int) -> float:
-    """Characters in repeats of an earlier n-gram, over all characters in words; overlaps count once.
+def _repeated_chars(words: Sequence[str], n: int) -> int:
+    seen: set[tuple[str, ...]] = set()
+    chars = at = 0
+    while at + n <= len(words):
+        gram = tuple(words[at : at + n])
+        if gram in seen:
+            chars += len("".join(gram))
+            at += n
+        else:
+            seen.add(gram)
+            at += 1
+    return chars
 
-    As for lines, the first occurrence is not a duplicate: a text that says everything twice scores one half.
-    """
-    if len(grams) == 0:
-        return 0.0
-    _, first = np.unique(grams, return_index=True)
-    repeated = np.ones(len(grams), bool)
-    repeated[first] = False
-    if not repeated.any():
-        return 0.0
-    covered = np.convolve(repeated.astype(np.int64), np.ones(n, np.int64)) > 0
-    return _share(int(lengths[covered].sum()), int(lengths.sum()))
+
+def _repeated(parts: Sequence[str]) -> list[str]:
+    return [part for at, part in enumerate(parts) if part in parts[:at]]
+
+
+def _bare(word: str) -> str:
+    return word.strip(_marks(word))
+
+
+def _marks(word: str) -> str:
+    return "".join(character for character in word if not _is(SOLID, character))
+
+
+def _has_solid(word: str) -> bool:
+    return any(_is(SOLID, character) for character in word)
+
+
+def _is(bit: int, character: str) -> bool:
+    return bool(character_classes()[ord(character)] & bit)
+
+
+def _chars(parts: Sequence[str]) -> int:
+    return sum(map(len, parts))
 
 
 def _share(part: float, total: float) -> float:
-    return round(part / total, 6) if total else 0.0
-
-
-def _hashes(words: Sequence[str]) -> Hashes:
-    digests = (hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words)
-    return np.fromiter((int.from_bytes(digest, "little") for digest in digests), np.uint64, len(words))
+    return part / total if total else 0.0
