@@ -1,127 +1,51 @@
-"""Documents as token shards: written once, with random access by document.
+"""Documents as token shards: random access by document (`shard_writing.py` writes them).
 
 One ArrayRecord record is one document: its token ids as little-endian uint16 (uint32 if the vocabulary is larger
-than 65,536), with one BOS at the beginning and one EOS at the end. `index.json` lists the files. In the shards' order,
-`<split>.lengths.npy` has each document's number of tokens and `<split>.sources.npy` its source, so packing and mixing
-are planned without reading a token.
+than 65,536), with one BOS at the beginning and one EOS at the end. `index.json` lists the files with their SHA-256 and
+what is in them. In the shards' order there are arrays of each document's number of tokens (`<split>.lengths.npy`), the
+number of its source (`<split>.sources.npy`) and its id (`<split>.ids.npy`, 16 bytes), so packing and mixing are planned
+without reading a token.
 
-What must hold: the same documents and tokenizer give the same bytes, and a reader rejects shards that are truncated or
-were made by another tokenizer.
+Shards have the documents' order and are not shuffled: training reads the documents of a seeded permutation one by one
+(`training/document_rows.py`), another in each epoch, and resumes by arithmetic. Shuffled shards would be written and
+read once more, and mix no better. Nor does a job need some number of shards: each of N hosts makes 1/N of the rows of
+every batch, from any shard.
+
+What must hold: the same documents and tokenizer give the same bytes, and a reader rejects shards that are truncated,
+damaged or were made by another tokenizer.
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from itertools import batched, chain, islice
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stub
 
-from lifecycle.core.files import write_text
-from lifecycle.core.progress import Progress
+from lifecycle.core.file_hashes import file_hashes
 from lifecycle.text.tokenizer import Tokenizer
 
 INDEX = "index.json"
 SPLITS = {"train": "kept", "heldout": "heldout"}  # split -> the documents' file prefix
-BATCH = 256  # documents read and encoded together: enough for the tokenizer's threads, a few MB of text
-# One document per record group: a random read decodes no neighbours.
-WRITE_OPTIONS = "group_size:1,uncompressed"
+ARRAYS = {"lengths": ("<i4", ()), "sources": ("<i4", ()), "ids": ("u1", (16,))}  # per document: dtype, dimensions
 READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+OPEN_SHARDS = 256  # files that a reader keeps open: a process may have 1,024
 
 
 class ShardError(ValueError):
     """Token shards are missing, damaged or made by another tokenizer."""
 
 
-def write_token_shards(
-    documents: Path, tokenizer: Tokenizer, out: Path, progress: Progress, docs_per_shard: int = 4096
-) -> dict[str, Any]:
-    """Encodes `kept-*.parquet` and `heldout-*.parquet` into `out`; returns stats.
-
-    Raises `ShardError` if there is no kept document. Without held-out documents that split exists and is empty.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    files = {split: sorted(documents.glob(f"{prefix}-*.parquet")) for split, prefix in SPLITS.items()}
-    total = sum(pq.read_metadata(path).num_rows for paths in files.values() for path in paths)
-    progress.start("shards", total)
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    splits: dict[str, Any] = {}
-    sources: dict[str, int] = {}  # name -> number, in order of first occurrence
-    for split, paths in files.items():
-        done = sum(counts["documents"] for counts in splits.values())
-        splits[split] = _write_split(split, paths, tokenizer, dtype, out, progress, docs_per_shard, done)
-        numbers = [sources.setdefault(name, len(sources)) for name in _column(paths, "source")]
-        np.save(out / f"{split}.sources.npy", np.array(numbers, dtype="<i4"))
-    if not splits["train"]["documents"]:
-        raise ShardError(f"{documents}: no kept document to train on; loosen the data filters or add sources")
-    index = {
-        "dtype": dtype.str,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id,
-        "sources": list(sources),
-        "splits": splits,
-    }
-    write_text(out / INDEX, json.dumps(index, indent=1) + "\n")
-    counts = {split: {key: value for key, value in s.items() if key != "shards"} for split, s in splits.items()}
-    return {"dtype": dtype.name, "splits": counts}
-
-
-def _write_split(
-    split: str, paths: list[Path], tokenizer: Tokenizer, dtype: np.dtype[Any], out: Path, progress: Progress,
-    docs_per_shard: int, done: int,
-) -> dict[str, Any]:  # fmt: skip
-    lengths: list[int] = []
-    shards: list[dict[str, Any]] = []
-    text_bytes = 0
-    texts = _column(paths, "text")
-    while (first := next(texts, None)) is not None:
-        path = out / f"{split}-{len(shards):05d}.array_record"
-        sizes, read = _write_shard(path, chain([first], islice(texts, docs_per_shard - 1)), tokenizer, dtype)
-        lengths += sizes
-        text_bytes += read
-        shards.append({"file": path.name, "documents": len(sizes), "bytes": path.stat().st_size})
-        progress.update(done + len(lengths), tokens=sum(lengths))
-    np.save(out / f"{split}.lengths.npy", np.array(lengths, dtype="<i4"))
-    return {"documents": len(lengths), "tokens": sum(lengths), "text_bytes": text_bytes, "shards": shards}
-
-
-def _column(paths: list[Path], name: str) -> Iterator[str]:
-    for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH, columns=[name]):
-            yield from batch.column(name).to_pylist()
-
-
-def _write_shard(path: Path, texts: Iterable[str], tokenizer: Tokenizer, dtype: np.dtype[Any]) -> tuple[list[int], int]:
-    """Writes one shard; returns each document's number of tokens and the UTF-8 bytes of all text."""
-    lengths: list[int] = []
-    text_bytes = 0
-    writer = array_record_module.ArrayRecordWriter(str(path), WRITE_OPTIONS)
-    for batch in batched(texts, BATCH):
-        for ids in tokenizer.encode_batch(batch):
-            framed = np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype=dtype)
-            writer.write(framed.tobytes())
-            lengths.append(len(framed))
-        text_bytes += sum(len(text.encode()) for text in batch)
-    writer.close()
-    return lengths, text_bytes
-
-
 class TokenShards:
     """Random access to one split: `shards[i]` is document `i` as a one-dimensional array of token ids.
 
     `lengths[i]` is its number of tokens, known without reading it. If a tokenizer is passed, its fingerprint is
-    checked. `documents`: the folder that they were made from, for their names. Threads may share a reader; a pickled
-    copy reopens the files in its own process.
+    checked. Threads may share a reader; a pickled copy reopens the files in its own process.
     """
 
-    def __init__(
-        self, folder: Path, split: str = "train", tokenizer: Tokenizer | None = None, documents: Path | None = None
-    ) -> None:
-        self.folder, self.split, self._documents = Path(folder), split, documents
+    def __init__(self, folder: Path, split: str = "train", tokenizer: Tokenizer | None = None) -> None:
+        self.folder, self.split = Path(folder), split
         self.index = read_index(self.folder)
         if tokenizer is not None:
             require_tokenizer(self.folder, self.index, tokenizer)
@@ -133,31 +57,34 @@ class TokenShards:
         if int(self.lengths.sum()) != self.num_tokens:
             raise ShardError(f"{folder}: {split}.lengths.npy and {INDEX} differ in tokens; run the tokens stage again")
         self._starts = np.cumsum([0, *(shard["documents"] for shard in self._entry["shards"])])
-        self._readers = [self._open(shard) for shard in self._entry["shards"]]
+        for shard in self._entry["shards"]:
+            self._require_whole(shard)
+        self._reader = lru_cache(OPEN_SHARDS)(self._open)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenShards, (self.folder, self.split, None, self._documents)
+        return TokenShards, (self.folder, self.split)
 
     def __len__(self) -> int:
         return self._entry["documents"]
 
     def __getitem__(self, document: int) -> np.ndarray:
+        shard, record = self._place(document)
+        try:
+            return np.frombuffer(self._reader(shard).read([record])[0], dtype=self.dtype)
+        except RuntimeError as error:  # a record's own checksum differs, or the file cannot be read
+            path = self.folder / self._entry["shards"][shard]["file"]
+            raise ShardError(f"{path}: document {record} is damaged ({error}); run the tokens stage again") from None
+
+    def _place(self, document: int) -> tuple[int, int]:
+        """(a document's shard, its number there)."""
         if not 0 <= document < len(self):
             raise IndexError(f"document {document} of {len(self)}")
         shard = int(np.searchsorted(self._starts, document, side="right")) - 1
-        record = self._readers[shard].read([int(document - self._starts[shard])])[0]
-        return np.frombuffer(record, dtype=self.dtype)
+        return shard, int(document - self._starts[shard])
 
     def name(self, document: int) -> str:
-        """The document's id, if the folder of documents is known, else its place in the shards."""
-        paths = [] if self._documents is None else sorted(self._documents.glob(f"{SPLITS[self.split]}-*.parquet"))
-        row = document
-        for path in paths:
-            if row < (rows := pq.read_metadata(path).num_rows):
-                return pq.read_table(path, columns=["id"])["id"][row].as_py()
-            row -= rows
-        shard = int(np.searchsorted(self._starts, document, side="right")) - 1
-        return f"{self._entry['shards'][shard]['file']}:{document - self._starts[shard]}"
+        """The document's id."""
+        return self._per_document("ids")[document].tobytes().hex()
 
     @property
     def num_tokens(self) -> int:
@@ -191,14 +118,14 @@ class TokenShards:
     def _per_document(self, what: str) -> np.ndarray:
         path = self.folder / f"{self.split}.{what}.npy"
         try:
-            numbers = np.load(path, allow_pickle=False)
+            numbers = np.load(path, mmap_mode="r" if what == "ids" else None, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ShardError(f"{path}: cannot be read ({error}); run the tokens stage again") from None
         if len(numbers) != len(self):
             raise ShardError(f"{path}: {len(numbers)} documents, {INDEX} says {len(self)}; run the tokens stage again")
         return numbers
 
-    def _open(self, shard: dict[str, Any]) -> Any:
+    def _require_whole(self, shard: dict[str, Any]) -> None:
         path = self.folder / shard["file"]
         size = path.stat().st_size if path.is_file() else None
         if size != shard["bytes"]:
@@ -207,6 +134,9 @@ class TokenShards:
                 f"{path}: {actual}, {INDEX} says {shard['bytes']} bytes: the shard is cut short; "
                 "run the tokens stage again"
             )
+
+    def _open(self, shard: int) -> Any:
+        path = self.folder / self._entry["shards"][shard]["file"]
         return array_record_module.ArrayRecordReader(str(path), READ_OPTIONS)
 
 
@@ -222,7 +152,7 @@ class SourceDocuments:
         return self._shards[int(self.numbers[document])]
 
     def name(self, document: int) -> str:
-        """The document's id or place, as `TokenShards.name`."""
+        """The document's id."""
         return self._shards.name(int(self.numbers[document]))
 
 
@@ -244,4 +174,18 @@ def require_tokenizer(folder: Path, index: dict[str, Any], tokenizer: Tokenizer)
         raise ShardError(
             f"{folder / INDEX}: made by tokenizer {made_by[:12]} ({index['vocab_size']} words), this one is "
             f"{tokenizer.fingerprint[:12]} ({tokenizer.vocab_size} words); use that tokenizer or write the shards again"
+        )
+
+
+def verify_shards(folder: Path) -> None:
+    """Compares all files with the checksums of the index, for a folder that came from elsewhere; those of an artifact
+    are in its manifest (`lifecycle trace --verify`). Raises `ShardError` naming those that differ."""
+    splits = read_index(folder)["splits"].values()
+    wanted = {shard["file"]: shard["sha256"] for split in splits for shard in split["shards"]}
+    wanted |= {name: sha256 for split in splits for name, sha256 in split["arrays"].items()}
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    found = file_hashes(folder, wanted.keys() - missing)
+    if wrong := sorted(name for name, sha256 in wanted.items() if found.get(name) != sha256):
+        raise ShardError(
+            f"{folder}: {', '.join(wrong)}: not as {INDEX} says; copy them, or run the tokens stage, again"
         )

@@ -65,8 +65,8 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
 
 
 def training_shards(tokens: Artifact, tokenizer: Tokenizer) -> TokenShards:
-    """The token shards to train on; they know the documents that they were made from by name."""
-    return TokenShards(tokens.path, "train", tokenizer, tokens.path.parent / tokens.manifest.inputs["documents"])
+    """The token shards to train on."""
+    return TokenShards(tokens.path, "train", tokenizer)
 
 
 def require_sources(stages: Iterable[TrainConfig], shards: TokenShards) -> None:

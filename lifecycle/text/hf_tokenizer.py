@@ -94,7 +94,7 @@ class HFTokenizer(Tokenizer):
             return self._added[token_id]
         token = self._tokens.get(token_id, "")  # a vocabulary may have gaps
         if self._is_byte_level:
-            return bytes(_byte_of_character()[c] for c in token)
+            return bytes(byte_of_character()[c] for c in token)
         if match := BYTE.fullmatch(token):
             return bytes([int(match[1], 16)])
         return token.replace(SPACE, " ").encode()
@@ -113,7 +113,7 @@ def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:
 
 
 @cache
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """Printable Latin-1 characters stand for their own byte, the other 68 bytes are written from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -121,4 +121,4 @@ def _byte_of_character() -> dict[str, int]:
 
 
 def _space_character() -> str:
-    return next(character for character, byte in _byte_of_character().items() if byte == 0x20)
+    return next(character for character, byte in byte_of_character().items() if byte == 0x20)

@@ -1,18 +1,28 @@
 """Token shards: every document framed once, in order, found by index; damage is named."""
 
 import copy
+import hashlib
 import json
+import tempfile
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lifecycle.core.progress import Silent
-from lifecycle.data.shards import ShardError, TokenShards, write_token_shards
+from lifecycle.data import shard_writing
+from lifecycle.data.engine import Native
+from lifecycle.data.shard_writing import write_token_shards
+from lifecycle.data.shards import ShardError, TokenShards, read_index, verify_shards
+from lifecycle.text.bulk import Encoded
 from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from lifecycle.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 
 KEPT = [f"document {i}\n" * (i % 7) for i in range(25)]
 HELDOUT = ["held out \u20ac", "<s> typed </s>"]
@@ -32,21 +42,31 @@ def documents(tmp_path: Path) -> Path:
     folder.mkdir()
     for name, texts in (("kept-00000", KEPT[:10]), ("kept-00001", KEPT[10:]), ("heldout-00000", HELDOUT)):
         table = {"text": texts, "source": ["code" if len(text) % 2 else "prose" for text in texts]}
-        pq.write_table(pa.table(table), folder / f"{name}.parquet")
+        table["id"] = [hashlib.sha256(f"{name}{row}".encode()).hexdigest()[:32] for row in range(len(texts))]
+        pq.write_table(pa.table(table), folder / f"{name}.parquet", row_group_size=5)
     pq.write_table(pa.table({"text": ["never"]}), folder / "removed-00000.parquet")
     return folder
 
 
+def ids_of(documents: Path, split: str) -> list[str]:
+    prefix = {"train": "kept", "heldout": "heldout"}[split]
+    return [name for path in sorted(documents.glob(f"{prefix}-*")) for name in pq.read_table(path)["id"].to_pylist()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.fixture
 def shards(documents: Path, tmp_path: Path) -> Path:
-    write_token_shards(documents, ByteTokenizer(), tmp_path / "shards", Silent(), docs_per_shard=8)
+    write_token_shards(documents, ByteTokenizer(), tmp_path / "shards", Silent(), shard_bytes=100)
     return tmp_path / "shards"
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(ByteTokenizer, "uint16"), (WideBytes, "uint32")])
 def test_a_document_is_its_text_framed_once(documents: Path, tmp_path: Path, kind: type, dtype: str) -> None:
     tokenizer = kind()
-    stats = write_token_shards(documents, tokenizer, tmp_path / "out", Silent(), docs_per_shard=8)
+    stats = write_token_shards(documents, tokenizer, tmp_path / "out", Silent(), shard_bytes=100)
     assert stats["dtype"] == dtype
     for split, texts in (("train", KEPT), ("heldout", HELDOUT)):
         reader = TokenShards(tmp_path / "out", split, tokenizer)
@@ -59,7 +79,8 @@ def test_a_document_is_its_text_framed_once(documents: Path, tmp_path: Path, kin
         size = sum(len(text.encode()) for text in texts)
         assert reader.num_tokens == size + 2 * len(texts) == stats["splits"][split]["tokens"]
         assert reader.text_bytes == size
-    assert len(list((tmp_path / "out").glob("train-*.array_record"))) == 4
+        assert [reader.name(i) for i in range(len(texts))] == ids_of(documents, split)
+    assert len(list((tmp_path / "out").glob("train-*.array_record"))) == 5
 
 
 def test_a_sources_documents_are_those_of_its_name_in_their_order(shards: Path) -> None:
@@ -81,7 +102,7 @@ def test_the_same_again_gives_the_same_bytes(documents: Path, tmp_path: Path) ->
         write_token_shards(documents, tokenizer, tmp_path / name, Silent())
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     records = ["heldout-00000.array_record", "train-00000.array_record"]
-    arrays = [f"{split}.{what}.npy" for split in ("heldout", "train") for what in ("lengths", "sources")]
+    arrays = [f"{split}.{what}.npy" for split in ("heldout", "train") for what in ("ids", "lengths", "sources")]
     assert names == sorted([*records, *arrays, "index.json"])
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -99,8 +120,8 @@ def test_progress_counts_documents(documents: Path, tmp_path: Path) -> None:
             self.seen.append(done)
 
     progress = Recorder()
-    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", progress, docs_per_shard=10)
-    assert progress.seen == [27, 10, 20, 25, 27]
+    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", progress, shard_bytes=1)
+    assert progress.seen == [27, 5, 10, 15, 20, 25, 27]
 
 
 def test_a_copy_reads_the_same(shards: Path) -> None:
@@ -152,3 +173,129 @@ def test_a_folder_without_a_whole_index_is_named(shards: Path, tmp_path: Path) -
 def test_no_kept_document_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="no kept document to train on"):
         write_token_shards(tmp_path, ByteTokenizer(), tmp_path / "out", Silent())
+
+
+def test_any_number_of_processes_writes_the_same_bytes(documents: Path, tmp_path: Path) -> None:
+    train_tokenizer(TokenizerConfig(vocab_size=295), KEPT, tmp_path / "tokenizer", seed=0)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    for workers in (1, 2):
+        write_token_shards(documents, tokenizer, tmp_path / str(workers), Silent(), Native(workers), shard_bytes=1)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert [shard["documents"] for shard in read_index(tmp_path / "1")["splits"]["train"]["shards"]] == [5] * 5
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.text(max_size=30), st.sampled_from("abc")), max_size=9), max_size=4),
+    st.integers(1, 200),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_document_is_found_however_shards_are_cut(files: list[list[tuple[str, str]]], shard_bytes: int) -> None:
+    rows = [row for file in files for row in file]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, file in enumerate([*files, [("last", "z")]]):
+            table = {"id": [hashlib.md5(f"{number} {row}".encode()).hexdigest() for row in range(len(file))]}
+            table |= {"text": pa.array([text for text, _ in file], pa.string()), "source": [own for _, own in file]}
+            schema = pa.schema([(column, pa.string()) for column in table])
+            pq.write_table(pa.table(table, schema), folder / f"kept-{number:05d}.parquet", row_group_size=2)
+        write_token_shards(folder, ByteTokenizer(), folder / "out", Silent(), shard_bytes=shard_bytes)
+        read = TokenShards(folder / "out")
+        assert [bytes(read[i][1:-1].tolist()).decode() for i in range(len(read))] == [
+            *(text for text, _ in rows),
+            "last",
+        ]
+        assert [read.name(i) for i in range(len(read))] == ids_of(folder, "train")
+        for source, own in read.domains().items():
+            assert own.tolist() == [i for i, (_, of) in enumerate([*rows, ("last", "z")]) if of == source]
+
+
+def test_a_run_that_was_stopped_goes_on_with_what_is_missing(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_token_shards(documents, ByteTokenizer(), tmp_path / "whole", Silent(), shard_bytes=1)
+    read = shard_writing._read
+    seen: list[Path] = []
+
+    def read_three(group: tuple[Path, int]) -> pa.RecordBatch:
+        seen.append(group[0])
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return read(group)
+
+    monkeypatch.setattr(shard_writing, "_read", read_three)
+    with pytest.raises(KeyboardInterrupt):
+        write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+    with pytest.raises(ShardError, match="no token shards here"):
+        TokenShards(tmp_path / "out")
+    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+    assert len(seen) == 4 + 3  # of six: three were there
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_another_tokenizer_has_written_is_written_again(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_writing, "write_text", stop_at_index)
+    with pytest.raises(KeyboardInterrupt):
+        write_token_shards(documents, WideBytes(), tmp_path / "out", Silent(), shard_bytes=1)
+    monkeypatch.undo()
+    for name in ("out", "whole"):
+        write_token_shards(documents, ByteTokenizer(), tmp_path / name, Silent(), shard_bytes=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def stop_at_index(path: Path, text: str) -> None:
+    if path.name == "index.json":
+        raise KeyboardInterrupt
+    path.write_text(text)
+
+
+def test_memory_holds_a_row_group_at_a_time(documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[np.ndarray]] = []
+    most = 0
+    encode = shard_writing._encoder
+
+    def counted(tokenizer: Tokenizer) -> Callable[[pa.StringArray], Encoded]:
+        def encoded(texts: pa.StringArray) -> Encoded:
+            nonlocal most
+            found = encode(tokenizer)(texts)
+            held.append(weakref.ref(found.ids))
+            most = max(most, sum(ids.size for ref in held if (ids := ref()) is not None))
+            return found
+
+        return encoded
+
+    monkeypatch.setattr(shard_writing, "_encoder", counted)
+    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent())  # all in one shard of each split
+    assert most <= 2 * max(sum(len(text) + 2 for text in KEPT[at : at + 5]) for at in range(0, 25, 5))
+
+
+def test_more_shards_than_files_may_be_open_are_read(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lifecycle.data.shards.OPEN_SHARDS", 2)
+    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+    read = TokenShards(tmp_path / "out")
+    for i in np.random.default_rng(1).permutation(25):
+        assert bytes(read[int(i)][1:-1].tolist()).decode() == KEPT[i]
+
+
+def test_a_large_corpus_has_larger_shards(documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_writing, "MOST_SHARDS", 2)
+    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+    assert len(read_index(tmp_path / "out")["splits"]["train"]["shards"]) <= 3
+
+
+def test_a_changed_byte_is_found_where_it_is_read_and_by_the_checksums(shards: Path) -> None:
+    verify_shards(shards)
+    path = shards / "train-00000.array_record"
+    content = bytearray(path.read_bytes())
+    content[content.index("document 1".encode("utf-16-le"))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=rf"{path.name}: document 1 is damaged .*run the tokens stage again"):
+        TokenShards(shards)[1]
+    with pytest.raises(ShardError, match=rf"{path.name}: not as index\.json says"):
+        verify_shards(shards)
+    (shards / "train.ids.npy").unlink()
+    with pytest.raises(ShardError, match=rf"{path.name}, train\.ids\.npy: not as"):
+        verify_shards(shards)

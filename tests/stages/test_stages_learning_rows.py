@@ -16,7 +16,8 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.core.typing import Array
-from lifecycle.data.shards import ShardError, TokenShards, write_token_shards
+from lifecycle.data.shard_writing import write_token_shards
+from lifecycle.data.shards import ShardError, TokenShards
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
 from lifecycle.parallel.axes import MeshConfig
@@ -99,7 +100,7 @@ def test_each_source_is_measured_on_as_much_text() -> None:
 def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
     texts = {"code": ["x = 1\n" * 40] * 5, "prose": ["Two words. " * 30] * 9}
     for split in ("kept", "heldout"):
-        table = [{"text": text, "source": name} for name, own in texts.items() for text in own]
+        table = [{"id": "0" * 32, "text": text, "source": name} for name, own in texts.items() for text in own]
         pq.write_table(pa.Table.from_pylist(table), tmp_path / f"{split}-00000.parquet")
     words = ByteTokenizer()
     write_token_shards(tmp_path, words, tmp_path / "shards", Silent())
