@@ -19,7 +19,7 @@ inlined: Any = njit(cache=True, nogil=True, inline="always")
 
 
 @inlined
-def _decoded(text: Any, at: int) -> Any:
+def decoded(text: Any, at: int) -> Any:
     """The character of several bytes that starts at a place, and the place behind it."""
     first = np.int64(text[at])
     if first < 0xE0:
@@ -41,7 +41,7 @@ def hash_words(text: Any, folded: Any, most_chars: int, hashes: Any) -> int:
             code = np.int64(text[at])
             at += 1
         else:
-            code, at = _decoded(text, at)
+            code, at = decoded(text, at)
         chars += 1
         letter = folded[code]
         if letter:
