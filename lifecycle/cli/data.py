@@ -1,24 +1,43 @@
-"""`lifecycle data`: the data of the training stages, and what became of a document."""
+"""`lifecycle data`: the data of the training stages, what it looks like, and what became of a document."""
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import print_json
+from lifecycle.cli.data_plan import plan
+from lifecycle.cli.display import in_line, print_json, progress_on
+from lifecycle.cli.documents import data_of, data_run, documents_folder
 from lifecycle.cli.make import make
+from lifecycle.cli.pager import show_pages
+from lifecycle.cli.train_classifier import train_classifier
 from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import errors_are_shared
+from lifecycle.core.files import write_text
 from lifecycle.stages.chain import finished_stage
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, present
 
-data = App(name="data", help="Prepare documents, token shards and rows; say what became of a document.")
+data = App(name="data", help="Prepare documents, token shards and rows; show them, and what became of each document.")
+data.command(plan)
+data.command(train_classifier)
 
+type Out = Annotated[Path | None, Parameter(help="A file for the page; NAME-data.html by default.")]
+type Documents = Annotated[
+    str, Parameter(help="The run's YAML file, or a folder or address with an artifact of stage `documents`.")
+]
+type WhichSplit = Annotated[Literal["kept", "heldout", "removed"] | None, Parameter(help="Only these documents.")]
+type Reason = Annotated[str | None, Parameter(help="Only those removed by this step, or for this reason of a step.")]
+type Source = Annotated[str | None, Parameter(help="Only those of this source.")]
+type Columns = Annotated[str, Parameter(help="What is shown below each heading: columns, separated by commas.")]
+type Chars = Annotated[int, Parameter(help="Of a text, for people; 0: all.", validator=Number(gte=0))]
+type NumSamples = Annotated[int, Parameter(help="Of each of the largest moves.", validator=Number(gte=1))]
 type DocumentName = Annotated[
     str, Parameter(help="The document's id or its beginning, its path, or source:path, as reasons name it.")
 ]
@@ -34,6 +53,20 @@ def make_data(config: ConfigPath, /, *overrides: Overrides) -> None:
 
 
 @data.command
+def report(config: ConfigPath, /, *overrides: Overrides, out: Out = None) -> None:
+    """Writes a page on the run's documents: what was read, kept and removed and why, scores, samples, cost."""
+    run = read_config(config, overrides)
+    with progress_on(Console(stderr=True)) as progress:
+        numbers = data_run(run, progress)
+    from lifecycle.report.data_page import build_data_page
+    from lifecycle.report.html import render_html  # matplotlib takes a second
+
+    path = out or Path(f"{run.name}-data.html")
+    write_text(path, render_html(build_data_page(numbers)))
+    print(path)
+
+
+@data.command
 def why(config: ConfigPath, document: DocumentName, /, *overrides: Overrides, as_json: AsJson = False) -> None:
     """Prints what each step measured of a document, what it changed, and why the document was removed or kept."""
     found = _fates(read_config(config, overrides), document)
@@ -45,14 +78,45 @@ def why(config: ConfigPath, document: DocumentName, /, *overrides: Overrides, as
         _show(console, fate)
 
 
+@data.command
+def peek(
+    documents: Documents, /, *overrides: Overrides, split: WhichSplit = None, reason: Reason = None,
+    source: Source = None, columns: Columns = "text", chars: Chars = 1000, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Pages through documents, those kept, held out and removed, in the user's pager; prints them all into a pipe."""
+    from lifecycle.cli.data_rows import NAMED, Choice, as_line, as_text, checked_columns, chosen_rows
+
+    folder = documents_folder(documents, overrides)
+    shown = checked_columns(folder, [name.strip() for name in columns.split(",")])
+    rows = chosen_rows(folder, Choice(split, source, reason), tuple(dict.fromkeys((*NAMED, *shown))))
+    show_pages(map(as_line if as_json else as_text(shown, chars), rows))
+
+
+@data.command
+def diff(
+    a: Documents, b: Documents, /, *overrides: Overrides, samples: NumSamples = 5, as_json: AsJson = False
+) -> None:
+    """Compares two selections: what entered and left the kept documents, what moved and why, and samples. Settings
+    change the second one: `diff run.yaml run.yaml data.quality.gopher.min_words=20`, once that one is selected."""
+    from lifecycle.cli.data_moves import as_tree, show
+    from lifecycle.data.comparison import compare
+
+    before, after = documents_folder(a, ()), documents_folder(b, overrides)
+    with progress_on(Console(stderr=True)) as progress:
+        compared = compare(before, after, samples, progress)
+    if as_json:
+        print_json(as_tree(compared, {"a": before, "b": after}))
+    else:
+        show(Console(), compared, {"a": before, "b": after})
+
+
 def _fates(run: RunConfig, name: str) -> list[dict[str, Any]]:
     from lifecycle.data.fate import find_documents, passages, unread
     from lifecycle.data.filters import document_steps
     from lifecycle.data.tagging import read_reading
 
-    if run.data is None:
-        raise ConfigError(f"the run {run.name} has no section data, so it selects no documents")
-    folder, steps = finished_stage(run, "documents").path, document_steps(run.data)
+    data = data_of(run)
+    folder, steps = finished_stage(run, "documents").path, document_steps(data)
     found = [
         {
             **{column: fate.row[column] for column in ("id", "source", "path", "license", "format", "language")},
@@ -79,15 +143,17 @@ def _fates(run: RunConfig, name: str) -> list[dict[str, Any]]:
 
 
 def _show(console: Console, fate: dict[str, Any]) -> None:
+    named = in_line(f"{fate['source']}:{fate['path']}")
     if fate["result"] == "not read":
-        console.print(f"{fate['source']}:{fate['path']}: not read: {fate['reason']}: {fate['detail']}", markup=False)
+        console.print(f"{named}: not read: {fate['reason']}: {in_line(fate['detail'])}", markup=False)
         return
     outcome = f"removed by {fate['removed_by']}" if fate["removed_by"] else fate["result"]
-    named = f"{fate['id']}  {fate['source']}:{fate['path']}  {fate['license']}  {fate['language']}"
-    console.print(f"{outcome}: {named}", markup=False, soft_wrap=True)
+    kind = in_line(f"{fate['license']}  {fate['language']}")
+    console.print(f"{outcome}: {fate['id']}  {named}  {kind}", markup=False, soft_wrap=True)
     table = Table(box=None, header_style="bold")
     for column in ("step", "measured and changed", "removed because"):
         table.add_column(column, overflow="fold")
     for passed in fate["steps"]:
-        table.add_row(passed["step"], *(escape("\n".join(passed[part])) for part in ("measured", "reasons")))
+        texts = ("\n".join(map(in_line, passed[part])) for part in ("measured", "reasons"))
+        table.add_row(passed["step"], *map(escape, texts))
     console.print(table)

@@ -27,7 +27,7 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GRPC_VERBOSITY": "ERROR"}
 
 VERBS = {
     "run": "Run everything, from documents to a registered model and its report, or up to one stage.",
-    "data": "Prepare documents, token shards and rows; `data why` says what became of a document.",
+    "data": "Prepare documents, token shards and rows; plan, report, peek, diff and why show them.",
     "tokenizer": "Train or load the tokenizer.",
     "evaluate": "Evaluate a run's training stages, or a bundle on the tasks of a file.",
     "export": "Write a training stage's bundle and register it; or a bundle as GGUF or StableHLO.",

@@ -4,15 +4,19 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from lifecycle.data.documents import SPLITS, Split, document_files
+from lifecycle.data.documents import SPLITS, Split
 from lifecycle.data.extract import Skipped
 from lifecycle.data.funnel import GLOBAL_STEPS, HELDOUT_SPLIT
+from lifecycle.data.selected import read_where
 from lifecycle.data.steps import DocumentStep, Limit
 
 MOST = 20  # documents that a name may find
@@ -38,17 +42,23 @@ class Passage:
 
 def find_documents(folder: Path, name: str) -> list[Fate]:
     """The documents of an artifact of stage `documents` with this id, a beginning of it of six digits or more, path or
-    `source:path`; `MOST` at most. Reads the texts of those alone."""
+    `source:path`; `MOST` at most. Reads the texts only of row groups that have one of them."""
+    found = (
+        Fate(split, row)
+        for split in SPLITS
+        for row in read_where(folder, split, ("id", "source", "path"), partial(_is_named, name=name))
+    )
+    return list(islice(found, MOST))
+
+
+def _is_named(rows: pa.RecordBatch, first: int, name: str) -> NDArray[np.bool_]:
+    del first
     source, _, path = name.partition(":")
-    wanted = (ds.field("path") == name) | ((ds.field("source") == source) & (ds.field("path") == path))
+    ids, sources, paths = (rows[column].to_numpy(zero_copy_only=False) for column in ("id", "source", "path"))
+    flags = (paths == name) | ((sources == source) & (paths == path))
     if _ID.fullmatch(name):
-        wanted |= pc.starts_with(ds.field("id"), name)  # pyright: ignore[reportAttributeAccessIssue]
-    found: list[Fate] = []
-    for split in SPLITS:
-        rows = ds.dataset(document_files(folder, split), format="parquet").scanner(filter=wanted).to_reader()
-        for batch in rows:
-            found += [Fate(split, row) for row in batch.slice(0, MOST - len(found)).to_pylist()]
-    return found
+        flags |= np.strings.startswith(ids.astype(str), name)
+    return flags
 
 
 def unread(skipped: Sequence[Skipped], name: str) -> list[Skipped]:

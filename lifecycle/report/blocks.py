@@ -5,6 +5,7 @@ formatted before it gets here, so the two cannot disagree.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from lifecycle.report.format import significant
@@ -17,7 +18,7 @@ SHOWN_POINTS = 10  # per curve, in the table below its chart
 type Span = Literal["amount", "share", "data"]
 type Point = tuple[float, float]
 type Said = tuple[tuple[str, str], ...]  # texts, each with its name: who says it
-type Chart = LineChart | IntervalChart | BarChart
+type Chart = LineChart | IntervalChart | BarChart | Histogram
 type Block = Paragraph | Heading | Headline | Facts | Table | Verbatim | Exchanges | Charts
 
 
@@ -103,10 +104,11 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Exchanges:
-    """Several exchanges, one below the other."""
+    """Several exchanges, one below the other; with a caption, they open on a click."""
 
     kind: ClassVar[str] = "exchanges"
     items: tuple[Said, ...]
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,37 @@ class BarChart:
     def description(self) -> str:
         """The chart as a sentence, for readers who cannot see it."""
         return "; ".join(f"{name} {text}" for name, _, text in self.bars) + "."
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many are in each bin, `edges[i] <= value < edges[i + 1]`, on a logarithmic axis. `limits`: values with a name
+    at which a bin ends; bins outside `within` have another colour. `is_log`: so is the axis of the values, from 1."""
+
+    kind: ClassVar[str] = "histogram"
+    title: str
+    unit: str
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    within: tuple[float, float]
+    limits: tuple[tuple[str, float], ...] = ()
+    is_log: bool = False
+
+    def __post_init__(self) -> None:
+        assert len(self.edges) == len(self.counts) + 1
+
+    @property
+    def description(self) -> str:
+        """The chart as a sentence, for readers who cannot see it."""
+        low, high = significant(self.edges[0]), significant(self.edges[-1])
+        return "; ".join((f"{sum(self.counts):,} from {low} to {high}", *(name for name, _ in self.limits))) + "."
+
+    @property
+    def table(self) -> Table:
+        """The bins that are not empty."""
+        bins = zip(pairwise(self.edges), self.counts, strict=True)
+        rows = tuple((significant(low), significant(high), f"{count:,}") for (low, high), count in bins if count)
+        return Table(f"{self.title}, {self.unit}", ("from", "below", "count"), rows, ("from", "below", "count"))
 
 
 @dataclass(frozen=True)

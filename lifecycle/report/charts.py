@@ -12,17 +12,18 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import blended_transform_factory
 from matplotlib.typing import RcKeyType
 
-from lifecycle.report.blocks import BarChart, Chart, IntervalChart, LineChart, Series, Span, thin
+from lifecycle.report.blocks import BarChart, Chart, Histogram, IntervalChart, LineChart, Series, Span, thin
 from lifecycle.report.format import printable
 
 # In the drawing's own pixels. The page scales a drawing to its column, 300 to 720 pixels, and its texts against that,
@@ -31,6 +32,7 @@ WIDTH, HEIGHT = 440, 250  # of a line chart
 ROW, BAR = 28, 22  # height of a row
 LINE, LETTER = 14, 7.0  # height of a line and mean width of a letter, of the names on the left
 NAME = 20  # letters in a line of a name
+BINNED, EMPTY = 190, 0.5  # of a histogram: its height, and the count where its axis begins
 DRAWN_POINTS = 400  # more than a curve of 400 pixels can show
 ENDS: dict[Span, tuple[float | None, float | None]] = {"amount": (0.0, None), "share": (0.0, 1.0), "data": (None, None)}
 FLAT = 1e-6  # a curve whose relative range is below this is drawn as flat
@@ -68,6 +70,8 @@ def draw(chart: Chart, name: str) -> str:
                 figure = _intervals(chart)
             case BarChart():
                 figure = _bars(chart)
+            case Histogram():
+                figure = _histogram(chart)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=NO_METADATA)
     return _inline(file.getvalue(), name, f"{chart.title}, {chart.unit}: {chart.description}")
@@ -96,8 +100,7 @@ def _lines(chart: LineChart) -> Figure:
     if chart.is_log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(10, numticks=6))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        _plain_ticks(axes)
     else:
         axes.set_xlim(0, max(step for step, _ in points) or 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True))
@@ -156,11 +159,15 @@ def _intervals(chart: IntervalChart) -> Figure:
         right = blended_transform_factory(axes.transAxes, axes.transData)
         axes.annotate(f"{measure.mean:.3f}", (1, y), (10, 0), right, "offset points", va="center")
     if chart.mark is not None:
-        name, value = chart.mark
-        axes.axvline(value, color=SOFT, linewidth=1.5, linestyle=(0, (4, 3)), clip_on=False)
-        above = blended_transform_factory(axes.transData, axes.transAxes)
-        axes.text(value, 1, printable(name), transform=above, ha="center", va="bottom")
+        _mark(axes, *chart.mark)
     return figure
+
+
+def _mark(axes: Axes, name: str, value: float, side: str = "center") -> None:
+    """A value to compare with, named above."""
+    axes.axvline(value, color=SOFT, linewidth=1.5, linestyle=(0, (4, 3)), clip_on=False)
+    above = blended_transform_factory(axes.transData, axes.transAxes)
+    axes.text(value, 1, printable(name), transform=above, ha=side, va="bottom")
 
 
 def _bars(chart: BarChart) -> Figure:
@@ -171,6 +178,29 @@ def _bars(chart: BarChart) -> Figure:
     for y, (_, amount, text) in enumerate(chart.bars):
         axes.barh(y, amount, height=0.64, color=SERIES[0], clip_on=False, gid=f"bar-{y}")
         axes.annotate(printable(text), (amount, y), (6, 0), textcoords="offset points", va="center")
+    return figure
+
+
+def _histogram(chart: Histogram) -> Figure:
+    figure, axes = _axes(WIDTH, BINNED, left=60, right=14, top=22, bottom=24)
+    axes.set_yscale("log")
+    axes.set_ylim(EMPTY, 1.3 * max(1, *chart.counts))
+    axes.yaxis.set_major_locator(LogLocator(10, numticks=5))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    if chart.is_log:
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+        powers = [10.0**power for power in range(math.floor(math.log10(chart.edges[-1])) + 1)]
+        axes.xaxis.set_major_locator(FixedLocator([0, *powers[:: 1 + len(powers) // 6]]))
+    _plain_ticks(axes)
+    axes.set_xlim(chart.edges[0], chart.edges[-1])
+    low, high = chart.within
+    for i, ((begin, end), count) in enumerate(zip(pairwise(chart.edges), chart.counts, strict=True)):
+        if count:  # from `EMPTY`, since nothing is cut off at the axes
+            color = SERIES[0] if low <= begin and begin <= high else SERIES[1]
+            axes.bar(begin, count - EMPTY, end - begin, EMPTY, align="edge", color=color, gid=f"bin-{i}")
+    for name, value in chart.limits:
+        is_left = axes.transAxes.inverted().transform(axes.transData.transform((value, 1)))[0] < 0.5
+        _mark(axes, name, value, "left" if is_left else "right")
     return figure
 
 
@@ -196,9 +226,15 @@ def _axes(width: float, height: float, *, left: float, right: float, top: float,
     box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     axes = figure.add_axes(box, frameon=False)
     axes.set_axisbelow(True)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))  # as many digits as are needed, without float noise
+    _plain_ticks(axes)
     return figure, axes
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Labels with as many digits as are needed, without float noise, and no minor ticks."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))
+        axis.set_minor_locator(NullLocator())
 
 
 def _limits(values: Sequence[float], low: float | None = None, high: float | None = None) -> tuple[float, float]:

@@ -15,8 +15,8 @@ def data_section(data: Data) -> ReportSection:
     """The funnel, the sources, and examples of removed documents."""
     stats = data.stats
     blocks: list[Block] = [
-        _drawing(data.funnel),
-        _funnel(data.funnel),
+        funnel_drawing(data.funnel),
+        funnel_table(data.funnel),
         _sources(stats, data.sources),
     ]
     samples = _samples(data.funnel)
@@ -92,7 +92,8 @@ def _shards(tokens: Mapping[str, Any]) -> Table:
     return Table(f"Token shards ({tokens['dtype']})", columns, rows, columns[1:])
 
 
-def _funnel(steps: Sequence[Mapping[str, Any]]) -> Table:
+def funnel_table(steps: Sequence[Mapping[str, Any]]) -> Table:
+    """The steps, with what went in and came out."""
     columns = ("step", "in", "out", "text out", "of the text read", "removed", "edited")
     read = steps[0]["bytes_out"]
     rows = []
@@ -105,7 +106,8 @@ def _funnel(steps: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Funnel: documents and text through each step", columns, tuple(rows), columns[1:5])
 
 
-def _drawing(steps: Sequence[Mapping[str, Any]]) -> Charts:
+def funnel_drawing(steps: Sequence[Mapping[str, Any]]) -> Charts:
+    """The text that is left after each step."""
     bars = tuple((step["step"].replace("_", " "), step["bytes_out"], size(step["bytes_out"])) for step in steps)
     return Charts((BarChart("Text left", "after each step", bars),))
 

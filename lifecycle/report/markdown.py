@@ -15,6 +15,7 @@ from lifecycle.report.blocks import (
     Facts,
     Heading,
     Headline,
+    Histogram,
     LineChart,
     Paragraph,
     Report,
@@ -57,7 +58,8 @@ def _block(block: Block) -> list[str]:
         case Verbatim():
             return [f"{plain(block.caption)}:", "", *_fence(block.text)]
         case Exchanges():
-            return list(chain.from_iterable(_exchange(said) for said in block.items))
+            caption = [f"{plain(block.caption)}:", ""] if block.caption else []
+            return caption + list(chain.from_iterable(_exchange(said) for said in block.items))
         case Charts():
             return list(chain.from_iterable(_chart(chart) for chart in block.items))
 
@@ -68,7 +70,7 @@ def _exchange(said: Said) -> list[str]:
 
 def _chart(chart: Chart) -> list[str]:
     """The chart's numbers as a table; nothing for bars, whose numbers are in a table of their own."""
-    if isinstance(chart, LineChart):
+    if isinstance(chart, LineChart | Histogram):
         return _block(chart.table)
     if isinstance(chart, BarChart):
         return []

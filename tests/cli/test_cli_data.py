@@ -1,18 +1,26 @@
-"""`lifecycle data why`: a document's way through the steps, by id, by path and by row."""
+"""The verbs of `lifecycle data`: a document's way through the steps, documents in a pager, selections compared, and the
+page on all of them, on texts and names that try to be more than texts."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lifecycle.cli.data import data, why
+from lifecycle.cli.data import data, diff, peek, report, why
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
-from lifecycle.stages.chain import bring_up_to_date
+from lifecycle.stages.chain import bring_up_to_date, finished_stage
 from lifecycle.stages.config import RunConfig
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
+NASTY_NAME = "a\x1b[2J\u202eb<b>"
+NASTY = "<script>alert(1)</script> [red]Red[/red] \u202e\u2028 &amp; </td>"
 SENTENCES = (
     "The harbour lies to the north of the old town and was built in three stages",
     "Ships that have a draught of more than nine metres wait outside for the tide",
@@ -29,9 +37,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         (folder / f"{number:02d}.txt").write_text(f"{SENTENCES[number % 3]}. Written to the clerk {number} {own}.\n")
     (folder / "copy.txt").write_text((folder / "03.txt").read_text())
     (folder / "short.txt").write_text("Too short # by far, for a.person@company.org.\n")
+    (folder / f"{NASTY_NAME}.txt").write_text(f"{NASTY} is short.\n")
     (folder / "rows.jsonl").write_text(json.dumps({"text": "[red]Short[/] row"}) + "\n{broken\n")
     words = [f"data.sources=[{{name: own, path: {folder}, license: CC0-1.0}}]", f"root={folder.parent / 'runs'}"]
-    words += ["data.quality.disable=[repetition]", "data.heldout_fraction=0.3", "data.max_skipped=0.5"]
+    words += ["data.quality.repetition=null", "data.heldout_fraction=0.3", "data.max_skipped=0.5"]
     with pytest.raises(ConfigError, match="not finished"):
         why(DEBUG, "03.txt", *words)
     bring_up_to_date(load_config(RunConfig, DEBUG, words), ("documents",), Silent())
@@ -61,7 +70,7 @@ def test_a_removed_document_has_every_reason(run: list[str], capsys: pytest.Capt
     (short,) = asked(run, "short.txt", capsys)
     assert (short["result"], short["removed_by"]) == ("removed", "quality")
     steps = {passed["step"]: passed for passed in short["steps"]}
-    assert steps["quality"]["reasons"][0] == "too_few_words: 7 words < 50" and len(steps["quality"]["reasons"]) > 1
+    assert steps["quality"]["reasons"][0] == "too_few_words: 6 words < 50" and len(steps["quality"]["reasons"]) > 1
     assert steps["pii"]["measured"] == ["pii_email 1"] and "a.person" not in short["text"]
     assert "exact_duplicates" not in steps
     (copy,) = asked(run, "copy.txt", capsys)
@@ -89,3 +98,149 @@ def test_the_verb_reads_a_config_or_a_command(run: list[str], capsys: pytest.Cap
     assert "too_few_words" in capsys.readouterr().out
     data([str(DEBUG), *run, "--help"], result_action="return_value")
     assert "why" in capsys.readouterr().out
+
+
+def test_a_name_of_a_document_is_no_command_to_the_terminal(run: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    why(DEBUG, f"own:{NASTY_NAME}.txt", *run)
+    shown = capsys.readouterr().out
+    assert r"own:a\x1b[2J\u202eb<b>.txt" in shown and "\x1b" not in shown and "\u202e" not in shown
+
+
+def peeked(run: list[str], capsys: pytest.CaptureFixture[str], **options: Any) -> list[dict[str, Any]]:
+    peek(str(DEBUG), *run, as_json=True, **options)
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_documents_are_chosen_by_split_source_and_every_reason(
+    run: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    everything = peeked(run, capsys)
+    assert {row["split"] for row in everything} == {"kept", "heldout", "removed"} and len(everything) == 16
+    removed = peeked(run, capsys, split="removed")
+    assert removed == [row for row in everything if row["split"] == "removed"] and len(removed) == 4
+    assert {row["path"] for row in peeked(run, capsys, reason="too_few_words")} == {
+        "short.txt", "rows.jsonl:1", f"{NASTY_NAME}.txt",
+    }  # fmt: skip
+    assert [row["path"] for row in peeked(run, capsys, reason="exact_duplicates")] == ["copy.txt"]
+    further = peeked(run, capsys, reason="stop_words", columns="text, word_count")
+    assert all(row["reason"] == "too_few_words" and row["word_count"] < 50 for row in further) and further
+    with pytest.raises(ConfigError, match="no document with source 'none'"):
+        peek(str(DEBUG), *run, source="none")
+    with pytest.raises(ConfigError, match="kept documents have no reason"):
+        peek(str(DEBUG), *run, split="kept", reason="quality")
+    with pytest.raises(ConfigError, match="did you mean 'word_count'"):
+        peek(str(DEBUG), *run, columns="word_cont")
+
+
+def test_a_document_is_shown_whole_or_in_part_and_moves_no_cursor(
+    run: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    peek(str(DEBUG), *run, split="removed", chars=10, columns="text,word_count")
+    shown = capsys.readouterr().out
+    assert "removed by quality: too_few_words  own:short.txt" in shown and "    6 words < 50" in shown
+    assert "        Too short \n        … 29 more characters\n" in shown and "    word_count: 7\n" in shown
+    peek(str(DEBUG), *run, split="removed", chars=0)
+    shown = capsys.readouterr().out
+    assert "<script>alert(1)</script> [red]Red[/red]" in shown and "more characters" not in shown
+    assert not {*"\x1b\u202e\u2028"} & {*shown}
+
+
+def folder_of(words: list[str]) -> Path:
+    """The folder with the selected documents."""
+    return finished_stage(load_config(RunConfig, DEBUG, words), "documents").path
+
+
+def test_a_reader_who_leaves_ends_it_without_a_word(run: list[str]) -> None:
+    program = "import sys; from lifecycle.cli.data import data; data(sys.argv[1:], result_action='return_value')"
+    command = [sys.executable, "-c", program, "peek", str(folder_of(run))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
+
+
+def test_a_terminal_gets_the_user_s_pager(run: list[str]) -> None:
+    program = "import sys; from lifecycle.cli.data import data; data(sys.argv[1:], result_action='return_value')"
+    command = [sys.executable, "-c", program, "peek", str(folder_of(run)), "--split", "removed"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs, env=os.environ | {"PAGER": "sed s/^/paged:/"}) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 1 << 16):
+                shown += piece
+        except OSError:  # the other side has closed the terminal
+            pass
+        assert process.wait() == 0
+    lines = shown.decode().splitlines()
+    assert any("own:short.txt" in line for line in lines) and all(line.startswith("paged:") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def looser(run: list[str]) -> list[str]:
+    """The words of another selection of the same documents."""
+    words = [*run, "data.heldout_fraction=0.1", "data.quality.gopher.min_words=5"]
+    others = ("min_mean_word_length", "max_mean_word_length", "max_hashes_per_word", "min_alphabetic_words")
+    words += [f"data.quality.gopher.{name}=null" for name in (*others, "min_stop_words")]
+    bring_up_to_date(load_config(RunConfig, DEBUG, words), ("documents",), Silent())
+    return words
+
+
+def test_two_selections_are_compared(run: list[str], looser: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    a = str(folder_of(run))
+    diff(a, str(DEBUG), *looser, as_json=True)
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["a"]["folder"] == a and tree["b"]["folder"] == str(folder_of(looser))
+    moved = [move for move in tree["moves"] if move["from"]["reason"] == "too_few_words"]
+    assert sum(move["documents"] for move in moved) == 2 and tree["entered"]["documents"] >= 1
+    assert {sample["document"] for move in moved for sample in move["samples"]} >= {"own:short.txt"}
+    sides = [sum(tree[side][split]["documents"] for split in ("kept", "heldout", "removed")) for side in "ab"]
+    assert sides == [16, 16] and sum(move["documents"] for move in tree["moves"]) + tree["unchanged"]["documents"] == 16
+    diff(a, str(DEBUG), *looser)
+    shown = capsys.readouterr().out
+    assert "removed by quality: too_few_words -> " in shown and "6 words < 50" in shown
+    assert not {*"\x1b\u202e\u2028"} & {*shown}
+    with pytest.raises(ConfigError, match="is a folder, so x=y changes nothing"):
+        diff(a, a, "x=y")
+
+
+class Page(HTMLParser):
+    """The tags of a page, and its texts by the tag that they are in."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.texts: list[tuple[str, str]] = [("", "")]
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.texts.append((tag, ""))
+
+    def handle_data(self, data: str) -> None:
+        tag, text = self.texts[-1]
+        self.texts[-1] = (tag, text + data)
+
+
+def test_the_page_has_every_part_and_no_mark_up_of_the_data(
+    run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    report(DEBUG, *run, out=out)
+    assert capsys.readouterr().out == f"{out}\n"
+    html = out.read_text()
+    page = Page(html)
+    assert not page.tags & {"script", "b", "link", "img", "iframe"} and "\x1b" not in html
+    titles = [text.strip() for tag, text in page.texts if tag == "h2"]
+    assert titles == [
+        "Overview", "Funnel", "By source, license and language", "Reasons", "Scores and limits", "Samples",
+        "Duplicates", "Personal data and other edits", "Contamination", "Not read", "Speed and cost",
+    ]  # fmt: skip
+    said = " ".join(text.strip() for _, text in page.texts)
+    for part in (
+        "Every document read is kept, held out or removed, at every step.", "≥ 50", "≤ 100,000", NASTY.split()[0],
+        "quality, too_few_words: 3 of 3", "own:03.txt", "pii_email", "1 (1)", "broken_row", "not JSON", "cost per GB",
+    ):  # fmt: skip
+        assert part in said, part
+    report(DEBUG, *run, out=tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == html

@@ -3,14 +3,17 @@
 import io
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from lifecycle.cli import make
 from lifecycle.cli.arguments import name_first
-from lifecycle.cli.display import Live, Plain, progress_on
+from lifecycle.cli.display import Live, Plain, in_line, progress_on, visible
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import load_config
 from lifecycle.core.progress import Progress
@@ -40,14 +43,56 @@ def test_a_log_gets_whole_lines_without_control_characters(monkeypatch: pytest.M
     assert "\x1b" not in "".join(lines) and len(lines) == 5
 
 
-def test_time_left_is_in_minutes_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 59.6, 59.6, 59.6])
+@pytest.mark.parametrize(("second", "shown"), [(59.6, "1:00"), (3725.0, "1:02:05")])
+def test_time_left_is_in_hours_minutes_and_seconds(second: float, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 100.0, 100.0 + second])
     monkeypatch.setattr("lifecycle.cli.display.time.monotonic", lambda: next(clock))
     console = Console(file=io.StringIO())
     progress = Plain(console)
-    progress.start("pre-training", total=2)
-    progress.update(1)
-    assert isinstance(console.file, io.StringIO) and console.file.getvalue().endswith(" 1:00 left\n")
+    progress.start("tagging", total=3)
+    progress.update(1, documents=1200)
+    progress.update(2, documents=2400)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().endswith(f"2/3  2,400 documents  {shown} left\n")
+    assert "1/3  1,200 documents\n" in console.file.getvalue()
+
+
+def test_a_bar_has_the_time_left_until_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("lifecycle.cli.display.time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    with Live(console) as progress:
+        progress.start("tagging", total=3)
+        for done in (1, 2):
+            now[0] += 50
+            progress.update(done)
+        assert "0:50 left" in rendered(progress)
+        now[0] += 20
+        assert "0:30 left" in rendered(progress)
+        progress.update(3)
+        assert "left" not in rendered(progress)
+
+
+def rendered(progress: Live) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(progress._bars.make_tasks_table(progress._bars.tasks))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@given(st.text())
+def test_a_text_of_others_moves_no_cursor_and_hides_nothing(text: str) -> None:
+    shown = visible(text)
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"]
+    assert not {*shown} & {*"\u202a\u202e\u2066\u2069\u200b\ufeff"}
+    assert "\n" not in in_line(text) and "\t" not in in_line(text)
+    assert visible(shown) == shown
+
+
+def test_ordinary_texts_stay_as_they_are() -> None:
+    for text in ("a\n\tb", "naïve 日本語 🙂", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "👩\u200d💻"):
+        assert visible(text) == text
+    assert visible("\x1b[31m\r\u202e") == "\\x1b[31m\\r\\u202e" and in_line("a\nb") == "a\\nb"
 
 
 def test_a_terminal_gets_a_bar_for_each_stage() -> None:

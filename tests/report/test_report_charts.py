@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from lifecycle.report import format
-from lifecycle.report.blocks import BarChart, Chart, IntervalChart, LineChart, Measure, Series, Span, thin
+from lifecycle.report.blocks import BarChart, Chart, Histogram, IntervalChart, LineChart, Measure, Series, Span, thin
 from lifecycle.report.charts import ENDS, FLAT, NAME, draw
 from lifecycle.report.markdown import plain
 
@@ -68,6 +68,45 @@ def test_a_line_chart_has_the_points_of_its_series(one: tuple, two: tuple, axis:
             scale = (max(places) - min(places)) / span
             expected = [min(places) + scale * (value - min(values)) for value in values]
             assert places == pytest.approx(expected, abs=0.01)
+
+
+bins = st.lists(st.tuples(st.floats(0.01, 100), st.integers(0, 10**9)), min_size=1, max_size=30)
+
+
+@settings(max_examples=40)
+@given(bins, st.booleans(), st.data())
+def test_a_histogram_has_a_bar_for_each_bin_that_is_not_empty(
+    drawn: list[tuple[float, int]], is_log: bool, data: st.DataObject
+) -> None:
+    edges = [0.0]
+    for width, _ in drawn:
+        edges.append(edges[-1] + width)
+    limit = data.draw(st.sampled_from(edges))
+    counts = tuple(count for _, count in drawn)
+    chart = Histogram("t", "u", tuple(edges), counts, (limit, math.inf), ((f"≥ {limit:g}", limit),), is_log)
+    root = svg(chart)
+    width, height = map(float, root.get("viewBox", "").split()[2:])
+    bars = {i: path(root, f"bin-{i}") for i, count in enumerate(counts) if count}
+    assert len([g for g in root.iter("g") if g.get("id", "").startswith("c-bin-")]) == len(bars)
+    for corners in bars.values():
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in corners)
+    tops = sorted((counts[i], -min(y for _, y in corners)) for i, corners in bars.items())
+    assert all(one[1] <= other[1] + 0.01 for one, other in pairwise(tops))  # more documents, a higher bar
+    for i, corners in bars.items():
+        color = "var(--s0)" if edges[i] >= limit else "var(--s1)"
+        shape = group(root, f"bin-{i}").find("path")
+        assert shape is not None and color in shape.get("style", ""), (i, corners)
+    assert f"≥ {limit:g}" in texts(root)
+    assert len(chart.table.rows) == len(bars) and chart.description.startswith(f"{sum(counts):,} from 0 to ")
+
+
+def test_a_histogram_s_axes_have_numbers_for_labels() -> None:
+    for is_log in (True, False):
+        root = svg(
+            Histogram("t", "u", (0, 1, 50, 20_000), (3, 0, 70_000), (-math.inf, 100.0), (("≤ 100", 100.0),), is_log)
+        )
+        shown = [*labels(root, 1), *labels(root, 2)]
+        assert len(shown) > 5 and all(re.fullmatch(r"[\d,.]+", label) for label in shown)
 
 
 def test_a_band_of_standard_errors_is_inside_the_drawing_and_around_its_curve() -> None:

@@ -1,0 +1,179 @@
+"""The page on a run's documents: what was read, what became of it and why, with the scores, samples and costs behind.
+
+It has every number that the artifacts record, and none that they do not.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from lifecycle.core.artifact import Artifact
+from lifecycle.data.breakdown import KINDS, Amounts, Breakdown, Cell
+from lifecycle.data.funnel import HELDOUT_SPLIT
+from lifecycle.data.survey import Survey
+from lifecycle.ops.cost import PriceConfig
+from lifecycle.report.blocks import Block, Headline, Paragraph, Report, ReportSection, Table, Tile
+from lifecycle.report.data_page_evidence import (
+    contamination_section,
+    duplicates_section,
+    edits_section,
+    reasons_section,
+    samples_section,
+    scores_section,
+)
+from lifecycle.report.data_section import funnel_drawing, funnel_table
+from lifecycle.report.format import count, duration, moment, money, share, size
+
+LISTED = 20  # of the files and rows that were not read, for each reason
+FOLDED, MOST = 30, 200  # rows of a table from which on it is folded, and of which the others are one row
+
+
+@dataclass(frozen=True)
+class DataRun:
+    """What the page is made from. `funnel`: the content of `funnel.json`; `tokens`: None until they are made."""
+
+    name: str
+    tagging: Artifact
+    documents: Artifact
+    tokens: Artifact | None
+    funnel: Mapping[str, Any]
+    survey: Survey
+    eval_files: Sequence[str]
+    price: PriceConfig
+
+    @property
+    def steps(self) -> Sequence[Mapping[str, Any]]:
+        """The steps of the funnel."""
+        return self.funnel["steps"]
+
+
+def build_data_page(run: DataRun) -> Report:
+    """Builds the page."""
+    lead = f"Documents of a run, selected at {moment(run.documents.manifest.created)} UTC."
+    return Report(f"{run.name}: data", lead, tuple(_sections(run)))
+
+
+def _sections(run: DataRun) -> Iterator[ReportSection]:
+    amounts = run.survey.breakdown
+    yield ReportSection("overview", "Overview", tuple(_overview(run)))
+    yield ReportSection("funnel", "Funnel", (funnel_drawing(run.steps), funnel_table(run.steps)))
+    removing = [name for name in (step["step"] for step in run.steps) if name in amounts.by(lambda cell: cell.outcome)]
+    kinds = tuple(kinds_tables(amounts, removing, run.tokens is not None))
+    yield ReportSection("kinds", "By source, license and language", kinds)
+    yield reasons_section(run.survey)
+    yield scores_section(run.survey)
+    yield samples_section(run.survey)
+    yield duplicates_section(run.survey)
+    yield edits_section(run.survey)
+    too_short = run.documents.stats["items_too_short_to_compare"]
+    yield contamination_section(run.survey.hits, run.eval_files, too_short)
+    yield ReportSection("unread", "Not read", tuple(_unread(run.funnel["skipped"])))
+    yield ReportSection("cost", "Speed and cost", tuple(_costs(run)))
+
+
+def _overview(run: DataRun) -> Iterator[Block]:
+    read, splits = run.steps[0], run.survey.breakdown.by(_split)
+    tiles = [Tile("read", count(read["documents_out"]), f"documents, {size(read['bytes_out'])} of text")]
+    for split, name in (("kept", "kept"), ("heldout", "held out"), ("removed", "removed")):
+        documents, num_bytes, _ = splits[split][:3].tolist() if split in splits else (0, 0, 0)
+        of_text = share(num_bytes / max(1, read["bytes_out"]))
+        tiles.append(Tile(name, count(documents), f"documents, {size(num_bytes)}, {of_text} of the text"))
+    if run.tokens is not None:
+        for split, of_split in run.tokens.stats["splits"].items():
+            tiles.append(Tile(f"tokens, {split}", count(of_split["tokens"])))
+    tiles.append(
+        Tile("not read", count(len(run.funnel["skipped"])), f"files and rows, of {count(read['files_in'])} files")
+    )
+    yield Headline(tuple(tiles))
+    faults = list(faults_of(run.steps, run.survey.breakdown))
+    yield from map(Paragraph, faults or ["Every document read is kept, held out or removed, at every step."])
+
+
+def faults_of(steps: Sequence[Mapping[str, Any]], amounts: Breakdown) -> Iterator[str]:
+    """What does not add up: between steps, or between the funnel and the documents that are there."""
+    outcomes = {name: int(found[0]) for name, found in amounts.by(lambda cell: cell.outcome).items()}
+    before = steps[0]["documents_out"]
+    if before != sum(outcomes.values()):
+        yield f"Warning: {count(before)} documents were read, {count(sum(outcomes.values()))} are in the files."
+    for step in steps[1:]:
+        removed = step["documents_in"] - step["documents_out"]
+        there = outcomes.get("heldout" if step["step"] == HELDOUT_SPLIT else step["step"], 0)
+        if step["documents_in"] != before or removed != there:
+            yield (
+                f"Warning: {count(before)} documents came to step {step['step']}; it counts "
+                f"{count(step['documents_in'])}, and {count(removed)} that left: {count(there)} are in the files."
+            )
+        before = step["documents_out"]
+
+
+def _split(cell: Cell) -> str:
+    return cell.outcome if cell.outcome in ("kept", "heldout") else "removed"
+
+
+def kinds_tables(amounts: Breakdown, steps: Sequence[str], has_tokens: bool) -> Iterator[Table]:
+    """Documents by source, license and language, with a column for each of these steps."""
+    columns = ("documents", "text", "kept", "text kept", "share kept", "held out")
+    columns += ("tokens",) * has_tokens + tuple(f"by {step.replace('_', ' ')}" for step in steps)
+    for at, kind in enumerate(KINDS):
+        found: dict[str, dict[str, Amounts]] = {}
+        for (name, outcome), of_outcome in amounts.by(lambda cell, at=at: (cell[at], cell.outcome)).items():
+            found.setdefault(name or "none", {})[outcome] = of_outcome
+        names = sorted(found, key=lambda name: (-sum(of[1] for of in found[name].values()), name))  # by bytes
+        rows = [(name, *_of_kind(found[name], steps, has_tokens)) for name in names[:MOST]]
+        if others := names[MOST:]:
+            merged: dict[str, Amounts] = {}
+            for outcome, of_outcome in chain.from_iterable(found[name].items() for name in others):
+                merged[outcome] = merged.get(outcome, 0) + of_outcome
+            rows.append((f"{count(len(others))} others", *_of_kind(merged, steps, has_tokens)))
+        yield Table(f"Documents by {kind}", (kind, *columns), tuple(rows), columns, folded=len(rows) > FOLDED)
+
+
+def _of_kind(outcomes: Mapping[str, Amounts], steps: Sequence[str], has_tokens: bool) -> tuple[str, ...]:
+    documents, num_bytes, tokens = np.sum([of_outcome[:3] for of_outcome in outcomes.values()], axis=0).tolist()
+    kept, kept_bytes = outcomes["kept"][:2].tolist() if "kept" in outcomes else (0, 0)
+    return (
+        count(documents), size(num_bytes), count(kept), size(kept_bytes), share(kept_bytes / max(1, num_bytes)),
+        count(outcomes["heldout"][0]) if "heldout" in outcomes else "",
+        *((count(tokens),) * has_tokens), *(count(outcomes[step][0]) if step in outcomes else "" for step in steps),
+    )  # fmt: skip
+
+
+def _unread(skipped: Sequence[Mapping[str, str]]) -> Iterator[Block]:
+    if not skipped:
+        yield Paragraph("Every file and every row in them was read.")
+        return
+    counts = Counter((entry["reason"], entry["source"]) for entry in skipped)
+    rows = tuple((reason, source, count(n)) for (reason, source), n in counts.most_common())
+    yield Table("Files and rows that could not be used", ("reason", "source", "number"), rows, ("number",))
+    drawn = sorted(skipped, key=lambda entry: hashlib.sha256(f"{entry['source']}:{entry['path']}".encode()).digest())
+    for reason in dict.fromkeys(reason for (reason, _), _ in counts.most_common()):
+        of_reason = [entry for entry in drawn if entry["reason"] == reason]
+        rows = tuple((f"{entry['source']}:{entry['path']}", entry["detail"]) for entry in of_reason[:LISTED])
+        caption = f"{reason}: {len(rows):,} of {len(of_reason):,}"
+        yield Table(caption, ("file or row", "what is wrong"), rows, folded=True)
+
+
+def _costs(run: DataRun) -> Iterator[Block]:
+    read = run.steps[0]
+    made = [(run.tagging, read["bytes_in"]), (run.documents, read["bytes_out"])]
+    if run.tokens is not None:
+        made.append((run.tokens, sum(split["text_bytes"] for split in run.tokens.stats["splits"].values())))
+    price, rows = run.price, []
+    for artifact, num_bytes in made:
+        m = artifact.manifest
+        cost, cpu_s = price.money(m.cpu_s), max(m.cpu_s, 1e-9)
+        rows.append((
+            m.stage, size(num_bytes), duration(m.wall_s), f"{m.cpu_s:,.1f}", f"{num_bytes / 1e6 / cpu_s:,.2f}",
+            money(cost, price.currency), money(cost / max(num_bytes, 1) * 1e9, price.currency),
+        ))  # fmt: skip
+    columns = ("stage", "input", "wall time", "core-seconds", "MB per core-second", "cost", "cost per GB")
+    yield Table("Speed and cost of each stage", columns, tuple(rows), columns[1:])
+    yield Paragraph(
+        f"A core costs {price.core_hour:g} {price.currency} an hour. Tagging counts what its own runs have read, killed"
+        " ones included; partitions that were there before cost it nothing."
+    )

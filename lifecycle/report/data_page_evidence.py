@@ -1,0 +1,164 @@
+"""The sections on why documents were removed: reasons, scores, samples, duplicates, edits, contamination."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from lifecycle.data.breakdown import Breakdown
+from lifecycle.data.distributions import Distribution
+from lifecycle.data.evidence import Group, Hits
+from lifecycle.data.survey import Drawn, Survey
+from lifecycle.report.blocks import Block, Charts, Exchanges, Heading, Histogram, Paragraph, ReportSection, Table
+from lifecycle.report.format import count, share
+
+NAMES = {"kept": "kept", "heldout": "held out"}
+GROUP_SIZES = (1, 2, 4, 9, 99)  # the largest of each row in the table of groups, and one row for all others
+HIT_ROWS = 200  # of evaluation files, shown
+
+
+def reasons_section(survey: Survey) -> ReportSection:
+    """How many documents each reason removed."""
+    counts = survey.reasons.counts
+    if not counts:
+        return ReportSection("reasons", "Reasons", (Paragraph("No document was removed."),))
+    rows = tuple(
+        (step.replace("_", " "), reason, count(of.first), count(of.any), count(of.only))
+        for (step, reason), of in sorted(counts.items(), key=lambda entry: (-entry[1].any, entry[0]))
+    )
+    columns = ("step", "reason", "first reason", "a reason", "only reason")
+    explained = Paragraph(
+        "A document has every reason that the rules found. Without a rule, those of which it is the only reason "
+        "go on to the next steps."
+    )
+    return ReportSection("reasons", "Reasons", (explained, Table("Documents removed", columns, rows, columns[2:])))
+
+
+def scores_section(survey: Survey) -> ReportSection:
+    """How many documents have which score."""
+    explained = Paragraph(
+        "All documents by each score that has a limit; a value on its limit passes. The number of documents is on a "
+        "logarithmic axis, and so are counts with a long tail."
+    )
+    charts = Charts(tuple(map(_histogram, survey.distributions)))
+    return ReportSection("scores", "Scores and limits", (explained, charts))
+
+
+def _histogram(distribution: Distribution) -> Histogram:
+    score, outside = distribution.score, distribution.num_below + distribution.num_above
+    limits = ((f"≥ {score.low:,g}", score.low), (f"≤ {score.high:,g}", score.high))
+    of_all = share(outside / max(1, distribution.num_documents))
+    among = f"{count(outside)} of {count(distribution.num_documents)} documents outside ({of_all})"
+    reasons = "" if score.reasons == (score.column,) else f"{', '.join(score.reasons)}: "
+    return Histogram(
+        score.column if score.language is None else f"{score.column}, language {score.language}",
+        reasons + among,
+        tuple(distribution.bins.edges.tolist()),
+        tuple(distribution.counts.tolist()),
+        (score.low, score.high),
+        tuple((name, bound) for name, bound in limits if math.isfinite(bound)),
+        distribution.bins.is_log,
+    )
+
+
+def samples_section(survey: Survey) -> ReportSection:
+    """Documents to be read: kept ones, removed ones by reason, and those that a limit just keeps."""
+    blocks: list[Block] = [Paragraph("Drawn at random by their ids and the run's seed: the same ones in every report.")]
+    sizes = survey.breakdown.by(lambda cell: cell.outcome)
+    for split in ("kept", "heldout"):
+        if drawn := survey.drawn(split):
+            blocks.append(_samples(f"{NAMES[split]}: {len(drawn)} of {count(sizes[split][0])}", drawn))
+    blocks.append(Heading("Removed, by reason"))
+    for (step, reason), of in sorted(survey.reasons.counts.items(), key=lambda entry: (-entry[1].any, entry[0])):
+        drawn = survey.drawn((step, reason))
+        blocks.append(_samples(f"{step.replace('_', ' ')}, {reason}: {len(drawn)} of {count(of.any)}", drawn))
+    near = [(d.score, drawn) for d in survey.distributions if (drawn := survey.drawn(d.score))]
+    blocks.append(Heading("Kept, the nearest to each limit"))
+    blocks += [_samples(f"{score.column}, {', '.join(score.reasons)}", drawn) for score, drawn in near]
+    return ReportSection("samples", "Samples", tuple(blocks))
+
+
+def _samples(caption: str, drawn: Sequence[Drawn]) -> Exchanges:
+    items = []
+    for one in drawn:
+        sample, more = one.sample, one.sample.size - len(one.sample.text)
+        text = f"{sample.text}… ({count(more)} more characters)" if more else sample.text
+        because = (("because", one.why),) if one.why else ()
+        items.append((("document", f"{sample.name}  {sample.id[:12]}"), *because, ("text", text)))
+    return Exchanges(tuple(items), caption)
+
+
+def duplicates_section(survey: Survey) -> ReportSection:
+    """Groups of duplicates: how large they are, and the largest."""
+    sizes = survey.duplicates.sizes()
+    if not sizes:
+        return ReportSection("duplicates", "Duplicates", (Paragraph("No duplicate was removed."),))
+    rows, low = [], 1
+    for high in (*GROUP_SIZES, math.inf):
+        found = {removed: groups for removed, groups in sizes.items() if low <= removed <= high}
+        if found:
+            name = f"{low} or more" if high == math.inf else str(low) if low == high else f"{low} to {high}"
+            documents = sum(removed * groups for removed, groups in found.items())
+            rows.append((name, count(sum(found.values())), count(documents)))
+        low = int(high) + 1 if high < math.inf else 0
+    columns = ("removed from a group", "groups", "documents removed")
+    table = Table("Groups of duplicates, of which one document stays", columns, tuple(rows), columns[1:])
+    return ReportSection("duplicates", "Duplicates", (table, _largest(survey.largest_groups())))
+
+
+def _largest(groups: Sequence[Group]) -> Table:
+    rows = tuple((group.kept, count(group.num_removed), "; ".join(group.members)) for group in groups)
+    columns = ("document that stays", "removed", "the first of them")
+    return Table("The largest groups", columns, rows, columns[1:2])
+
+
+def edits_section(survey: Survey) -> ReportSection:
+    """What steps changed in the texts, personal data among it."""
+    amounts, blocks = survey.breakdown, list[Block]()
+    total = amounts.by(lambda cell: None).get(None)
+    for step, names in reversed([*survey.edits.items()]):  # personal data comes last
+        if total is not None and (found := [name for name in names if amounts.of_edits(name, total)[0]]):
+            blocks += _edited(amounts, step.replace("_", " "), found)
+    nothing = Paragraph("No step changed a text.")
+    return ReportSection("edits", "Personal data and other edits", tuple(blocks or [nothing]))
+
+
+def _edited(amounts: Breakdown, step: str, names: Sequence[str]) -> Iterator[Table]:
+    outcomes = amounts.by(lambda cell: NAMES.get(cell.outcome, "removed"))
+    sources = amounts.by(lambda cell: cell.source)
+    for caption, by in ((f"Edits by {step}: number (documents)", outcomes), (f"{step}, by source", sources)):
+        rows = []
+        for name in names:
+            found = [amounts.of_edits(name, of) for of in by.values()]
+            rows.append((name, *(f"{count(n)} ({count(documents)})" if n else "" for n, documents in found)))
+        yield Table(caption, ("edit", *by), tuple(rows), tuple(by), folded=by is sources)
+
+
+def contamination_section(hits: Hits, files: Sequence[str], too_short: int) -> ReportSection:
+    """Documents removed for what the model is tested on. `files`: all that were compared."""
+    explained = "Each removed document counts for the one item that it shares most with."
+    blocks: list[Block] = [Paragraph(f"{explained} Too short to be compared: {count(too_short)} texts of items.")]
+    blocks += _eval_hits(hits, files) if files or hits.evals else [Paragraph("The run names no evaluation rows.")]
+    if hits.heldout:
+        rows = tuple((source, count(n)) for source, n in _sorted(hits.heldout))
+        columns = ("source of the held-out document", "documents removed")
+        blocks.append(Table("Training documents with text of held-out ones", columns, rows, columns[1:]))
+    return ReportSection("contamination", "Contamination", tuple(blocks))
+
+
+def _eval_hits(hits: Hits, files: Sequence[str]) -> Iterator[Table]:
+    documents, rows_found = Counter(dict.fromkeys(files, 0)), Counter[str]()
+    for (file, _), n in hits.evals.items():
+        documents[file] += n
+        rows_found[file] += 1
+    rows = tuple((file, count(rows_found[file]), count(n)) for file, n in _sorted(documents))
+    columns = ("evaluation file", "rows found", "documents removed")
+    yield Table("Training documents with text of evaluation rows", columns, rows, columns[1:])
+    if hits.evals:
+        rows = tuple((file, row, count(n)) for (file, row), n in _sorted(hits.evals)[:HIT_ROWS])
+        columns = ("evaluation file", "row", "documents removed")
+        yield Table(f"The rows: {len(rows)} of {count(len(hits.evals))}", columns, rows, columns[1:], folded=True)
+
+
+def _sorted[Key](counts: Counter[Key]) -> list[tuple[Key, int]]:
+    """The largest first; equal ones by their names."""
+    return sorted(counts.items(), key=lambda entry: (-entry[1], str(entry[0])))
