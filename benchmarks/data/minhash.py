@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from texts import write_texts
 
+from lifecycle.core.progress import Silent
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.dedup import deduplicate
 from lifecycle.data.documents import TAGGED, DocumentWriter, tagged_documents
@@ -78,7 +79,7 @@ def ours(folder: Path, jaccard: float) -> None:
             writer.write(pa.table([*batch.columns, *signed.columns], schema))
     stretches = tagged_documents(tagging)
     chosen = np.ones(stretches[-1].end, bool)
-    removed = deduplicate(stretches, chosen, config, Native(1), folder)
+    removed = deduplicate(stretches, chosen, config, Native(1), folder, Silent())
     chosen[removed["ordinal"].to_numpy()] = False
     with open(folder / "ours.jsonl", "w", encoding="utf-8") as file:
         for stretch in stretches:

@@ -1,4 +1,5 @@
-"""Deduplication: exact copies, then near-duplicates by MinHash, verified, grouped and reduced to their first member.
+"""Deduplication: documents of one address, exact copies, then near-duplicates by MinHash, verified, grouped and reduced
+to their first member.
 
 Documents that have a key in common are candidates (`minhash.py`); a pair counts only if the true Jaccard similarity of
 its word 5-grams reaches the threshold, so a chance match of signatures removes nothing. Connected documents form a
@@ -8,7 +9,7 @@ memory, a removed one its reason besides.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import batched
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lifecycle.core.progress import Progress
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import PIECE, Stretch, names_of
 from lifecycle.data.engine import Engine, ordered_results
@@ -27,43 +29,68 @@ from lifecycle.data.similarity import NearDuplicate, SimilarGroups
 from lifecycle.data.steps import Failure
 from lifecycle.data.workers import call_alone
 
-EXACT, NEAR = "exact_duplicates", "near_duplicates"  # the names of the steps
-_CONTENT = ("content_0", "content_1")  # the halves of the content's hash
+ADDRESS, EXACT, NEAR = "address_duplicates", "exact_duplicates", "near_duplicates"  # the names of the steps
+_OF = {ADDRESS: "address", EXACT: "content"}  # step -> the column of hashes that it compares
+_SAME = {ADDRESS: "same address as", EXACT: "same text as"}
+_HALVES = ("first_half", "second_half")  # of a hash
 
 type Ordinals = NDArray[np.int64]
 
 
 def deduplicate(
-    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], config: DedupConfig, engine: Engine, scratch: Path
-) -> pa.Table:
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], config: DedupConfig, engine: Engine, scratch: Path,
+    progress: Progress,
+) -> pa.Table:  # fmt: skip
     """The removals of duplicates among the chosen documents; `chosen` has an entry for each document."""
+    left, removed = chosen.copy(), []
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
         folder = Path(name)
-        bands = [f"band_{number:03d}" for number in range(config.bands)]
-        _write_keys(folder / "keys.parquet", stretches, chosen, bands)
-        columns = {EXACT: _CONTENT} | {band: (band,) for band in bands}
-        call_alone(_write_links, folder / "keys.parquet", columns, folder, engine.address)
-        firsts, copies = _read_links(folder, EXACT)
-        near = _near_duplicates(stretches, folder, bands, copies, config.jaccard, engine)
-    named = {*firsts.tolist(), *(ordinal for duplicate in near for ordinal in (duplicate.like, duplicate.first))}
-    names = names_of(stretches, np.array(sorted(named), np.int64))
-    exact = zip(copies.tolist(), firsts.tolist(), strict=True)
-    return pa.concat_tables([
-        removals(EXACT, _exact_failures(exact, names)), removals(NEAR, _near_failures(near, names)),
-    ])  # fmt: skip
+        for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
+            progress.start(step.replace("_", " "))
+            firsts, copies = _copies(stretches, left, step, folder, engine)
+            names = names_of(stretches, np.unique(firsts))
+            removed.append(removals(step, _copy_failures(step, firsts, copies, names)))
+            left[copies] = False
+        near = _near_duplicates(stretches, left, config, folder, engine, progress)
+        names = names_of(stretches, np.unique([[found.like, found.first] for found in near]).astype(np.int64))
+    return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, names))])
 
 
-def _write_keys(path: Path, stretches: Sequence[Stretch], chosen: NDArray[np.bool_], bands: Sequence[str]) -> None:
-    """Writes a row for each chosen document: its `ordinal`, and a column for each key."""
-    keys = pa.schema([("ordinal", pa.int64()), *((name, pa.uint64()) for name in (*_CONTENT, *bands))])
-    with pq.ParquetWriter(path, keys, compression="none", use_dictionary=False) as writer:
+def _copies(
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], step: str, folder: Path, engine: Engine
+) -> tuple[Ordinals, Ordinals]:
+    """The first document with each hash, and the others that have it."""
+
+    def halves(documents: pa.Table) -> list[pa.Array]:
+        column = documents[_OF[step]].combine_chunks()
+        joined = b"".join(column.drop_null().to_pylist())
+        return [_placed(half, column.is_valid()) for half in np.frombuffer(joined, np.uint64).reshape(-1, 2).T]
+
+    _write_keys(folder / "keys.parquet", stretches, chosen, [_OF[step]], _HALVES, halves)
+    call_alone(_write_links, folder / "keys.parquet", {step: _HALVES}, folder, engine.address)
+    return _read_links(folder, step)
+
+
+def _placed(values: NDArray[np.uint64], present: pa.Array) -> pa.Array:
+    """The values where something is present, null elsewhere."""
+    flags = present.to_numpy(zero_copy_only=False)
+    every = np.zeros(len(flags), np.uint64)
+    every[flags] = values
+    return pa.array(every, mask=~flags)
+
+
+def _write_keys(
+    path: Path, stretches: Sequence[Stretch], chosen: NDArray[np.bool_], columns: Sequence[str],
+    names: Sequence[str], keys_of: Callable[[pa.Table], Sequence[pa.Array]],
+) -> None:  # fmt: skip
+    """Writes a row for each chosen document: its `ordinal`, and the keys with these names that `keys_of` makes of the
+    documents' columns."""
+    schema = pa.schema([("ordinal", pa.int64()), *((name, pa.uint64()) for name in names)])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         for stretch in stretches:
             own = pa.array(chosen[stretch.first : stretch.end])
-            documents = stretch.read(["content", "bands"]).filter(own).combine_chunks()
-            halves = np.frombuffer(b"".join(documents["content"].to_pylist()), np.uint64).reshape(-1, 2).T
-            of_bands = documents["bands"].combine_chunks()
-            columns = [pc.call_function("list_element", [of_bands, number]) for number in range(len(bands))]
-            writer.write_table(pa.table([documents["ordinal"], *map(pa.array, halves), *columns], schema=keys))
+            documents = stretch.read(columns).filter(own)
+            writer.write_table(pa.table([documents["ordinal"], *keys_of(documents)], schema=schema))
 
 
 def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, address: str | None) -> None:
@@ -80,19 +107,28 @@ def _read_links(folder: Path, name: str) -> tuple[Ordinals, Ordinals]:
 
 
 def _near_duplicates(
-    stretches: Sequence[Stretch], folder: Path, bands: Sequence[str], copies: Ordinals, jaccard: float, engine: Engine
-) -> list[NearDuplicate]:
-    """The near-duplicates that the links of the bands lead to, by ordinal; exact copies are none."""
-    linked = [np.unique(np.concatenate(_read_links(folder, band))) for band in bands]
-    candidates = np.setdiff1d(np.unique(np.concatenate(linked)), copies)
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], config: DedupConfig, folder: Path, engine: Engine,
+    progress: Progress,
+) -> list[NearDuplicate]:  # fmt: skip
+    """The near-duplicates among the chosen documents, by ordinal."""
+    bands = [f"band_{number:03d}" for number in range(config.bands)]
+
+    def keys(documents: pa.Table) -> list[pa.Array]:
+        lists = documents["bands"].combine_chunks()
+        return [pc.call_function("list_element", [lists, number]) for number in range(len(bands))]
+
+    progress.start(NEAR.replace("_", " "))
+    _write_keys(folder / "keys.parquet", stretches, chosen, ["bands"], bands, keys)
+    call_alone(_write_links, folder / "keys.parquet", {band: (band,) for band in bands}, folder, engine.address)
+    candidates = np.unique(np.concatenate([side for band in bands for side in _read_links(folder, band)]))
     if not len(candidates):
         return []
-    with _shingles(stretches, candidates, engine, folder) as store:
-        groups = SimilarGroups(len(candidates), store.similarity, jaccard)
-        for band in bands:
-            firsts, others = _read_links(folder, band)
-            is_meant = ~np.isin(others, copies)
-            for bucket in _buckets(*(np.searchsorted(candidates, side[is_meant]) for side in (firsts, others))):
+    with _shingles(stretches, candidates, engine, folder, progress) as store:
+        groups = SimilarGroups(len(candidates), store.similarity, config.jaccard)
+        progress.start("comparing pairs", len(bands))
+        for number, band in enumerate(bands):
+            progress.update(number)
+            for bucket in _buckets(*(np.searchsorted(candidates, side) for side in _read_links(folder, band))):
                 groups.join(bucket)
     ordinals = candidates.tolist()
     return [
@@ -101,13 +137,15 @@ def _near_duplicates(
     ]
 
 
-def _shingles(stretches: Sequence[Stretch], candidates: Ordinals, engine: Engine, folder: Path) -> ShingleStore:
+def _shingles(
+    stretches: Sequence[Stretch], candidates: Ordinals, engine: Engine, folder: Path, progress: Progress
+) -> ShingleStore:
     """The shingles of the candidates, numbered as they are there."""
     cuts = [np.searchsorted(candidates, [stretch.first, stretch.end]) for stretch in stretches]
     parts = [(stretch, candidates[slice(*cut)]) for stretch, cut in zip(stretches, cuts, strict=True)]
     pieces = list(batched([part for part in parts if len(part[1])], PIECE))
     paths = [folder / f"shingles-{number:05d}.bin" for number in range(len(pieces))]
-    sizes = ordered_results(engine, write_shingles, list(zip(pieces, paths, strict=True)))
+    sizes = ordered_results(engine, write_shingles, list(zip(pieces, paths, strict=True)), progress, "shingles")
     return ShingleStore(paths, sizes)
 
 
@@ -118,9 +156,9 @@ def _buckets(firsts: Ordinals, others: Ordinals) -> Iterator[list[int]]:
         yield [int(firsts[start]), *others[start:end].tolist()]
 
 
-def _exact_failures(exact: Iterable[tuple[int, int]], names: Mapping[int, str]) -> Iterator[Failure]:
-    for copy, first in exact:
-        yield Failure(copy, "exact_duplicate", f"same text as {names[first]}")
+def _copy_failures(step: str, firsts: Ordinals, copies: Ordinals, names: Mapping[int, str]) -> Iterator[Failure]:
+    for first, copy in zip(firsts.tolist(), copies.tolist(), strict=True):
+        yield Failure(copy, step.removesuffix("s"), f"{_SAME[step]} {names[first]}")
 
 
 def _near_failures(near: Sequence[NearDuplicate], names: Mapping[int, str]) -> Iterator[Failure]:

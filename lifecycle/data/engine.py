@@ -5,9 +5,10 @@ On Ray the run's folder and the sources lie on a file system that all nodes shar
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 from lifecycle.core.cores import available_cores
+from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.workers import WorkerDiedError, results_in_workers
 
@@ -53,10 +54,16 @@ def engine_of(config: DataConfig, num_bytes: int) -> Engine:
     return Native(config.workers or (available_cores() if num_bytes > POOL_BYTES else 1))
 
 
-def ordered_results[T, R](engine: Engine, function: Callable[[T], R], work: Sequence[T]) -> list[R]:
-    """`function(item)` of each item, in their order. Raises `WorkerDiedError` for one whose process dies twice."""
-    found = dict(engine.results(function, work, attempts=2))
-    for result in found.values():
+def ordered_results[T, R](
+    engine: Engine, function: Callable[[T], R], work: Sequence[T], progress: Progress, name: str
+) -> list[R]:
+    """`function(item)` of each item, in their order, shown as `name`. Raises `WorkerDiedError` for one whose process
+    dies twice."""
+    progress.start(name, len(work))
+    found: dict[int, R] = {}
+    for number, result in engine.results(function, work, attempts=2):
         if isinstance(result, WorkerDiedError):
             raise result
-    return [cast("R", found[number]) for number in range(len(work))]
+        found[number] = result
+        progress.update(len(found))
+    return [found[number] for number in range(len(work))]

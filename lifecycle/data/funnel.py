@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.decontaminate import STEP as DECONTAMINATION
-from lifecycle.data.dedup import EXACT, NEAR
+from lifecycle.data.dedup import ADDRESS, EXACT, NEAR
 from lifecycle.data.selection import remaining
 from lifecycle.data.steps import DocumentStep
 from lifecycle.data.tagging import Reading
@@ -24,6 +24,7 @@ SAMPLE_CHARS = 160
 
 # The steps that compare documents with each other, in their order -> the setting to change if one removes too much.
 GLOBAL_STEPS = {
+    ADDRESS: "data.dedup.addresses",
     EXACT: "data.sources",
     NEAR: "data.dedup.jaccard",
     HELDOUT_SPLIT: "data.heldout_fraction",
@@ -66,7 +67,7 @@ class _Entry:
     """What a step did to the documents that it has seen so far."""
 
     def __init__(self) -> None:
-        self.sizes = dict.fromkeys(("documents_in", "bytes_in", "documents_out", "bytes_out"), 0)
+        self.sizes: dict[str, int] = dict.fromkeys(("documents_in", "bytes_in", "documents_out", "bytes_out"), 0)
         self.reasons, self.edits = Counter[str](), Counter[str]()
         self.firsts: dict[str, dict[str, str]] = {}  # reason -> its first document
         self.first: list[dict[str, str]] = []

@@ -1,4 +1,4 @@
-"""MinHash: the keys under which near-duplicates meet, a map step; and the hash of a document's content.
+"""MinHash: the keys under which near-duplicates meet, a map step.
 
 MinHash (Broder 1997) with banding (Leskovec et al., Mining of Massive Datasets, section 3.4): two documents are
 candidates if their signatures agree in at least one band. Word 5-grams, 14 bands of 8 hash functions as in FineWeb
@@ -6,7 +6,6 @@ candidates if their signatures agree in at least one band. Word 5-grams, 14 band
 What must hold: a key depends on the document's words and the two settings alone.
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -22,33 +21,28 @@ from lifecycle.data.steps import DocumentStep
 
 SHINGLE_WORDS = 5
 MOST_CHARS = 500_000  # of a document: what follows does not change where it is looked for
-CONTENT_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Sign:
-    """`text_bytes`, the size of the text; `content`, its hash; `bands`, a key for each band, null for a text without
-    words."""
+    """`text_bytes`, the size of the text; `bands`, a key for each band, null for a text without words."""
 
     bands: int
     rows: int
     columns: ClassVar[pa.Schema] = pa.schema([
-        ("text_bytes", pa.int64()), ("content", pa.binary(CONTENT_BYTES)), ("bands", pa.list_(pa.uint64())),
+        ("text_bytes", pa.int64()), ("bands", pa.list_(pa.uint64())),
     ])  # fmt: skip
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Columns `text_bytes`, `content` and `bands`."""
+        """Columns `text_bytes` and `bands`."""
         from lifecycle.data.compiled_words import sign
 
         data, offsets = utf8(batch["text"])
-        raw = data.tobytes()
-        spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-        contents = [hashlib.blake2b(raw[begin:end], digest_size=CONTENT_BYTES).digest() for begin, end in spans]
-        keys, num_words = np.empty((len(contents), self.bands), np.uint64), np.empty(len(contents), np.int64)
+        num_texts = len(offsets) - 1
+        keys, num_words = np.empty((num_texts, self.bands), np.uint64), np.empty(num_texts, np.int64)
         factors, terms = _functions(self.bands * self.rows)
         sign(data, offsets, folded_characters(), MOST_CHARS, SHINGLE_WORDS, factors, terms, keys, num_words)
-        contents_column = pa.array(contents, pa.binary(CONTENT_BYTES))
-        columns = [pa.array(np.diff(offsets)), contents_column, _listed(keys, num_words > 0)]
+        columns = [pa.array(np.diff(offsets)), _listed(keys, num_words > 0)]
         return pa.record_batch(columns, schema=self.columns)
 
 

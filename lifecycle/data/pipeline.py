@@ -88,18 +88,20 @@ def prepare_documents(
     chosen = _chosen(stretches, steps, [name for name in schema.names if name not in LARGE])
     removed, is_heldout, too_short = REMOVALS.empty_table(), np.zeros_like(chosen), 0
     if chosen.any():
-        progress.note(f"looking for duplicates among {chosen.sum()} documents")
-        removed = deduplicate(stretches, chosen, config.dedup, engine, out)
+        progress.note(f"looking for duplicates among {chosen.sum():,} documents")
+        removed = deduplicate(stretches, chosen, config.dedup, engine, out, progress)
         chosen[removed["ordinal"].to_numpy()] = False
         is_heldout = _heldout(stretches, chosen, config, seed)
-        items = heldout_items(_documents(stretches, is_heldout)) + rows
-        training = chosen & ~is_heldout
         progress.note(
-            f"comparing {training.sum()} training documents with {is_heldout.sum()} held-out ones and {len(rows)} rows"
+            f"comparing {(chosen & ~is_heldout).sum():,} training documents with {is_heldout.sum():,} held-out ones "
+            f"and {len(rows):,} texts of evaluation rows"
         )
-        overlaps, too_short = decontaminate(stretches, training, items, config.decontamination, engine, out)
+        overlaps, too_short = decontaminate(
+            stretches, chosen & ~is_heldout, [*heldout_items(_documents(stretches, is_heldout)), *rows],
+            config.decontamination, engine, out, progress,
+        )  # fmt: skip
         removed = pa.concat_tables([removed, overlaps]).sort_by("ordinal")
-    stats = _write(Selection(stretches, steps, removed, is_heldout), reading, config, out)
+    stats = _write(Selection(stretches, steps, removed, is_heldout), reading, config, out, progress)
     return stats | {"items_too_short_to_compare": too_short}
 
 
@@ -138,7 +140,7 @@ def _documents(stretches: Sequence[Stretch], chosen: Flags) -> pa.Table:
     )
 
 
-def _write(selection: Selection, reading: Reading, config: DataConfig, out: Path) -> dict[str, Any]:
+def _write(selection: Selection, reading: Reading, config: DataConfig, out: Path, progress: Progress) -> dict[str, Any]:
     """Writes all documents and the funnel; returns their summary."""
     funnel = Funnel(selection.steps)
     sizes: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
@@ -146,7 +148,9 @@ def _write(selection: Selection, reading: Reading, config: DataConfig, out: Path
     schema = pa.schema([*tagged_schema(config), *VERDICT])
     with ExitStack() as stack:
         writers = {split: stack.enter_context(DocumentWriter(out, split, schema)) for split in SPLITS}
-        for parts in selection.parts(funnel):
+        progress.start("writing documents", len(selection.stretches))
+        for number, parts in enumerate(selection.parts(funnel)):
+            progress.update(number)
             for split, documents in parts.items():
                 writers[split].write(documents.drop_columns("ordinal"))
                 sizes[split].update(_size(documents))

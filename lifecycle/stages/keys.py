@@ -38,7 +38,10 @@ def tagging(config: RunConfig) -> dict[str, Any]:
 def documents(config: RunConfig) -> dict[str, Any]:
     """The key of the documents: the selection, and the evaluation rows that must not be in them."""
     assert config.data is not None
-    return {"data": config.data.selection(), "eval_rows": evaluation_rows(config), "seed": config.seed}
+    rights = config.data.rights
+    places = (*rights.forget, *(place for own in rights.opt_outs.values() for place in own))
+    lists = {"lists": [_content_of(place, "data.rights") for place in places]} if places else {}
+    return {"data": config.data.selection(), **lists, "eval_rows": evaluation_rows(config), "seed": config.seed}
 
 
 def tokenizer(config: RunConfig) -> dict[str, Any]:

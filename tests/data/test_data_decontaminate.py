@@ -12,6 +12,7 @@ import pytest
 from document_tables import Verdict, stored, table_of, verdicts
 
 from lifecycle.core.config import ConfigError
+from lifecycle.core.progress import Silent
 from lifecycle.data.config import DecontaminationConfig
 from lifecycle.data.decontaminate import decontaminate
 from lifecycle.data.engine import Native
@@ -34,7 +35,7 @@ def removals(texts: list[str], items: list[TestItem]) -> tuple[pa.Table, int]:
     """What is removed, and the number of items that are too short."""
     with tempfile.TemporaryDirectory() as folder:
         stretches = stored(table_of(texts, "train"), Path(folder))
-        return decontaminate(stretches, np.ones(len(texts), bool), items, CONFIG, Native(1), Path(folder))
+        return decontaminate(stretches, np.ones(len(texts), bool), items, CONFIG, Native(1), Path(folder), Silent())
 
 
 def judged(texts: list[str], items: list[TestItem]) -> list[Verdict]:

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError, validate
+from lifecycle.core.progress import Silent
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.dedup import deduplicate
 from lifecycle.data.engine import Native
+from lifecycle.data.identity import Identify
 from lifecycle.data.minhash import Sign
 from lifecycle.data.similarity import SimilarGroups, jaccard_similarity, shingles
 from lifecycle.data.steps import run_steps
@@ -51,7 +53,7 @@ def true_pairs(texts: list[str], jaccard: float) -> set[tuple[int, int]]:
 def signed(documents: pa.Table, config: DedupConfig = CONFIG) -> pa.Table:
     """Numbered documents with the columns of signatures."""
     batch = documents.drop_columns("ordinal").combine_chunks().to_batches()[0]
-    return numbered(pa.Table.from_batches([run_steps(batch, [Sign(config.bands, config.rows)])]))
+    return numbered(pa.Table.from_batches([run_steps(batch, [Identify(), Sign(config.bands, config.rows)])]))
 
 
 def removed_of(
@@ -60,7 +62,7 @@ def removed_of(
 ) -> pa.Table:  # fmt: skip
     """The removals among some of the documents; None: all."""
     chosen = np.isin(np.arange(len(documents)), range(len(documents)) if among is None else among)
-    return deduplicate(stored(signed(documents, config), folder), chosen, config, Native(workers), folder)
+    return deduplicate(stored(signed(documents, config), folder), chosen, config, Native(workers), folder, Silent())
 
 
 def named_in(details: pa.ChunkedArray) -> list[int]:
@@ -124,6 +126,18 @@ def test_a_part_of_the_documents_is_compared_by_its_ordinals(tmp_path: Path) -> 
     documents = table_of(["other text", "first text", "some text", "first text", "other text"])
     removed = removed_of(documents, tmp_path, among=range(1, 5))
     assert removed["ordinal"].to_pylist() == [3] and removed["detail"].to_pylist() == ["same text as s:f1"]
+
+
+def test_documents_of_one_address_are_one_if_so_asked(tmp_path: Path) -> None:
+    urls = ["https://www.example.org/a/", None, "http://example.org/a#top", "http://example.org/b", None]
+    documents = table_of(["one", "two", "three", "three", "two"])
+    documents = documents.set_column(documents.schema.get_field_index("url"), "url", pa.array(urls, pa.string()))
+    removed = removed_of(documents, tmp_path / "asked", DedupConfig(addresses=True))
+    # The third has left when the fourth is looked at, so its text stays.
+    assert [*zip(removed["ordinal"].to_pylist(), removed["detail"].to_pylist(), strict=True)] == [
+        (2, "same address as s:f0"), (4, "same text as s:f1"),
+    ]  # fmt: skip
+    assert removed_of(documents, tmp_path / "not")["ordinal"].to_pylist() == [4, 3]
 
 
 def test_texts_without_words_are_not_alike(tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ def test_funnel_agrees_with_the_files(corpus: Path, tmp_path: Path) -> None:
 
 def test_same_bytes_for_any_number_of_workers(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prepare(corpus, tmp_path / "one", workers=1)
-    monkeypatch.setattr("lifecycle.data.partitions.PARTITION_BYTES", 10_000)  # many batches, so that workers race
-    two = prepare(corpus, tmp_path / "two", workers=2)
+    monkeypatch.setattr("lifecycle.data.engine.POOL_BYTES", 0)
+    two = prepare(corpus, tmp_path / "two", workers=2, partition_bytes=10_000)  # many partitions, so that workers race
     assert one == two
     for name in ("", "-tagging"):
         assert hashes(tmp_path / f"one{name}") == hashes(tmp_path / f"two{name}")
@@ -157,8 +157,8 @@ def test_an_emptied_corpus_says_what_emptied_it(corpus: Path, tmp_path: Path) ->
     (corpus / "code.py").unlink()
     with pytest.raises(ConfigError, match=r"language took 47 \(language_en 47\): change data\.language\.keep"):
         prepare(corpus, tmp_path / "out2", language={"keep": ["fr"]})
-    with pytest.raises(ConfigError, match=r"quality took 47 \(too_few_words 47\): change data\.quality\.min_words"):
-        prepare(corpus, tmp_path / "out3", quality={"min_words": 5000})
+    with pytest.raises(ConfigError, match=r"quality took 47 \(too_few_words 47\): change data\.quality\.gopher\.min_words"):
+        prepare(corpus, tmp_path / "out3", quality={"gopher": {"min_words": 5000}})
 
 
 def test_useless_sources_are_errors(tmp_path: Path) -> None:

@@ -27,10 +27,8 @@ from document_tables import data_config
 from lifecycle.core.progress import Silent
 from lifecycle.data.pipeline import prepare_documents
 from lifecycle.data.tagging import tag_documents
-from lifecycle.data import partitions
-partitions.PARTITION_BYTES = 20_000
 folder, engine, address = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-config = data_config(str(folder / "texts"), engine=engine, ray_address=address)
+config = data_config(str(folder / "texts"), engine=engine, ray_address=address, partition_bytes=20_000)
 out = folder / engine
 for name in ("tagging", "documents"):
     (out / name).mkdir(parents=True)

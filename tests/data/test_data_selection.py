@@ -27,22 +27,24 @@ def removed_by(**settings: Any) -> set[int]:
 
 @given(st.lists(st.integers(0, 200), min_size=2, max_size=2).map(sorted))
 def test_raising_a_minimum_never_removes_fewer(limits: list[int]) -> None:
-    low, high = ({"quality": {"min_words": limit}} for limit in limits)
+    low, high = ({"quality": {"gopher": {"min_words": limit}}} for limit in limits)
     assert removed_by(**low) <= removed_by(**high)
 
 
 @given(st.lists(st.integers(200, 2000), min_size=2, max_size=2).map(sorted))
 def test_raising_a_maximum_never_removes_more(limits: list[int]) -> None:
-    low, high = ({"quality": {"max_words": limit}} for limit in limits)
+    low, high = ({"quality": {"gopher": {"max_words": limit}}} for limit in limits)
     assert removed_by(**high) <= removed_by(**low)
 
 
-def test_disabling_a_rule_or_keeping_a_language_never_removes_more() -> None:
-    rules = ("too_few_words", "repetition", "stop_words", "long_line", "alphabetic_words")
-    for size in range(len(rules)):
-        for disabled in combinations(rules, size):
-            rest = removed_by(quality={"disable": rules})
-            assert rest <= removed_by(quality={"disable": disabled}) <= removed_by()
+def test_families_of_rules_add_up_and_keeping_a_language_never_removes_more() -> None:
+    families = ("gopher", "repetition", "starcoder")
+    alone = {name: removed_by(quality={other: None for other in families if other != name}) for name in families}
+    for size in range(len(families) + 1):
+        for off in combinations(families, size):
+            on = [alone[name] for name in families if name not in off]
+            assert removed_by(quality=dict.fromkeys(off)) == set().union(*on)
+    assert all(alone.values())
     assert removed_by(language={"keep": ["en", "fr"]}) <= removed_by(language={"keep": ["en"]})
     assert removed_by() <= removed_by(language={"keep": ["en", "fr"]})
 

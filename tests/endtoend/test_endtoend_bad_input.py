@@ -60,9 +60,9 @@ def test_an_empty_corpus(fresh: Debug, tmp_path: Path) -> None:
 
 
 def test_a_corpus_of_which_the_filters_leave_nothing(fresh: Debug, tmp_path: Path) -> None:
-    message = fresh.fail("data", *source(corpus(tmp_path / "own")), "data.quality.min_words=5000")
+    message = fresh.fail("data", *source(corpus(tmp_path / "own")), "data.quality.gopher.min_words=5000")
     assert "12 documents from 12 files" in message
-    assert "too_few_words 12" in message and "change data.quality.min_words" in message
+    assert "too_few_words 12" in message and "change data.quality.gopher.min_words" in message
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def test_one_changed_sft_setting_runs_sft_and_what_depends_on_it(undisturbed: De
 def test_a_changed_threshold_selects_again_from_the_same_tagging(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path, "tagging", "documents", "tokenizer", "tokens", "rows")
     before = run.artifacts()
-    run.succeed("data", "data.quality.min_words=300", "data.quality.disable=[repetition]")
+    run.succeed("data", "data.quality.gopher.min_words=300", "data.quality.repetition=null")
     made = [artifact for name, artifact in run.artifacts().items() if name not in before]
     (documents,) = (artifact for artifact in made if artifact.manifest.stage == "documents")
     assert {artifact.manifest.stage for artifact in made} == {"documents"}  # all of it is code: the same content

@@ -279,12 +279,12 @@ def test_an_override_of_a_stage_that_is_not_there_is_refused() -> None:
         ("train.sft.from=fresh", {"sft"}),  # no stage before it has read the replayed rows
         ("gate.level=0.99", {"register"}),
         ("price.core_hour=7", {"report"}),
-        ("data.quality.min_words=51", {"documents"}),
+        ("data.quality.gopher.min_words=51", {"documents"}),
         ("data.language.keep=[en]", {"documents"}),
         ("data.heldout_fraction=0.2", {"documents"}),
         ("data.decontamination.min_overlap=0.4", {"documents"}),
         ("data.language.min_score=0.5", {"tagging"}),
-        ("data.pii=[email]", {"tagging"}),
+        ("data.pii.keep=[email]", {"tagging"}),
         ("data.max_document_bytes=9999", {"tagging"}),
         ("rows.heldout_fraction=0.5", set()),  # of the user's own rows: here are none
     ],

@@ -34,7 +34,7 @@ def corpus(tmp_path: Path) -> Path:
 def made(corpus: Path, *overrides: str) -> dict[str, Artifact]:
     sources = f"data.sources=[{{name: own, path: {corpus}}}]"
     root = f"root={corpus.parent / 'runs'}"
-    rules = "data.quality.disable=[repetition]"
+    rules = "data.quality.repetition=null"
     config = load_config(RunConfig, DEBUG, [sources, root, rules, *overrides])
     return bring_up_to_date(config, ("documents",), Silent())
 
@@ -47,7 +47,7 @@ def kept(artifacts: dict[str, Artifact]) -> int:
 def test_a_changed_threshold_does_not_tag_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = made(corpus)
     monkeypatch.setattr(tagging, "tag_documents", lambda *_: pytest.fail("tagged again"))
-    after = made(corpus, "data.quality.min_words=200")
+    after = made(corpus, "data.quality.gopher.min_words=200")
     assert after["tagging"].manifest == before["tagging"].manifest
     assert after["documents"].path != before["documents"].path
     assert 0 < kept(after) < kept(before) == 6
@@ -58,7 +58,7 @@ def test_what_decides_the_columns_tags_again(corpus: Path) -> None:
     (corpus / "0.txt").write_text((corpus / "0.txt").read_text() + " and another of them")
     after = made(corpus)
     assert after["tagging"].content_hash != before["tagging"].content_hash
-    assert made(corpus, "data.pii=[email]")["tagging"].path != after["tagging"].path
+    assert made(corpus, "data.pii.keep=[email]")["tagging"].path != after["tagging"].path
 
 
 def shards(folder: Path, number: int = 25) -> Path:

@@ -1,0 +1,90 @@
+"""Rights: licences by SPDX's expressions, lists of what is to be forgotten, and addresses in one spelling."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from document_tables import data_config, raw, tagged
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.core.config import ConfigError
+from lifecycle.data.filters import document_steps
+from lifecycle.data.selection import select
+from lifecycle.data.web_names import canonical, host_of, hosts_above
+
+
+def documents(**columns: list[Any]) -> pa.Table:
+    """Tagged documents with some columns replaced."""
+    count = len(next(iter(columns.values())))
+    table = tagged([raw(f"text {number}", source="mine", path=f"p{number}") for number in range(count)])
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array(values, table.schema.field(at).type))
+    return table
+
+
+def removed(table: pa.Table, **rights: Any) -> dict[int, str]:
+    found = select(table, document_steps(data_config(rights=rights))).to_pylist()
+    return {row["ordinal"]: f"{row['reason']}: {row['detail']}" for row in found if row["step"] == "rights"}
+
+
+@pytest.mark.parametrize(
+    ("licence", "is_allowed"),
+    [
+        ("MIT", True), ("GPL-3.0-only", False), ("GPL-3.0-only OR MIT", True), ("MIT AND GPL-3.0-only", False),
+        ("MIT AND CC-BY-4.0", True), ("(MIT OR GPL-3.0-only)", True), ("unknown", False), ("MITish", False),
+    ],
+)  # fmt: skip
+def test_licences_that_are_allowed(licence: str, is_allowed: bool) -> None:
+    found = removed(documents(license=[licence]), licenses=["MIT", "CC-BY-4.0"])
+    assert found == ({} if is_allowed else {0: f"license: {licence} is not in data.rights.licenses"})
+    assert not removed(documents(license=[licence]))
+
+
+def test_what_is_to_be_forgotten(tmp_path: Path) -> None:
+    table = documents(url=["https://a.org/x", "http://sub.b.org/y?q=1", None, None, "https://other.org/", "no address"])
+    ids, contents = table["id"].to_pylist(), table["content"].to_pylist()
+    lines = ["# comment", "", "http://www.A.org/x/", "b.org", ids[2].upper(), contents[3].hex(), "her.org"]
+    (tmp_path / "list.txt").write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8")
+    assert removed(table, forget=[str(tmp_path / "list.txt")]) == {
+        0: "forgotten: list.txt has its address https://a.org/x",
+        1: "forgotten: list.txt has its host b.org",
+        2: f"forgotten: list.txt has its id {ids[2]}",
+        3: f"forgotten: list.txt has its content {contents[3].hex()}",
+    }
+    assert len(removed(table, opt_outs={"mine": [str(tmp_path / "list.txt")]})) == 4
+    (tmp_path / "list.txt").write_text("other.org\n")  # a longer or shorter list counts at once
+    assert removed(table, forget=[str(tmp_path / "list.txt")]).keys() == {4}
+
+
+def test_lists_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.org\nnonsense\n")
+    with pytest.raises(ConfigError, match=r"list\.txt:2: 'nonsense' is no id"):
+        removed(documents(url=["x"]), forget=[str(tmp_path / "list.txt")])
+    with pytest.raises(ConfigError, match="No such file"):
+        removed(documents(url=["x"]), forget=[str(tmp_path / "none.txt")])
+    with pytest.raises(ConfigError, match="no source is named 'yours'"):
+        data_config(rights={"opt_outs": {"yours": ["list.txt"]}})
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("HTTPS://WWW.Example.ORG:443/A/b/", "example.org/A/b"), ("http://example.org", "example.org"),
+        ("http://example.org:8080/?x=1#y", "example.org:8080?x=1"), ("http://[broken", "http://[broken"),
+        ("http://example.org:port/a", "example.org/a"), ("just words", "just words"),
+    ],
+)  # fmt: skip
+def test_addresses_in_one_spelling(url: str, expected: str) -> None:
+    assert canonical(url) == expected
+
+
+@given(st.text())
+def test_any_text_may_be_given_as_an_address(text: str) -> None:
+    assert isinstance(canonical(text), str) and isinstance(host_of(text), str)
+
+
+def test_hosts_above() -> None:
+    assert list(hosts_above("a.b.org")) == ["a.b.org", "b.org", "org"] and not list(hosts_above(""))
