@@ -6,7 +6,7 @@
 Reads the pages (also `.gz`) or `.tex` files below a folder, in mdoc(7) too, and prints for each kind: files, F1 of the
 words (as bags, the mean, the median and the worst), the ratio of their sequence in the first 1,500 words (difflib) for
 a hundred files, MB of source per CPU-second of ours and of the program's, and the files that differ most. Formulas of
-LaTeX are left out: pandoc writes them in other ways. A file that the program fails on is left out too.
+LaTeX are left out: pandoc writes them in other ways. So are files that the program fails on or finds no text in.
 """
 
 import argparse
@@ -35,7 +35,8 @@ OPTIONS = {
     ],
 }  # fmt: skip
 FORMULAS = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|\\begin\{(\w+)\*?\}.*?\\end\{\1\*?\}|\$[^$]*\$", re.DOTALL)
-LEAST = 3000  # characters of a LaTeX file: smaller ones are settings, or include others
+LEAST = 3000  # bytes of a LaTeX file: smaller ones are settings, or include others
+LEAST_WORDS = 100  # that the program finds, or it is no text
 SHOWN = 8
 
 
@@ -68,14 +69,14 @@ def main() -> None:
             continue
         seconds += time.process_time() - start
         size += len(data)
-        if reference is not None:
+        if reference is not None and len(words(reference)) >= LEAST_WORDS:
             kind = "mdoc" if args.format == "man" and re.search(r"^\.\s*Dd\b", source, re.MULTILINE) else args.format
             entries = found.setdefault(kind, [])
             entries.append(compared(path.name, words(text), words(reference), len(entries) < 100))
     theirs += children()
     for kind, entries in found.items():
         show(kind, entries)
-    print(f"ours {size / 1e6 / seconds:.1f} MB per CPU-second, {program} {size / 1e6 / theirs:.1f}")
+    print(f"ours {size / 1e6 / seconds:.2f} MB per CPU-second, {program} {size / 1e6 / theirs:.2f}")
 
 
 def is_wanted(path: Path, format: str) -> bool:

@@ -45,13 +45,13 @@ def tar_members(file: BinaryIO, path: str, wanted: Callable[[str], bool]) -> Ite
     for a file that is none."""
     blocks, last = _Blocks(file), ""
     try:
-        tar = tarfile.TarFile(fileobj=cast(BinaryIO, blocks), mode="r")
+        tar = blocks.reading_header(lambda: tarfile.TarFile(fileobj=cast(BinaryIO, blocks), mode="r"))
     except BrokenStreamError:
         raise
     except _TAR_FAULTS as error:
         raise UnreadableError("broken_file", f"not a tar archive: {error}") from None
     try:
-        while (info := tar.next()) is not None:
+        while (info := blocks.reading_header(tar.next)) is not None:
             tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] # it would keep all of them
             last = info.name
             name, fault = _checked(info.name, _tar_fault(info))
@@ -73,9 +73,14 @@ def _behind(member: str, what: str) -> UnreadableError:
     return UnreadableError("broken_archive", f"nothing behind member {member!r} can be read: {what}")
 
 
+def _link(to: str) -> UnreadableError:
+    """A link is not followed: what it names is read under its own name, if it is in the archive."""
+    return UnreadableError("no_text", f"a link to {to}")
+
+
 def _tar_fault(info: tarfile.TarInfo) -> UnreadableError | None:
     if info.issym() or info.islnk():
-        return UnreadableError("link", f"a link to {info.linkname!r}")
+        return _link(repr(info.linkname))
     if info.issparse():
         return UnreadableError("sparse", "a sparse file")
     if not (info.isreg() or info.isdir()):
@@ -97,16 +102,24 @@ class _Blocks:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._at, self.last = file, 0, b""
+        self._is_header = False
 
     def tell(self) -> int:
         return self._at
 
     def read(self, size: int) -> bytes:
-        if size > MAX_HEADER:
+        if size > MAX_HEADER and self._is_header:
             raise tarfile.ReadError(f"a header of {size} bytes")
         self.last = self._file.read(size)
         self._at += len(self.last)
         return self.last
+
+    def reading_header[T](self, read: Callable[[], T]) -> T:
+        """What a call returns that reads a header, of which no piece may be large."""
+        self._is_header = True
+        found = read()
+        self._is_header = False
+        return found
 
     def fault_at_end(self) -> str | None:
         """What is wrong if `tarfile` has read all that it can: there must be an empty block, and nothing behind it."""
@@ -177,7 +190,7 @@ def _directory_bytes(file: BinaryIO) -> int:
 
 def _zip_fault(info: zipfile.ZipInfo, max_bytes: int) -> UnreadableError | None:
     if S_IFMT(info.external_attr >> 16) == S_IFLNK:
-        return UnreadableError("link", "a symbolic link")
+        return _link("another file")
     if info.flag_bits & 1:
         return UnreadableError("encrypted", "an encrypted member")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -60,7 +60,7 @@ def _characters(content: Content) -> str:
 
 
 def _document(text: str, content: Content, license: str, source: SourceConfig) -> RawDocument:
-    text, num_surrogates = SURROGATES.subn("\ufffd", text)  # a JSON row can contain them
+    text, num_surrogates = (text, 0) if text.isascii() else SURROGATES.subn("\ufffd", text)  # a JSON row can have them
     path, license = (SURROGATES.sub("\ufffd", name) for name in (content.path, license))
     return RawDocument(
         text, source.name, path, license, content.format, content.meta, num_surrogates, content.url, content.time,

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from extraction import documents, extract, extract_path, reasons, refused, skipped
+from extraction import document, documents, extract, extract_path, reasons, refused, skipped
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,6 +88,12 @@ def test_members_are_files_of_their_own(tmp_path: Path, name: str, content: byte
         assert whole[first.begin : first.end] == b"one\n"
 
 
+def test_a_large_member(tmp_path: Path) -> None:
+    text = "line of it\n" * 200_000
+    for name, content in (("x.tar", tar({"a.txt": text.encode()})), ("x.zip", zipped({"a.txt": text.encode()}))):
+        assert document(extract(tmp_path / name, content, 5_000_000)).text == text
+
+
 def test_what_a_source_excludes_is_not_read_in_archives(tmp_path: Path) -> None:
     found = extract(tmp_path / "x.zip", zipped(FILES), exclude=["docs", "**/*.png", "**/config"])
     assert [entry.path for entry in found] == ["x.zip#src/c.py.gz"]
@@ -110,7 +116,7 @@ def test_members_that_lead_out_of_a_tar_are_refused(tmp_path: Path) -> None:
     assert [entry.path for entry in documents(found)] == ["x.tar#a..b/b..txt"]
     assert reasons(found) == [
         *((f"x.tar#{name}", "unsafe_path") for name in UNSAFE),
-        ("x.tar#soft", "link"), ("x.tar#hard", "link"), ("x.tar#pipe", "device"), ("x.tar#disk", "device"),
+        ("x.tar#soft", "no_text"), ("x.tar#hard", "no_text"), ("x.tar#pipe", "device"), ("x.tar#disk", "device"),
     ]  # fmt: skip
 
 
@@ -119,8 +125,8 @@ def test_members_that_lead_out_of_a_zip_are_refused(tmp_path: Path) -> None:
     link.external_attr = 0o120777 << 16
     found = extract(tmp_path / "x.zip", zipped({**dict.fromkeys([*UNSAFE, "b.txt"], b"text"), link: b"/etc/passwd"}))
     assert [entry.path for entry in documents(found)] == ["x.zip#b.txt"]
-    assert reasons(found) == [*((f"x.zip#{name}", "unsafe_path") for name in UNSAFE), ("x.zip#soft", "link")]
-    assert not list(tmp_path.glob("**/*.txt"))
+    assert reasons(found) == [*((f"x.zip#{name}", "unsafe_path") for name in UNSAFE), ("x.zip#soft", "no_text")]
+    assert refused(found)[-1].detail == "a link to another file" and not list(tmp_path.glob("**/*.txt"))
 
 
 def test_bombs_are_refused(tmp_path: Path) -> None:
