@@ -22,10 +22,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lifecycle.data.decoding import decode
-from lifecycle.data.latex import parse_latex
-from lifecycle.data.man_pages import parse_man
-from lifecycle.data.raw import UnreadableError
+from lifecycle.data.reading.decoding import decode
+from lifecycle.data.reading.latex import parse_latex
+from lifecycle.data.reading.man_pages import parse_man
+from lifecycle.data.reading.raw import UnreadableError
 
 OPTIONS = {
     "man": ["-T", "utf8", "-O", "width=999"],

@@ -19,8 +19,8 @@ from texts import write_texts
 
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DataConfig, SourceConfig
-from lifecycle.data.pipeline import prepare_documents
-from lifecycle.data.tagging import tag_documents
+from lifecycle.data.selecting.pipeline import prepare_documents
+from lifecycle.data.tagging.tagging import tag_documents
 
 SAMPLE_S = 0.2
 

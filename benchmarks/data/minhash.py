@@ -25,10 +25,10 @@ from texts import write_texts
 
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.dedup import deduplicate
 from lifecycle.data.documents import TAGGED, DocumentWriter, tagged_documents
-from lifecycle.data.engine import Native
-from lifecycle.data.minhash import Sign
+from lifecycle.data.measures.minhash import Sign
+from lifecycle.data.selecting.dedup import deduplicate
+from lifecycle.data.tagging.engine import Native
 
 BATCH = 1024  # documents
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks.data.personal_plants import KINDS, Plant, plants
-from lifecycle.data.pii import MaskPii
+from lifecycle.data.personal.pii import MaskPii
 
 
 def audited(texts: list[str], step: MaskPii) -> tuple[pa.RecordBatch, float]:

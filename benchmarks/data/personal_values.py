@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import phonenumbers
 
-from lifecycle.data import national_ids
-from lifecycle.data.checksums import luhn_valid, mod_97_valid, verhoeff_valid
+from lifecycle.data.personal import national_ids
+from lifecycle.data.personal.checksums import luhn_valid, mod_97_valid, verhoeff_valid
 
 LETTERS = string.ascii_letters + string.digits
 NAMES = (

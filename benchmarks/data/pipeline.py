@@ -23,8 +23,8 @@ from texts import write_texts
 
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DataConfig, SourceConfig
-from lifecycle.data.pipeline import prepare_documents
-from lifecycle.data.tagging import tag_documents
+from lifecycle.data.selecting.pipeline import prepare_documents
+from lifecycle.data.tagging.tagging import tag_documents
 
 
 def main() -> None:

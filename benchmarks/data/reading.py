@@ -24,11 +24,11 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType  # pyright: ignore[rep
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding  # pyright: ignore[reportMissingModuleSource]
 
 from lifecycle.data.config import DataConfig
-from lifecycle.data.extract import extract_file
-from lifecycle.data.markup import parse_html
-from lifecycle.data.raw import RawDocument
-from lifecycle.data.sources import list_files
-from lifecycle.data.streams import inner_name
+from lifecycle.data.reading.extract import extract_file
+from lifecycle.data.reading.markup import parse_html
+from lifecycle.data.reading.raw import RawDocument
+from lifecycle.data.reading.sources import list_files
+from lifecycle.data.reading.streams import inner_name
 
 ROUNDS = 3
 type Counted = tuple[int, int]  # documents, and bytes of their texts

@@ -24,16 +24,16 @@ import pyarrow as pa
 import rules_peer as peer
 from rules_peer import PeerRule
 
-from lifecycle.data.clean_lines import LineCleaner
 from lifecycle.data.config import DataConfig
-from lifecycle.data.extract import extract_file
-from lifecycle.data.normalise import normalise
-from lifecycle.data.quality import MeasureQuality, quality_rules
-from lifecycle.data.quality_config import C4Config, C4LinesConfig, FineWebConfig, QualityConfig
-from lifecycle.data.raw import RawDocument
-from lifecycle.data.selection import select
-from lifecycle.data.sources import list_files
-from lifecycle.data.steps import DocumentStep, Limit
+from lifecycle.data.measures.clean_lines import LineCleaner
+from lifecycle.data.measures.normalise import normalise
+from lifecycle.data.measures.quality import MeasureQuality, quality_rules
+from lifecycle.data.measures.quality_config import C4Config, C4LinesConfig, FineWebConfig, QualityConfig
+from lifecycle.data.measures.steps import DocumentStep, Limit
+from lifecycle.data.reading.extract import extract_file
+from lifecycle.data.reading.raw import RawDocument
+from lifecycle.data.reading.sources import list_files
+from lifecycle.data.selecting.selection import select
 
 ROUNDS = 3
 LONG = 10_000_000  # characters of one line

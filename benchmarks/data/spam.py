@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lifecycle.data.classifier import read_classifier, score
-from lifecycle.data.classifier_training import train_classifier
 from lifecycle.data.config import DataConfig
-from lifecycle.data.extract import extract_file
+from lifecycle.data.measures.classifier import read_classifier, score
+from lifecycle.data.measures.classifier_training import train_classifier
+from lifecycle.data.measures.normalise import normalise
 from lifecycle.data.ngrams import ngram_hashes, word_hashes
-from lifecycle.data.normalise import normalise
-from lifecycle.data.raw import RawDocument
-from lifecycle.data.sources import list_files
+from lifecycle.data.reading.extract import extract_file
+from lifecycle.data.reading.raw import RawDocument
+from lifecycle.data.reading.sources import list_files
 
 GOOD, BAD = ("easy-ham-1", "easy-ham-2", "hard-ham-1"), ("spam-1", "spam-2")
 

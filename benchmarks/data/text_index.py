@@ -27,9 +27,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from lifecycle.core.artifact import Artifact, Draft, open_artifact
 from lifecycle.core.progress import Silent
 from lifecycle.data.documents import DocumentWriter
-from lifecycle.data.selected import read_parts
-from lifecycle.data.text_index import made_index
-from lifecycle.data.text_lookup import TextIndex
+from lifecycle.data.inspecting.selected import read_parts
+from lifecycle.data.inspecting.text_index import made_index
+from lifecycle.data.inspecting.text_lookup import TextIndex
 
 QUERIES, TOKENS, TOGETHER = 200, 60, 20
 VOCABULARY, TRAINED = 32_000, 2000  # texts

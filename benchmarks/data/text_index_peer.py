@@ -1,13 +1,12 @@
 """The other side of `text_index.py`: infini-gram makes an index of `FOLDER/peer` and looks up `FOLDER/queries.json`."""
 
+import importlib
 import json
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-from infini_gram.engine import InfiniGramEngine
 
 folder = Path(sys.argv[1])
 peer = folder / "peer"
@@ -19,7 +18,10 @@ after = resource.getrusage(resource.RUSAGE_CHILDREN)
 spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 size = sum(path.stat().st_size for path in peer.iterdir() if path.is_file())
 print(f"made in {spent:.1f} CPU-seconds, {after.ru_maxrss / 1e6:.2f} GB of memory; {size / 1e6:,.0f} MB")
-engine = InfiniGramEngine(index_dir=str(peer), eos_token_id=0xFFFE, vocab_size=0xFFFF, version=4, token_dtype="u16")
+infini_gram = importlib.import_module("infini_gram.engine")
+engine = infini_gram.InfiniGramEngine(
+    index_dir=str(peer), eos_token_id=0xFFFE, vocab_size=0xFFFF, version=4, token_dtype="u16"
+)
 times, num = [], 0
 for query in json.loads((folder / "queries.json").read_text()):
     began = time.process_time()

@@ -33,9 +33,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from lifecycle.core.progress import Silent
 from lifecycle.data.documents import DocumentWriter
-from lifecycle.data.engine import Native
 from lifecycle.data.shard_writing import write_token_shards
 from lifecycle.data.shards import TokenShards
+from lifecycle.data.tagging.engine import Native
 from lifecycle.text.bulk import LLAMA3_PATTERN
 from lifecycle.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 

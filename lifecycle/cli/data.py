@@ -99,7 +99,7 @@ def diff(
     """Compares two selections: what entered and left the kept documents, what moved and why, and samples. Settings
     change the second one: `diff run.yaml run.yaml data.quality.gopher.min_words=20`, once that one is selected."""
     from lifecycle.cli.data_moves import as_tree, show
-    from lifecycle.data.comparison import compare
+    from lifecycle.data.inspecting.comparison import compare
 
     before, after = documents_folder(a, ()), documents_folder(b, overrides)
     with progress_on(Console(stderr=True)) as progress:
@@ -111,9 +111,9 @@ def diff(
 
 
 def _fates(run: RunConfig, name: str) -> list[dict[str, Any]]:
-    from lifecycle.data.fate import find_documents, passages, unread
-    from lifecycle.data.filters import document_steps
-    from lifecycle.data.tagging import read_reading
+    from lifecycle.data.inspecting.fate import find_documents, passages, unread
+    from lifecycle.data.measures.filters import document_steps
+    from lifecycle.data.tagging.tagging import read_reading
 
     data = data_of(run)
     folder, steps = finished_stage(run, "documents").path, document_steps(data)

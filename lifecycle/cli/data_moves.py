@@ -10,9 +10,9 @@ from rich.table import Table
 
 from lifecycle.cli.data_rows import excerpt
 from lifecycle.cli.display import in_line
-from lifecycle.data.comparison import Amount, Comparison, Fate, Move, Moved, Side
 from lifecycle.data.documents import SPLITS
-from lifecycle.data.samples import Sample
+from lifecycle.data.inspecting.comparison import Amount, Comparison, Fate, Move, Moved, Side
+from lifecycle.data.inspecting.samples import Sample
 from lifecycle.report.format import count, size
 
 SHOWN_CHARS = 300  # of a sample's text

@@ -12,7 +12,7 @@ from rich.table import Table
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.cli.display import print_json
 from lifecycle.core.config import ConfigError
-from lifecycle.data.outlook import Outlook, outlook_of
+from lifecycle.data.inspecting.outlook import Outlook, outlook_of
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
 _SIZE = re.compile(r"([\d.]+) ?(MB|GB|TB|PB)")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from lifecycle.cli.display import in_line, visible
 from lifecycle.core.config import ConfigError, nearest
-from lifecycle.data.breakdown import REASONS, reasons_of
 from lifecycle.data.documents import SPLITS, Split
-from lifecycle.data.selected import columns_of, read_where
+from lifecycle.data.inspecting.breakdown import REASONS, reasons_of
+from lifecycle.data.inspecting.selected import columns_of, read_where
 
 NAMED = ("id", "source", "path", "license", "language", "text_bytes", "step", "reason", "detail")
 

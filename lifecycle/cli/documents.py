@@ -41,9 +41,9 @@ def documents_folder(place: str, overrides: tuple[str, ...]) -> Path:
 
 def data_run(run: RunConfig, progress: Progress) -> "DataRun":
     """What the page on the run's documents is made from; reads all documents, but few of their texts."""
-    from lifecycle.data.distributions import Score, scores_of
-    from lifecycle.data.filters import document_steps
-    from lifecycle.data.survey import survey, token_counts
+    from lifecycle.data.inspecting.distributions import Score, scores_of
+    from lifecycle.data.inspecting.survey import survey, token_counts
+    from lifecycle.data.measures.filters import document_steps
     from lifecycle.report.data_page import DataRun
     from lifecycle.report.numbers import FUNNEL
 

@@ -12,12 +12,12 @@ from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import data_of
 from lifecycle.core.artifact import Artifact, open_artifact
 from lifecycle.core.config import ConfigError
-from lifecycle.data.distributions import Score, scores_of
 from lifecycle.data.documents import Split
-from lifecycle.data.filters import document_steps
-from lifecycle.data.selected import columns_of, read_rows
-from lifecycle.data.text_index import INDEXED, PASSAGE, STAGE, made_index
-from lifecycle.data.text_lookup import Found, Holder, Passage, TextIndex
+from lifecycle.data.inspecting.distributions import Score, scores_of
+from lifecycle.data.inspecting.selected import columns_of, read_rows
+from lifecycle.data.inspecting.text_index import INDEXED, PASSAGE, STAGE, made_index
+from lifecycle.data.inspecting.text_lookup import Found, Holder, Passage, TextIndex
+from lifecycle.data.measures.filters import document_steps
 from lifecycle.ops.lineage import Node
 from lifecycle.ops.registry import SHOWN_HASH, Registry
 from lifecycle.ops.sightings import made_with

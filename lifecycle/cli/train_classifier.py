@@ -12,9 +12,7 @@ from lifecycle.data.config import Format
 type Good = Annotated[
     list[Path], Parameter(help="Files and folders of documents that are wanted.", consume_multiple=True)
 ]
-type Bad = Annotated[
-    list[Path], Parameter(help="Files and folders of documents that are not.", consume_multiple=True)
-]
+type Bad = Annotated[list[Path], Parameter(help="Files and folders of documents that are not.", consume_multiple=True)]
 type Out = Annotated[Path, Parameter(help="The classifier's file, NAME.npz.")]
 type Seed = Annotated[int, Parameter(help="Decides which examples are held out, and the order of the others.")]
 type Read = Annotated[Format | None, Parameter(name="format", help="Of the files, where names do not tell: mail.")]
@@ -27,7 +25,7 @@ def train_classifier(
 
     A document's score is the probability that it is one of the bad.
     """
-    from lifecycle.data.classifier_training import train_classifier as train
+    from lifecycle.data.measures.classifier_training import train_classifier as train
 
     found = train(good, bad, out, seed, read)
     if as_json:

@@ -23,7 +23,7 @@ from pydantic import (
 from lifecycle.core.config import Section
 from lifecycle.core.fetched import checked_place
 from lifecycle.core.web_address import shown
-from lifecycle.data.quality_config import LinesConfig, QualityConfig
+from lifecycle.data.measures.quality_config import LinesConfig, QualityConfig
 
 Format = Literal["text", "markdown", "rst", "html", "latex", "man", "mail", "code", "python_dict"]
 PiiKind = Literal["email", "phone", "ip", "iban", "card", "national_id", "secret"]

@@ -27,10 +27,10 @@ from lifecycle.core.config import digest
 from lifecycle.core.file_hashes import file_hashes
 from lifecycle.core.files import temporary, write_text
 from lifecycle.core.progress import Progress
-from lifecycle.data.engine import Engine, Native
-from lifecycle.data.identity import HASH_BYTES
+from lifecycle.data.measures.identity import HASH_BYTES
 from lifecycle.data.shards import ARRAYS, INDEX, SPLITS, ShardError
-from lifecycle.data.workers import WorkerDiedError
+from lifecycle.data.tagging.engine import Engine, Native
+from lifecycle.data.tagging.workers import WorkerDiedError
 from lifecycle.text.bulk import BulkEncoder, bulk_encoder
 from lifecycle.text.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.core.artifact import MANIFEST, Artifact, open_artifact
-from lifecycle.data.fate import Fate, find_documents
+from lifecycle.data.inspecting.fate import Fate, find_documents
 from lifecycle.ops.registry import Registry, Version
 
 

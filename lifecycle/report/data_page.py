@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from lifecycle.core.artifact import Artifact
-from lifecycle.data.breakdown import KINDS, Amounts, Breakdown, Cell
-from lifecycle.data.funnel import HELDOUT_SPLIT
-from lifecycle.data.survey import Survey
+from lifecycle.data.inspecting.breakdown import KINDS, Amounts, Breakdown, Cell
+from lifecycle.data.inspecting.survey import Survey
+from lifecycle.data.selecting.funnel import HELDOUT_SPLIT
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import Block, Headline, Paragraph, Report, ReportSection, Table, Tile
 from lifecycle.report.data_page_evidence import (

@@ -4,10 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from lifecycle.data.breakdown import Breakdown
-from lifecycle.data.distributions import Distribution
-from lifecycle.data.evidence import Group, Hits
-from lifecycle.data.survey import Drawn, Survey
+from lifecycle.data.inspecting.breakdown import Breakdown
+from lifecycle.data.inspecting.distributions import Distribution
+from lifecycle.data.inspecting.evidence import Group, Hits
+from lifecycle.data.inspecting.survey import Drawn, Survey
 from lifecycle.report.blocks import Block, Charts, Exchanges, Heading, Histogram, Paragraph, ReportSection, Table
 from lifecycle.report.format import count, share
 

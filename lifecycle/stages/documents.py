@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lifecycle.core.progress import Progress
-from lifecycle.data.pipeline import prepare_documents
+from lifecycle.data.selecting.pipeline import prepare_documents
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome

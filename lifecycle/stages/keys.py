@@ -29,7 +29,9 @@ from lifecycle.training.distilling import DistillationConfig
 
 def tagging(config: RunConfig) -> dict[str, Any]:
     """The key of the tagged documents: the sources' files, and how they are read and measured."""
-    from lifecycle.data.sources import source_fingerprint  # reads the sources' files: imported only if a stage may run
+    from lifecycle.data.reading.sources import (
+        source_fingerprint,  # reads the sources' files: imported only if a stage may run
+    )
 
     assert config.data is not None
     return {"data": config.data.tagging(), "sources": source_fingerprint(config.data)}

@@ -22,8 +22,8 @@ from lifecycle.core.config import digest
 from lifecycle.core.fetched import local_file
 from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
-from lifecycle.data.eval_items import texts_in
-from lifecycle.data.overlap_index import OverlapIndex
+from lifecycle.data.selecting.eval_items import texts_in
+from lifecycle.data.selecting.overlap_index import OverlapIndex
 from lifecycle.text.config import RowsConfig
 from lifecycle.text.row_columns import KINDS, require_named
 from lifecycle.text.row_encoder import Encoded, EncodedRow, RowEncoder, UnusableRow, apart

@@ -16,8 +16,8 @@ from lifecycle.core.artifact import READ_FROM
 from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.docstrings import make_docstring_rows
-from lifecycle.data.eval_items import eval_items, texts_in
-from lifecycle.data.overlap_index import OverlapIndex
+from lifecycle.data.selecting.eval_items import eval_items, texts_in
+from lifecycle.data.selecting.overlap_index import OverlapIndex
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.gym_rows import make_gym_rows

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lifecycle.core.progress import Progress
-from lifecycle.data.sources import fetch_sources
-from lifecycle.data.tagging import tag_documents
+from lifecycle.data.reading.sources import fetch_sources
+from lifecycle.data.tagging.tagging import tag_documents
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
 

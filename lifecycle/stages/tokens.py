@@ -4,8 +4,8 @@ from pathlib import Path
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import document_files
-from lifecycle.data.engine import engine_of
 from lifecycle.data.shard_writing import write_token_shards
+from lifecycle.data.tagging.engine import engine_of
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.tokenizer import load_tokenizer

@@ -10,10 +10,10 @@ import pyarrow as pa
 from lifecycle.core.config import validate
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter, Stretch, tagged_documents
-from lifecycle.data.extract import RawDocument, raw_batch
-from lifecycle.data.filters import document_steps
-from lifecycle.data.selection import removed_documents, select
-from lifecycle.data.steps import DocumentStep, run_steps
+from lifecycle.data.measures.filters import document_steps
+from lifecycle.data.measures.steps import DocumentStep, run_steps
+from lifecycle.data.reading.extract import RawDocument, raw_batch
+from lifecycle.data.selecting.selection import removed_documents, select
 
 
 @dataclass(frozen=True)

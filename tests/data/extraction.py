@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.data.config import SourceConfig
-from lifecycle.data.extract import extract_file
-from lifecycle.data.raw import RawDocument, Skipped
-from lifecycle.data.sources import SourceFile, format_of
+from lifecycle.data.reading.extract import extract_file
+from lifecycle.data.reading.raw import RawDocument, Skipped
+from lifecycle.data.reading.sources import SourceFile, format_of
 
 type Found = list[RawDocument | Skipped]
 

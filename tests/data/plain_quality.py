@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
-from lifecycle.data.character_classes import SOLID, TERMINAL, character_classes
+from lifecycle.data.measures.character_classes import SOLID, TERMINAL, character_classes
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 

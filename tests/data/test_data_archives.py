@@ -21,7 +21,7 @@ from extraction import document, documents, extract, extract_path, reasons, refu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data import archives
+from lifecycle.data.reading import archives
 
 FILES = {
     "./docs/a.txt": b"one\n",

@@ -10,9 +10,9 @@ import pytest
 from document_tables import data_config, judged, raw
 
 from lifecycle.core.config import ConfigError
-from lifecycle.data.classifier import read_classifier, score
-from lifecycle.data.classifier_training import calibrated, quality, train_classifier
-from lifecycle.data.unwanted import unwanted_step
+from lifecycle.data.measures.classifier import read_classifier, score
+from lifecycle.data.measures.classifier_training import calibrated, quality, train_classifier
+from lifecycle.data.measures.unwanted import unwanted_step
 
 GOOD = "the harbour lies north of an old town where boats unload fish and people walk along quiet streets"
 BAD = "click now to win free money best offer guaranteed casino bonus cheap pills order today limited prize"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from extraction import document, extract, skipped
 
-from lifecycle.data.code_language import code_language, language_of_name
-from lifecycle.data.documents_of import license_in
+from lifecycle.data.reading.code_language import code_language, language_of_name
+from lifecycle.data.reading.documents_of import license_in
 
 
 @pytest.mark.parametrize(

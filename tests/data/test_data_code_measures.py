@@ -11,8 +11,8 @@ from document_tables import data_config, judged, raw
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.code_measures import code_measures, encoded_chars, generated_marks
-from lifecycle.data.quality import quality_step
+from lifecycle.data.measures.code_measures import code_measures, encoded_chars, generated_marks
+from lifecycle.data.measures.quality import quality_step
 
 PROGRAM = "def add(first, second):\n    return first + second\n"
 ON = {"bigcode": {}}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from selected_folders import document, write_folder
 
 from lifecycle.core.progress import Silent
-from lifecycle.data import comparison
-from lifecycle.data.comparison import Amount, Comparison, Fate, compare
+from lifecycle.data.inspecting import comparison
+from lifecycle.data.inspecting.comparison import Amount, Comparison, Fate, compare
 
 FATES = {"kept": Fate("kept"), "held": Fate("heldout")} | {
     reason: Fate("removed", "quality", reason) for reason in ("short", "rare")

@@ -16,9 +16,9 @@ from web_archives import answer, archive, record
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
-from lifecycle.data.partitions import partitions_of
-from lifecycle.data.sources import list_files
-from lifecycle.data.tagging import read_reading, tag_documents
+from lifecycle.data.reading.sources import list_files
+from lifecycle.data.tagging.partitions import partitions_of
+from lifecycle.data.tagging.tagging import read_reading, tag_documents
 from tests.data.test_data_pipeline import essay, hashes
 
 NUM = 40

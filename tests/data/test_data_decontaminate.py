@@ -14,10 +14,10 @@ from document_tables import Verdict, stored, table_of, verdicts
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DecontaminationConfig
-from lifecycle.data.decontaminate import decontaminate
-from lifecycle.data.engine import Native
-from lifecycle.data.eval_items import TestItem, eval_items
-from lifecycle.data.overlap_index import OverlapIndex
+from lifecycle.data.selecting.decontaminate import decontaminate
+from lifecycle.data.selecting.eval_items import TestItem, eval_items
+from lifecycle.data.selecting.overlap_index import OverlapIndex
+from lifecycle.data.tagging.engine import Native
 
 
 def prose(seed: int, count: int) -> str:

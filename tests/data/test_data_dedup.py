@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.dedup import deduplicate
-from lifecycle.data.engine import Native
-from lifecycle.data.identity import Identify
-from lifecycle.data.minhash import Sign
-from lifecycle.data.similarity import SimilarGroups, jaccard_similarity, shingles
-from lifecycle.data.steps import run_steps
-from lifecycle.data.workers import call_alone
+from lifecycle.data.measures.identity import Identify
+from lifecycle.data.measures.minhash import Sign
+from lifecycle.data.measures.steps import run_steps
+from lifecycle.data.selecting.dedup import deduplicate
+from lifecycle.data.selecting.similarity import SimilarGroups, jaccard_similarity, shingles
+from lifecycle.data.tagging.engine import Native
+from lifecycle.data.tagging.workers import call_alone
 
 CONFIG = DedupConfig()
 WORDS = [f"word{number}" for number in range(3000)]
@@ -92,7 +92,7 @@ def test_order_and_workers_do_not_matter(tmp_path: Path, monkeypatch: pytest.Mon
     one = removed_of(table_of(texts), tmp_path / "one")
     assert one["ordinal"].to_pylist()[:2] == [61, 62] and len(one) > 20
     monkeypatch.setattr("lifecycle.data.documents.ROW_GROUP", 10)  # six stretches
-    monkeypatch.setattr("lifecycle.data.dedup.PIECE", 2)
+    monkeypatch.setattr("lifecycle.data.selecting.dedup.PIECE", 2)
     assert removed_of(table_of(texts), tmp_path / "other", workers=2) == one
     backwards = removed_of(table_of(texts[::-1]), tmp_path / "backwards")
     groups = [
@@ -157,7 +157,7 @@ def test_blocks_of_keys_find_what_one_block_finds(tmp_path: Path) -> None:
 
 
 def _links_in_blocks(folder: Path, rows_each: int) -> None:
-    from lifecycle.data import daft_adapter
+    from lifecycle.data.selecting import daft_adapter
 
     daft_adapter.BLOCK_ROWS = rows_each
     daft_adapter.write_links(folder / "keys.parquet", {"found": ("key",)}, folder)

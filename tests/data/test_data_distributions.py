@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from selected_folders import COLUMNS
 
-from lifecycle.data.distributions import BINS, Distribution, Score, bins_of, distributions_of, scores_of
-from lifecycle.data.steps import DocumentStep, Limit
+from lifecycle.data.inspecting.distributions import BINS, Distribution, Score, bins_of, distributions_of, scores_of
+from lifecycle.data.measures.steps import DocumentStep, Limit
 
 whole = st.integers(0, 10**6)
 shares = st.floats(0, 1, allow_subnormal=False)

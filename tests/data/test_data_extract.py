@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from extraction import document, extract, skipped
 
-from lifecycle.data.raw import RawDocument, Skipped, raw_batch
+from lifecycle.data.reading.raw import RawDocument, Skipped, raw_batch
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from document_tables import Verdict, data_config, judged, raw
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data import language
-from lifecycle.data.extract import raw_batch
-from lifecycle.data.language import detect_languages, language_step
-from lifecycle.data.language_model import language_model
-from lifecycle.data.scripts import letter_classes, scripts_of
+from lifecycle.data.measures import language
+from lifecycle.data.measures.language import detect_languages, language_step
+from lifecycle.data.measures.language_model import language_model
+from lifecycle.data.measures.scripts import letter_classes, scripts_of
+from lifecycle.data.reading.extract import raw_batch
 
 TEXTS = {
     "en": "The harbour lies to the north of the old town and was built in three stages.",
@@ -50,7 +50,7 @@ def test_answers_are_fasttext_s(peer: Any, words: list[str], blank: str) -> None
     leaves, scores, _ = language._predict(pa.array([text]))
     labels, expected = peer.predict(text.replace("\n", " "), k=2)
     assert scores[0] == pytest.approx(expected[0], abs=1e-4)
-    if expected[0] - expected[1] > 1e-4:  # else rounding decides
+    if len(expected) < 2 or expected[0] - expected[1] > 1e-4:  # else rounding decides
         assert "__label__" + language_model()[0][leaves[0]] == labels[0]
 
 

@@ -9,8 +9,8 @@ from extraction import document, extract, skipped
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.latex import parse_latex
-from lifecycle.data.raw import UnreadableError
+from lifecycle.data.reading.latex import parse_latex
+from lifecycle.data.reading.raw import UnreadableError
 
 PAPER = r"""
 \documentclass[11pt]{article}

@@ -7,9 +7,9 @@ from document_tables import Verdict, data_config, judged, raw
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.clean_lines import LineCleaner, lines_step
-from lifecycle.data.normalise import normalise
-from lifecycle.data.quality_config import C4LinesConfig, RefinedWebLinesConfig
+from lifecycle.data.measures.clean_lines import LineCleaner, lines_step
+from lifecycle.data.measures.normalise import normalise
+from lifecycle.data.measures.quality_config import C4LinesConfig, RefinedWebLinesConfig
 
 SENTENCE = "The harbour lies to the north of the old town."
 

@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lifecycle.data.config import SourceConfig
-from lifecycle.data.documents_of import documents_of
-from lifecycle.data.mail import mbox_contents
-from lifecycle.data.raw import Content, UnreadableError
-from lifecycle.data.row_parts import row_parts
+from lifecycle.data.reading.documents_of import documents_of
+from lifecycle.data.reading.mail import mbox_contents
+from lifecycle.data.reading.raw import Content, UnreadableError
+from lifecycle.data.reading.row_parts import row_parts
 
 PLAIN = b"""\
 From: =?utf-8?q?J=C3=B6rg?= <joerg@example.org>

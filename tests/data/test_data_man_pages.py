@@ -7,8 +7,8 @@ from extraction import document, extract, skipped
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.man_pages import parse_man
-from lifecycle.data.raw import UnreadableError
+from lifecycle.data.reading.man_pages import parse_man
+from lifecycle.data.reading.raw import UnreadableError
 
 PAGE = r"""'\" t
 .\" A comment.

@@ -7,7 +7,7 @@ from ftfy.badness import is_bad
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.normalise import _suspicious, normalise
+from lifecycle.data.measures.normalise import _suspicious, normalise
 
 
 @pytest.mark.parametrize(

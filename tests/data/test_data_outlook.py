@@ -6,8 +6,8 @@ import pytest
 from document_tables import data_config
 
 from lifecycle.core.config import ConfigError
-from lifecycle.data import outlook
-from lifecycle.data.outlook import READ, SELECT, outlook_of
+from lifecycle.data.inspecting import outlook
+from lifecycle.data.inspecting.outlook import READ, SELECT, outlook_of
 from tests.data.test_data_pipeline import essay
 
 

@@ -23,15 +23,16 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
-from lifecycle.data import code_version as versions
-from lifecycle.data import partition_store, partitions, row_parts
-from lifecycle.data.code_version import code_version
 from lifecycle.data.config import DataConfig
-from lifecycle.data.extract import Skipped
-from lifecycle.data.partition_store import ATTEMPTS, PartitionStore
-from lifecycle.data.partitions import Partition, partitions_of
-from lifecycle.data.sources import SourceFile, list_files
-from lifecycle.data.tagging import read_reading, tag_documents
+from lifecycle.data.reading import row_parts
+from lifecycle.data.reading.extract import Skipped
+from lifecycle.data.reading.sources import SourceFile, list_files
+from lifecycle.data.tagging import code_version as versions
+from lifecycle.data.tagging import partition_store, partitions
+from lifecycle.data.tagging.code_version import code_version
+from lifecycle.data.tagging.partition_store import ATTEMPTS, PartitionStore
+from lifecycle.data.tagging.partitions import Partition, partitions_of
+from lifecycle.data.tagging.tagging import read_reading, tag_documents
 from lifecycle.testing.waiting import LIMIT_S
 from tests.data.test_data_pipeline import essay, hashes
 
@@ -98,7 +99,11 @@ def test_new_and_changed_files_are_read_with_few_others(corpus: Path, made: list
 
 def test_what_decides_the_columns_is_in_the_key(corpus: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     tag(corpus)
-    for changes in ({"quality": {"gopher": {"min_words": 5}}}, {"heldout_fraction": 0.2}, {"max_skipped": 0.5}):  # of selection
+    for changes in (
+        {"quality": {"gopher": {"min_words": 5}}},
+        {"heldout_fraction": 0.2},
+        {"max_skipped": 0.5},
+    ):  # of selection
         made.clear()
         tag(corpus, "selected", **changes)
         assert not made
@@ -126,7 +131,7 @@ import sys
 from pathlib import Path
 from document_tables import data_config
 from lifecycle.core.progress import Silent
-from lifecycle.data.tagging import tag_documents
+from lifecycle.data.tagging.tagging import tag_documents
 corpus, kept, out = map(Path, sys.argv[1:])
 tag_documents(data_config(str(corpus), workers=2, partition_bytes=6000), kept, out, Silent())
 """
@@ -135,7 +140,7 @@ tag_documents(data_config(str(corpus), workers=2, partition_bytes=6000), kept, o
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_makes_the_same_bytes(corpus: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Killed twice with SIGKILL, workers and all: no finished partition is made again."""
-    monkeypatch.setattr("lifecycle.data.engine.POOL_BYTES", 0)
+    monkeypatch.setattr("lifecycle.data.tagging.engine.POOL_BYTES", 0)
     out, kept = tmp_path / "killed", tmp_path / "partitions"
     out.mkdir()
     script = tmp_path / "main.py"
@@ -348,10 +353,10 @@ def test_a_new_file_changes_few_partitions(sizes: list[int], chance: random.Rand
 
 
 def test_the_version_of_the_code_covers_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = "lifecycle.data.partitions"
+    module = "lifecycle.data.tagging.partitions"
     before = code_version(module)
     real = versions._source
-    for name, changes in (("lifecycle.data.compiled_prose", True), ("lifecycle.data.dedup", False)):
+    for name, changes in (("lifecycle.data.measures.compiled_prose", True), ("lifecycle.data.selecting.dedup", False)):
         code_version.cache_clear()
         monkeypatch.setattr(versions, "_source", lambda asked, n=name: real(asked) + b"#" * (asked == n))
         assert (code_version(module) != before) == changes

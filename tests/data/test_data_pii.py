@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.config import PiiKind
-from lifecycle.data.masking import Span, find, mask, windows_of
-from lifecycle.data.pii import KINDS, MaskPii, pii_step
-from lifecycle.data.pii_rule import Sign, Where
+from lifecycle.data.personal.masking import Span, find, mask, windows_of
+from lifecycle.data.personal.pii import KINDS, MaskPii, pii_step
+from lifecycle.data.personal.pii_rule import Sign, Where
 
 
 def look(

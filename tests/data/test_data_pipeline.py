@@ -18,9 +18,9 @@ from lifecycle.core.artifact import ArtifactError
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.documents import SPLITS, file_of, read_documents
-from lifecycle.data.pipeline import prepare_documents
-from lifecycle.data.split import heldout_flags, split_positions
-from lifecycle.data.tagging import tag_documents
+from lifecycle.data.selecting.pipeline import prepare_documents
+from lifecycle.data.selecting.split import heldout_flags, split_positions
+from lifecycle.data.tagging.tagging import tag_documents
 
 NOUNS = ["harbour", "letter", "garden", "engine", "river", "teacher", "window", "market", "winter", "bridge", "paper"]
 VERBS = ["holds", "carries", "follows", "changes", "reaches", "covers", "leaves", "meets", "builds", "finds"]
@@ -131,7 +131,7 @@ def test_funnel_agrees_with_the_files(corpus: Path, tmp_path: Path) -> None:
 
 def test_same_bytes_for_any_number_of_workers(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prepare(corpus, tmp_path / "one", workers=1)
-    monkeypatch.setattr("lifecycle.data.engine.POOL_BYTES", 0)
+    monkeypatch.setattr("lifecycle.data.tagging.engine.POOL_BYTES", 0)
     two = prepare(corpus, tmp_path / "two", workers=2, partition_bytes=10_000)  # many partitions, so that workers race
     assert one == two
     for name in ("", "-tagging"):
@@ -157,7 +157,9 @@ def test_an_emptied_corpus_says_what_emptied_it(corpus: Path, tmp_path: Path) ->
     (corpus / "code.py").unlink()
     with pytest.raises(ConfigError, match=r"language took 47 \(language_en 47\): change data\.language\.keep"):
         prepare(corpus, tmp_path / "out2", language={"keep": ["fr"]})
-    with pytest.raises(ConfigError, match=r"quality took 47 \(too_few_words 47\): change data\.quality\.gopher\.min_words"):
+    with pytest.raises(
+        ConfigError, match=r"quality took 47 \(too_few_words 47\): change data\.quality\.gopher\.min_words"
+    ):
         prepare(corpus, tmp_path / "out3", quality={"gopher": {"min_words": 5000}})
 
 

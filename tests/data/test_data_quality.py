@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError, validate
-from lifecycle.data.character_classes import SOLID, TERMINAL, character_classes
-from lifecycle.data.prose_measures import OF_LINES, OF_WORDS, prose_measures
-from lifecycle.data.quality import MeasureQuality, quality_rules, quality_step
-from lifecycle.data.quality_config import QualityConfig
+from lifecycle.data.measures.character_classes import SOLID, TERMINAL, character_classes
+from lifecycle.data.measures.prose_measures import OF_LINES, OF_WORDS, prose_measures
+from lifecycle.data.measures.quality import MeasureQuality, quality_rules, quality_step
+from lifecycle.data.measures.quality_config import QualityConfig
 
 SOUND = (
     "The harbour lies to the north of the old town and was built in three stages. Ships that have a draught of more "

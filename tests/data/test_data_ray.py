@@ -25,8 +25,8 @@ import sys
 from pathlib import Path
 from document_tables import data_config
 from lifecycle.core.progress import Silent
-from lifecycle.data.pipeline import prepare_documents
-from lifecycle.data.tagging import tag_documents
+from lifecycle.data.selecting.pipeline import prepare_documents
+from lifecycle.data.tagging.tagging import tag_documents
 folder, engine, address = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 config = data_config(str(folder / "texts"), engine=engine, ray_address=address, partition_bytes=20_000)
 out = folder / engine

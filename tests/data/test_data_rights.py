@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
-from lifecycle.data.filters import document_steps
-from lifecycle.data.selection import select
-from lifecycle.data.web_names import canonical, host_of, hosts_above
+from lifecycle.data.measures.filters import document_steps
+from lifecycle.data.measures.web_names import canonical, host_of, hosts_above
+from lifecycle.data.selecting.selection import select
 
 
 def documents(**columns: list[Any]) -> pa.Table:

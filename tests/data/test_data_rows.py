@@ -16,9 +16,9 @@ from extraction import document, documents, extract, extract_path, reasons, refu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data import json_arrays
-from lifecycle.data.json_arrays import json_array
-from lifecycle.data.row_readers import csv_rows
+from lifecycle.data.reading import json_arrays
+from lifecycle.data.reading.json_arrays import json_array
+from lifecycle.data.reading.row_readers import csv_rows
 
 ROWS = [{"text": f"line {number} \u00e9", "n": number} for number in range(5000)]
 LINES = [json.dumps(row).encode() + b"\n" for row in ROWS]

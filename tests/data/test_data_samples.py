@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from selected_folders import document, write_folder
 
-from lifecycle.data.samples import SHOWN_CHARS, Place, Smallest, draw_keys, read_samples
-from lifecycle.data.selected import id_numbers, read_parts
+from lifecycle.data.inspecting.samples import SHOWN_CHARS, Place, Smallest, draw_keys, read_samples
+from lifecycle.data.inspecting.selected import id_numbers, read_parts
 
 offers = st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.integers(0, 20), max_size=8)), max_size=12)
 

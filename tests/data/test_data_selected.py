@@ -8,8 +8,15 @@ import pytest
 from selected_folders import document, write_folder
 
 from lifecycle.core.artifact import ArtifactError
-from lifecycle.data import selected
-from lifecycle.data.selected import column_ranges, id_numbers, num_documents, read_parts, read_rows, read_where
+from lifecycle.data.inspecting import selected
+from lifecycle.data.inspecting.selected import (
+    column_ranges,
+    id_numbers,
+    num_documents,
+    read_parts,
+    read_rows,
+    read_where,
+)
 
 ROWS = [
     *(document(f"kept {number}", share=number / 10 or None) for number in range(13)),

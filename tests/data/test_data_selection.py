@@ -9,9 +9,9 @@ from document_tables import data_config, numbered, raw, table_of, tagged, verdic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.filters import document_steps
-from lifecycle.data.selection import REMOVALS, kept_documents, remaining, removals, removed_documents, select
-from lifecycle.data.steps import Failure
+from lifecycle.data.measures.filters import document_steps
+from lifecycle.data.measures.steps import Failure
+from lifecycle.data.selecting.selection import REMOVALS, kept_documents, remaining, removals, removed_documents, select
 
 FRENCH = "Le port se trouve au nord de la vieille ville et fut construit en trois étapes. "
 ENGLISH = "The harbour lies to the north of the old town and was built in three stages of the old king. "

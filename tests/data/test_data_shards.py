@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from lifecycle.core.progress import Silent
 from lifecycle.data import shard_writing
-from lifecycle.data.engine import Native
 from lifecycle.data.shard_writing import write_token_shards
 from lifecycle.data.shards import ShardError, TokenShards, read_index, verify_shards
+from lifecycle.data.tagging.engine import Native
 from lifecycle.text.bulk import Encoded
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer

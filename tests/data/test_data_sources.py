@@ -14,9 +14,16 @@ from obstore.store import MemoryStore
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.store import Store, StoreError
 from lifecycle.data.config import DEFAULT_EXCLUDE, DataConfig, SourceConfig
-from lifecycle.data.extract import extract_file
-from lifecycle.data.raw import Skipped
-from lifecycle.data.sources import _is_included, _matches, fetch_sources, format_of, list_files, source_fingerprint
+from lifecycle.data.reading.extract import extract_file
+from lifecycle.data.reading.raw import Skipped
+from lifecycle.data.reading.sources import (
+    _is_included,
+    _matches,
+    fetch_sources,
+    format_of,
+    list_files,
+    source_fingerprint,
+)
 from tests.website import Website
 
 

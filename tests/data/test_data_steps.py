@@ -11,10 +11,10 @@ from document_tables import data_config, numbered, raw
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.extract import RawDocument, raw_batch
-from lifecycle.data.filters import document_steps
-from lifecycle.data.partitions import tagged_schema
-from lifecycle.data.steps import Limit, run_steps
+from lifecycle.data.measures.filters import document_steps
+from lifecycle.data.measures.steps import Limit, run_steps
+from lifecycle.data.reading.extract import RawDocument, raw_batch
+from lifecycle.data.tagging.partitions import tagged_schema
 
 PIECES = (
     "The harbour of the old town", "def add(a, b):\n", "jane@company.org", "93.184.216.34", "cafÃ© isnâ€™t",

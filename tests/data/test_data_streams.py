@@ -13,8 +13,8 @@ from extraction import documents, extract, reasons, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.raw import UnreadableError
-from lifecycle.data.streams import BrokenStreamError, Budget, decompressed, inner_name, lines, read_whole
+from lifecycle.data.reading.raw import UnreadableError
+from lifecycle.data.reading.streams import BrokenStreamError, Budget, decompressed, inner_name, lines, read_whole
 
 
 def zstd(data: bytes) -> bytes:

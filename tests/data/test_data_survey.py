@@ -8,11 +8,11 @@ import pytest
 from selected_folders import document, write_folder
 
 from lifecycle.core.progress import Silent
-from lifecycle.data.breakdown import ReasonCount
-from lifecycle.data.distributions import scores_of
-from lifecycle.data.evidence import MEMBERS, Group
-from lifecycle.data.steps import DocumentStep, Limit
-from lifecycle.data.survey import SAMPLES, Survey, survey
+from lifecycle.data.inspecting.breakdown import ReasonCount
+from lifecycle.data.inspecting.distributions import scores_of
+from lifecycle.data.inspecting.evidence import MEMBERS, Group
+from lifecycle.data.inspecting.survey import SAMPLES, Survey, survey
+from lifecycle.data.measures.steps import DocumentStep, Limit
 
 SHORT = ("quality", "short", "1 words < 2")
 RARE = ("quality", "rare", "0.1 < 0.5")

@@ -12,9 +12,9 @@ from selected_folders import document, write_folder
 from lifecycle.core.artifact import Artifact, Draft, require_intact
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
-from lifecycle.data import text_index, text_lookup
-from lifecycle.data.text_index import PASSAGE, made_index, read_blocks
-from lifecycle.data.text_lookup import Found, TextIndex
+from lifecycle.data.inspecting import text_index, text_lookup
+from lifecycle.data.inspecting.text_index import PASSAGE, made_index, read_blocks
+from lifecycle.data.inspecting.text_lookup import Found, TextIndex
 
 SENTENCE = "The harbour lies to the north of the old town and was built in three stages"
 type Spans = set[tuple[int, int]]

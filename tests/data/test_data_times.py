@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.times import iso_time
+from lifecycle.data.reading.times import iso_time
 
 
 @pytest.mark.parametrize(

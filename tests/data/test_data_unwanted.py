@@ -7,8 +7,8 @@ import pytest
 from document_tables import Verdict, data_config, judged, raw
 
 from lifecycle.core.config import ConfigError
-from lifecycle.data.raw import raw_batch
-from lifecycle.data.unwanted import unwanted_step
+from lifecycle.data.measures.unwanted import unwanted_step
+from lifecycle.data.reading.raw import raw_batch
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web_archives import answer, archive, page, record
 
-from lifecycle.data.row_parts import row_parts
-from lifecycle.data.streams import Budget
-from lifecycle.data.warc import warc_contents
+from lifecycle.data.reading.row_parts import row_parts
+from lifecycle.data.reading.streams import Budget
+from lifecycle.data.reading.warc import warc_contents
 
 HEAD = record("warcinfo", b"software: a\r\n", "application/warc-fields")
 REQUEST = record("request", b"GET / HTTP/1.1\r\n\r\n", "application/http; msgtype=request")
@@ -142,9 +142,7 @@ def test_without_a_page_there_is_no_document(tmp_path: Path) -> None:
     assert document(read(tmp_path, [cut])).meta == {"truncated": "length"}
 
 
-@given(
-    st.lists(st.integers(0, 4000), min_size=1, max_size=40), st.integers(300, 9000), st.integers(0, 9)
-)
+@given(st.lists(st.integers(0, 4000), min_size=1, max_size=40), st.integers(300, 9000), st.integers(0, 9))
 def test_parts_have_the_records_of_the_whole(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], size: int, seed: int
 ) -> None:

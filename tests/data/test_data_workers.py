@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lifecycle.data.workers import WorkerDiedError, call_alone, results_in_workers
+from lifecycle.data.tagging.workers import WorkerDiedError, call_alone, results_in_workers
 from lifecycle.testing.waiting import LIMIT_S
 
 
@@ -55,9 +55,9 @@ def test_an_error_reaches_the_caller() -> None:
 def test_workers_import_neither_jax_nor_the_main_module(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(
-        "import sys\nprint('main runs')\nsys.modules['jax'] = sys\nfrom lifecycle.data import tagging\n"
-        "from lifecycle.data.workers import call_alone\n"
-        "names = \"('jax', 'daft', 'lifecycle.data.pipeline')\"\n"
+        "import sys\nprint('main runs')\nsys.modules['jax'] = sys\nfrom lifecycle.data.tagging import tagging\n"
+        "from lifecycle.data.tagging.workers import call_alone\n"
+        "names = \"('jax', 'daft', 'lifecycle.data.selecting.pipeline')\"\n"
         "print(call_alone(eval, f\"[m for m in {names} if m in __import__('sys').modules]\"))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
@@ -67,7 +67,7 @@ def test_workers_import_neither_jax_nor_the_main_module(tmp_path: Path) -> None:
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(
-        "from lifecycle.data.workers import results_in_workers\n"
+        "from lifecycle.data.tagging.workers import results_in_workers\n"
         "work = [\"__import__('os').getpid()\"] * 2 + [\"__import__('time').sleep(3600)\"] * 2\n"
         "for _, pid in results_in_workers(eval, work, 2, 1):\n"
         "    print(pid, flush=True)\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lifecycle.data.breakdown import Breakdown
+from lifecycle.data.inspecting.breakdown import Breakdown
 from lifecycle.report import data_page
 from lifecycle.report.data_page import faults_of, kinds_tables
 

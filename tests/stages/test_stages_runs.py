@@ -90,7 +90,8 @@ def test_stages_of_two_models_train_in_one_run(tmp_path: Path) -> None:
         "root": tmp_path,
         "data": {
             "sources": [{"name": "own", "path": str(corpus)}], "heldout_fraction": 0.3, "workers": 1,
-            "dedup": {"jaccard": 1}, "quality": {"repetition": None, "gopher": {"min_stop_words": None, "min_alphabetic_words": None}},
+            "dedup": {"jaccard": 1},
+            "quality": {"repetition": None, "gopher": {"min_stop_words": None, "min_alphabetic_words": None}},
         },
         "tokenizer": {"kind": "bytes"},
         "model": {"big": MODEL, "small": small},

@@ -1,0 +1,1 @@
+"""What can be asked of finished documents: surveys, samples, comparisons, fates, spans of text."""

@@ -1,0 +1,102 @@
+"""A document's fate: what each step of the pipeline measured of it and did to it, from the selected documents."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lifecycle.data.documents import SPLITS, Split
+from lifecycle.data.inspecting.selected import read_where
+from lifecycle.data.measures.steps import DocumentStep, Limit
+from lifecycle.data.reading.extract import Skipped
+from lifecycle.data.selecting.funnel import GLOBAL_STEPS, HELDOUT_SPLIT
+
+MOST = 20  # documents that a name may find
+_ID = re.compile(r"[0-9a-f]{6,32}")
+
+
+@dataclass(frozen=True)
+class Fate:
+    """A document with all its columns, and where it is: in `kept`, `heldout` or `removed`."""
+
+    split: Split
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a step measured of a document, what it edited in it, and why it removed it, if it did."""
+
+    step: str
+    measured: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+def find_documents(folder: Path, name: str) -> list[Fate]:
+    """The documents of an artifact of stage `documents` with this id, a beginning of it of six digits or more, path or
+    `source:path`; `MOST` at most. Reads the texts only of row groups that have one of them."""
+    found = (
+        Fate(split, row)
+        for split in SPLITS
+        for row in read_where(folder, split, ("id", "source", "path"), partial(_is_named, name=name))
+    )
+    return list(islice(found, MOST))
+
+
+def _is_named(rows: pa.RecordBatch, first: int, name: str) -> NDArray[np.bool_]:
+    del first
+    source, _, path = name.partition(":")
+    ids, sources, paths = (rows[column].to_numpy(zero_copy_only=False) for column in ("id", "source", "path"))
+    flags = (paths == name) | ((sources == source) & (paths == path))
+    if _ID.fullmatch(name):
+        flags |= np.strings.startswith(ids.astype(str), name)
+    return flags
+
+
+def unread(skipped: Sequence[Skipped], name: str) -> list[Skipped]:
+    """The files and rows with this path, or `source:path`, that could not be used."""
+    return [entry for entry in skipped if name in (entry.path, f"{entry.source}:{entry.path}")][:MOST]
+
+
+def passages(fate: Fate, steps: Sequence[DocumentStep]) -> Iterator[Passage]:
+    """What happened to a document, step by step, up to the one that removed it. Rules over columns all see it; the
+    steps that compare documents only if no rule removes it."""
+    reasons: dict[str, list[str]] = {}
+    for entry in fate.row["reasons"] or ():
+        reasons.setdefault(entry["step"], []).append(f"{entry['reason']}: {entry['detail']}")
+    for step in steps:
+        measured = (*_edits(fate.row, step), *_measures(fate.row, step))
+        if measured or step.name in reasons:
+            yield Passage(step.name, measured, tuple(reasons.get(step.name, ())))
+    if fate.row["step"] in {step.name for step in steps}:
+        return
+    for name in GLOBAL_STEPS:
+        if name == HELDOUT_SPLIT and fate.split == "heldout":
+            yield Passage(name, (), ("held out to be measured on",))
+            return
+        yield Passage(name, (), tuple(reasons.get(name, ())))
+        if name in reasons:
+            return
+
+
+def _edits(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:
+    yield from (f"{name} {row[name]}" for name in step.edits if row[name])
+
+
+def _measures(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:
+    for rule in step.rules:
+        if not isinstance(rule, Limit):
+            continue
+        value, is_meant = row[rule.column], rule.language in (None, row["language"])
+        if value is not None and is_meant:
+            bounds = (("at least", rule.low), ("at most", rule.high))
+            asked = " and ".join(f"{what} {bound:,.6g}" for what, bound in bounds if math.isfinite(bound))
+            yield f"{rule.column} {value:,.6g} ({asked})"

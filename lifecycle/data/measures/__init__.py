@@ -1,0 +1,1 @@
+"""Map steps: what is measured of a document, and what is changed in it, and the rules over that."""

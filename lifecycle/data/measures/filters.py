@@ -1,0 +1,35 @@
+"""The document steps in their order: new filters are added to this list.
+
+The order matters: all measures are of normalised text, lines are removed once the language is known and before the
+rest is measured, quality and what is unwanted are measured before personal data is masked, and the id and the keys of
+near-duplicates are made of the final text.
+"""
+
+from collections.abc import Callable
+
+from lifecycle.data.config import DataConfig
+from lifecycle.data.measures.clean_lines import lines_step
+from lifecycle.data.measures.identity import identity_step
+from lifecycle.data.measures.language import language_step
+from lifecycle.data.measures.minhash import signature_step
+from lifecycle.data.measures.normalise import normalise_step
+from lifecycle.data.measures.quality import quality_step
+from lifecycle.data.measures.steps import DocumentStep
+from lifecycle.data.measures.unwanted import unwanted_step
+from lifecycle.data.personal.pii import pii_step
+
+_STEPS: tuple[Callable[[DataConfig], DocumentStep], ...] = (
+    normalise_step,
+    language_step,
+    lines_step,
+    quality_step,
+    unwanted_step,
+    pii_step,
+    identity_step,
+    signature_step,
+)
+
+
+def document_steps(config: DataConfig) -> tuple[DocumentStep, ...]:
+    """All steps with their settings, in order."""
+    return tuple(make(config) for make in _STEPS)

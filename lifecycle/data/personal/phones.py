@@ -1,0 +1,148 @@
+"""Phone numbers that can be dialled, by the plans of all countries (Google's libphonenumber).
+
+A number counts with its country's code; in North America's spelling with brackets or dashes; in national spelling,
+which many other numbers have too, if it begins with a 0 and is valid where the document's language is spoken; and any
+other behind a word such as "Tel.", if it is valid in a country that people write from. Fictional numbers (in the
+USA 555-01xx, in Britain 01632 960xxx and 07700 900xxx) are nobody's.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import phonenumbers
+from phonenumbers import NumberParseException, PhoneNumberFormat
+
+from lifecycle.data.personal.pii_rule import Found, Rule, Sign, Where, before, is_bare_in_code, is_numbered
+
+_GAP = rb"(?: ?/ ?| - |[ .-]|\xc2\xa0|\xe2\x80[\x89\x90-\x93\xaf])"
+_GROUP = rb"\(?\d++\)?"
+_EXTENSION = rb"(?P<extension> ?(?:x|ext\.?|#) ?\d{1,6})?"
+_GROUPS = _GROUP + rb"(?:" + _GAP + rb"?" + _GROUP + rb"){0,8}" + _EXTENSION
+_START, _END = rb"(?<![\w+/-])(?<!\d\.)", rb"(?!\w|[.-]\d)"
+_INTERNATIONAL = re.compile(rb"(?<![\w+])(?:\(?\+ ?|00" + _GAP + rb"?)(?=\(?[1-9])" + _GROUPS + rb"(?!\w)")
+_DASH = rb"(?:[ .-]|\xe2\x80[\x90-\x93])"
+_AMERICAN = re.compile(
+    _START + rb"(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}" + _DASH + rb")\d{3}" + _DASH + rb"\d{4}" + _EXTENSION + _END
+)  # fmt: skip
+_NATIONAL = re.compile(_START + _GROUPS + _END)
+# Words before a phone number that say what it is, and those that may stand between.
+_WORDS = frozenset((
+    "tel", "phone", "telephone", "telefon", "telefono", "teléfono", "tél", "téléphone", "fax", "mobile", "mobil",
+    "cell", "cellphone", "handy", "call", "dial", "whatsapp", "sms", "rufnummer", "hotline", "ph", "cel", "celular",
+    "móvil", "portable", "telefoon", "puh", "tlf", "telefone", "reach", "тел", "телефон", "電話", "电话",
+))  # fmt: skip
+_BETWEEN = frozenset((
+    "me", "us", "him", "her", "them", "at", "on", "is", "no", "nr", "num", "number", "the", "our", "my", "your", "his",
+    "office", "direct", "line", "now", "today", "free", "toll", "or", "to", "work", "home", "business", "customer",
+    "service", "contact",
+))  # fmt: skip
+_OWNERS = frozenset(("my", "our", "your", "his", "her", "contact", "work", "home"))  # of a number
+_SIGN = "☎"
+_WORD = re.compile(r"\w+")
+# An area code with the 0 that leads out of an area, and what is dialled in it.
+_TRUNK = re.compile(rb"\(?0[1-9](?=(?:\D*\d){7})\d{0,4}\)?(?!\d)" + _GAP + rb"?\(?\d")
+_GOES_ON = re.compile(rb"\d[ .-]$")  # a longer number
+# Decimals, postcodes in the USA, dates, and differences.
+_OTHER = re.compile(rb"\d+\.\d+|\d{5}-\d{4}|\d\d?([/.-])\d\d?\1\d{4}(?:\D.*)?|\d+ - \d+ - .*")
+_FICTIONAL = re.compile(r"1?\d{3}55501\d\d$|44(?:1632960|7700900)\d{3}$")
+_REGIONS = {
+    "en": ("GB", "IE", "AU", "NZ", "ZA"), "de": ("DE", "AT", "CH"), "fr": ("FR", "BE", "CH"), "it": ("IT", "CH"),
+    "nl": ("NL", "BE"), "sv": ("SE",), "fi": ("FI",), "tr": ("TR",), "ja": ("JP",), "ko": ("KR",), "uk": ("UA",),
+    "hi": ("IN",), "id": ("ID",), "vi": ("VN",), "th": ("TH",), "he": ("IL",), "hr": ("HR",), "sr": ("RS",),
+    "bg": ("BG",), "ro": ("RO",), "sk": ("SK",), "sl": ("SI",), "fa": ("IR",), "zh": ("CN", "TW"),
+}  # fmt: skip
+_NAMED_REGIONS = (
+    "US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "CH", "AT", "IE", "AU", "IN", "BR", "MX", "PT", "PL", "SE", "NO",
+    "DK", "FI", "CZ", "RU", "UA", "TR", "JP", "CN", "KR",
+)  # fmt: skip
+LEAST, MOST = 7, 15  # digits, by ITU-T E.164
+
+
+def _prefixes(match: re.Match[bytes]) -> Iterator[tuple[int, str]]:
+    """Ends of a match behind one of its numbers, from the last, and the digits and `+` up to there, without extension:
+    numbers that follow a phone's may be no part of it."""
+    own = match[0].removesuffix(match["extension"] or b"")
+    ends = [number.end() for number in re.finditer(rb"\d+\)?", own)]
+    for last in reversed(ends):
+        dialled = re.sub(rb"[^\d+]", b"", match[0][:last]).decode()
+        end = match.end() if last == ends[-1] else match.start() + last
+        if LEAST <= len(dialled.lstrip("+")) <= MOST + 2:
+            yield end, dialled
+
+
+def _is_possible(number: phonenumbers.PhoneNumber) -> bool:
+    return phonenumbers.is_possible_number_with_reason(number) == phonenumbers.ValidationResult.IS_POSSIBLE
+
+
+def _valid(
+    dialled: str, regions: Sequence[str | None], is_valid: Callable[[phonenumbers.PhoneNumber], bool]
+) -> str | None:
+    """The number as E.164 spells it, if it is valid in one of some regions."""
+    for region in regions:
+        try:
+            number = phonenumbers.parse(dialled, region)
+        except NumberParseException:
+            continue
+        if is_valid(number):
+            return phonenumbers.format_number(number, PhoneNumberFormat.E164)
+    return None
+
+
+def _first_valid(
+    match: re.Match[bytes],
+    regions: Sequence[str | None],
+    most: int = 9,
+    is_valid: Callable[[phonenumbers.PhoneNumber], bool] = phonenumbers.is_valid_number,
+) -> Found | None:
+    for end, dialled in islice(_prefixes(match), most):
+        value = _valid(dialled, regions, is_valid)
+        if value and not _FICTIONAL.search(value.removeprefix("+")):
+            return Found(match.start(), end, value)
+    return None
+
+
+def _international(match: re.Match[bytes], where: Where) -> Found | None:
+    is_named, leads_by_zeros = _is_named(match), match[0][:1] == b"0"
+    if (where.is_code and match[0][1:].isdigit()) or (leads_by_zeros and match[0].isdigit() and not is_named):
+        return None
+    regions = ("DE",) if leads_by_zeros else (None,)  # where 00 leads abroad
+    found = _first_valid(match, regions)
+    # Behind such a word a number that is as long as its country's is one, even if it was mistyped or is new.
+    return _first_valid(match, regions, most=1, is_valid=_is_possible) if found is None and is_named else found
+
+
+def _american(match: re.Match[bytes], where: Where) -> Found | None:
+    is_written = b"(" in match[0] or b"-" in match[0] or b"." in match[0] or b"\xe2" in match[0]
+    if not _is_named(match) and (is_numbered(match) or not is_written):
+        return None
+    return _first_valid(match, ("US",))
+
+
+def _national(match: re.Match[bytes], where: Where) -> Found | None:
+    if is_bare_in_code(match, where) or _OTHER.fullmatch(match[0]):
+        return None
+    if _is_named(match):
+        return _first_valid(match, (*_REGIONS.get(where.language, ()), *_NAMED_REGIONS))
+    is_written = _TRUNK.match(match[0]) is not None and not is_numbered(match) and not _GOES_ON.search(before(match, 4))
+    return _first_valid(match, _REGIONS.get(where.language, ()), most=1) if is_written else None
+
+
+def _is_named(match: re.Match[bytes]) -> bool:
+    """Whether the words before a number say that it is a phone's."""
+    line = before(match, 40).decode("utf-8", "ignore").lower()
+    words = _WORD.findall(line)[-4:]
+    while words:
+        word = words.pop()
+        if word in _WORDS or (word == "number" and words and words[-1] in _OWNERS and f"{words[-1]} number" in line):
+            return True
+        if word not in _BETWEEN:
+            break
+    return line.rstrip().endswith(_SIGN)
+
+
+PHONES = (
+    Rule("phone", "international", Sign.DIGITS, _INTERNATIONAL, _international, LEAST),
+    Rule("phone", "american", Sign.DIGITS, _AMERICAN, _american, 10),
+    Rule("phone", "national", Sign.DIGITS, _NATIONAL, _national, LEAST),
+)

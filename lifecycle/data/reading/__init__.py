@@ -1,0 +1,1 @@
+"""Sources, containers and formats: from files to documents as they were read."""

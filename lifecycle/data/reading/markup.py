@@ -1,0 +1,60 @@
+"""Mark-up to text: pages, Markdown, and the dicts of Python modules. Nothing is executed."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import yaml
+from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.parse.html import HTMLTree
+
+from lifecycle.core.strict_yaml import parse_yaml
+from lifecycle.data.reading.raw import UnreadableError, plain_values
+
+_YAML_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_TOML_FRONT = re.compile(r"\A\+\+\+[ \t]*\n(.*?)\n\+\+\+[ \t]*(?:\n|\Z)", re.DOTALL)
+
+
+def parse_html(html: str) -> tuple[str, dict[str, Any]]:
+    """The readable text and the title of a page, however broken its markup, without navigation and footers."""
+    tree = HTMLTree.parse(html)
+    text = extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False)
+    if not text.strip():  # nothing in the page looks like an article
+        text = extract_plain_text(tree, preserve_formatting=True, alt_texts=False)
+    title = (tree.title or "").strip()
+    return text, {"title": title} if title else {}
+
+
+def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:
+    """The Markdown unchanged but without its front matter (YAML or TOML), whose plain values become metadata."""
+    text = text.replace("\r\n", "\n")
+    loaders: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
+        (_YAML_FRONT, parse_yaml),
+        (_TOML_FRONT, tomllib.loads),
+    )
+    for pattern, load in loaders:
+        if match := pattern.match(text):
+            try:
+                front = load(match[1])
+            except (yaml.YAMLError, tomllib.TOMLDecodeError, ValueError, RecursionError):
+                continue  # a horizontal rule looks the same
+            if isinstance(front, dict):
+                return text[match.end() :], plain_values(front)
+    return text, {}
+
+
+def parse_python_dict(text: str) -> Iterator[tuple[str, str]]:
+    """The string values of the dict literals that a Python module assigns, by key; parsed, never executed."""
+    try:
+        module = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # MemoryError: the parser's stack is full
+        raise UnreadableError("broken_python", f"not parseable as Python: {error}") from None
+    for node in module.body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Dict):
+            continue
+        for key, value in zip(node.value.keys, node.value.values, strict=True):
+            match key, value:
+                case ast.Constant(value=str(name)), ast.Constant(value=str(content)):
+                    yield name, content

@@ -1,0 +1,238 @@
+"""Rows of files: JSON Lines, JSON arrays, CSV and TSV, Parquet, Arrow, each with its number and, of text, its bytes.
+
+A row that is broken or too long is given as the error that it is, and the rows behind it are read. Memory holds one row
+of a text file, of at most `line_limit` bytes, and of the others a batch.
+"""
+
+import csv
+import io
+import json
+import math
+from codecs import BOM_UTF8
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from lifecycle.data.reading.decoding import encoding_of
+from lifecycle.data.reading.json_arrays import json_array
+from lifecycle.data.reading.raw import UnreadableError
+from lifecycle.data.reading.row_parts import RowPart
+from lifecycle.data.reading.streams import CHUNK, lines
+
+BATCH = 256  # Parquet rows at a time, fewer if they are long
+BATCH_BYTES = 16 << 20
+ARROW_FILE = b"ARROW1\0\0"
+DELIMITERS = (",", "\t", ";", "|")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its number from 1, its columns or what is wrong with it, and the bytes that it has in the file."""
+
+    number: int
+    columns: dict[str, Any] | UnreadableError
+    begin: int | None = None
+    end: int | None = None
+
+
+def line_limit(max_bytes: int) -> int:
+    """Bytes of a row, of which a text of `max_bytes` is a column: JSON makes up to three of a byte, and there are other
+    columns. (Six of a control character.)"""
+    return 4 * max_bytes + 65_536
+
+
+def json_lines(file: BinaryIO, max_bytes: int, part: RowPart | None = None) -> Iterator[Row]:
+    """The rows of JSON Lines, or of a part of them."""
+    number, first, last = (part.first_row, part.begin, part.end) if part else (0, 0, math.inf)
+    if part:
+        file.seek(first)
+    for begin, end, line in lines(file, line_limit(max_bytes), first, last):
+        number += 1
+        if isinstance(line, UnreadableError) or line.strip():
+            yield Row(number, _json_row(line), begin, end)
+
+
+def json_rows(file: io.BufferedReader, max_bytes: int) -> Iterator[Row]:
+    """The rows of a JSON array of objects; of JSON Lines, which often have that name, if the file is none. Raises
+    `UnreadableError` for other JSON."""
+    head = file.peek(CHUNK).removeprefix(BOM_UTF8).lstrip()
+    if head.startswith(b"["):
+        for number, (begin, end, value) in enumerate(json_array(file, line_limit(max_bytes)), 1):
+            yield Row(number, _json_row(value), begin, end)
+        return
+    first, newline, _ = head.partition(b"\n")
+    if newline and not isinstance(_json_row(first), dict):
+        raise UnreadableError("unknown_format", "neither an array of objects nor an object in each line")
+    yield from json_lines(file, max_bytes)
+
+
+def _json_row(data: bytes | UnreadableError) -> dict[str, Any] | UnreadableError:
+    if isinstance(data, UnreadableError):
+        return data
+    try:
+        row = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return UnreadableError("broken_row", f"not JSON: {error}")
+    if not isinstance(row, dict):
+        return UnreadableError("broken_row", f"a JSON {type(row).__name__} where an object is expected")
+    return row
+
+
+def csv_rows(file: io.BufferedReader, max_bytes: int, text_column: str) -> Iterator[Row]:
+    """The rows of a CSV or TSV file; the first line names the columns, and the sign between them is the one by which it
+    names `text_column`. Raises `UnreadableError` for a file without that column."""
+    head = file.peek(CHUNK)
+    encoding, limit = encoding_of(head), line_limit(max_bytes)
+    first = head.split(b"\n", 1)[0].decode(encoding, "replace").rstrip("\r")
+    delimiter = next(
+        (sign for sign in DELIMITERS if text_column in next(csv.reader([first], delimiter=sign), ())), None
+    )
+    if delimiter is None:
+        raise UnreadableError("no_text_column", f"no column {text_column!r} in the first line: {first[:200]!r}")
+    csv.field_size_limit(limit)
+    source = _CsvLines(file, encoding, limit)
+    records = csv.reader(source, delimiter=delimiter)
+    names, number = next(records), 0
+    while True:
+        begin = source.at
+        try:
+            row = _csv_row(names, next(records))
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = UnreadableError("broken_row", f"not CSV: {error}")
+        except UnreadableError as error:
+            row = error
+        if row:
+            number += 1
+            yield Row(number, row, begin, source.at)
+
+
+def _csv_row(names: list[str], fields: list[str]) -> dict[str, Any] | UnreadableError:
+    """A row; empty for an empty line."""
+    if not fields or len(fields) == len(names):
+        return dict(zip(names, fields, strict=False))
+    return UnreadableError("broken_row", f"{len(fields)} fields, and the first line has {len(names)}")
+
+
+class _CsvLines:
+    """The lines of a file as text; `at` is the offset behind the last one that was read."""
+
+    def __init__(self, file: io.BufferedReader, encoding: str, limit: int) -> None:
+        self.at = 0
+        self._lines, self._encoding = lines(file, limit), encoding
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        """Raises `UnreadableError` for a line that is lost."""
+        _, self.at, line = next(self._lines)
+        if isinstance(line, UnreadableError):
+            raise line
+        return line.decode(self._encoding, "replace")
+
+
+def parquet_rows(file: Path | BinaryIO, text_column: str, part: RowPart | None = None) -> Iterator[Row]:
+    """The rows of a Parquet file, or of a part of it, with the columns that have plain values. Raises `UnreadableError`
+    for a file that is none or has no text in `text_column`."""
+    try:
+        opened = pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableError("broken_file", f"not a readable Parquet file: {error}") from None
+    with opened:
+        columns = _plain_columns(opened.schema_arrow, text_column)
+        first = 0 if part is None else part.first_row
+        groups = part.groups if part is not None and part.groups is not None else (0, opened.num_row_groups)
+        for group in range(*groups):
+            yield from _group_rows(opened, group, columns, first)
+            first += opened.metadata.row_group(group).num_rows
+
+
+def arrow_rows(file: BinaryIO, text_column: str) -> Iterator[Row]:
+    """The rows of an Arrow stream or file, as `datasets` keeps them, with the columns that have plain values. Raises
+    `UnreadableError` as `parquet_rows` does."""
+    try:
+        opened = pa.ipc.open_file(file) if file.read(len(ARROW_FILE)) == ARROW_FILE else None
+        file.seek(0)
+        reader = pa.ipc.open_stream(file) if opened is None else opened
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableError("broken_file", f"not a readable Arrow file: {error}") from None
+    columns, number = _plain_columns(reader.schema, text_column), 0
+    try:
+        for batch in _batches(reader):
+            for row in _plain_rows(batch.select(columns)):
+                number += 1
+                yield Row(number, row)
+    except (pa.ArrowException, OSError) as error:
+        yield Row(number + 1, UnreadableError("broken_file", f"nothing from here on can be read: {error}"))
+
+
+def _batches(reader: pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        yield from map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        yield from reader
+
+
+def _plain_columns(schema: pa.Schema, text_column: str) -> list[str]:
+    kinds = {field.name: _value_type(field.type) for field in schema}
+    if text_column not in kinds:
+        raise UnreadableError("no_usable_row", f"no column {text_column!r}; columns: {', '.join(kinds)}")
+    if not _is_text(kinds[text_column]):
+        raise UnreadableError("no_usable_row", f"column {text_column!r} has {kinds[text_column]} and no text")
+    return [name for name, kind in kinds.items() if name == text_column or _is_plain(kind)]
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if isinstance(kind, pa.DictionaryType) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pt.is_string, pt.is_large_string, pt.is_string_view, pt.is_binary, pt.is_large_binary, pt.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    tests = (pt.is_string, pt.is_large_string, pt.is_string_view, pt.is_boolean, pt.is_integer, pt.is_floating)
+    return any(test(kind) for test in tests) or pt.is_timestamp(kind) or pt.is_date(kind)
+
+
+def _group_rows(file: pq.ParquetFile, group: int, columns: list[str], first: int) -> Iterator[Row]:
+    """The rows of a row group, and behind a fault each of its rows as lost."""
+    about = file.metadata.row_group(group)
+    batch_rows = min(BATCH, max(1, BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)))
+    number = first
+    try:
+        for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns):
+            for row in _plain_rows(batch):
+                number += 1
+                yield Row(number, row)
+    except (pa.ArrowException, OSError) as error:
+        for lost in range(number + 1, first + about.num_rows + 1):
+            yield Row(lost, UnreadableError("broken_row_group", f"row group {group}: {error}"))
+
+
+def _plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    for row in pa.record_batch([_readable(column) for column in batch.columns], batch.schema.names).to_pylist():
+        yield {name: _decoded(value) for name, value in row.items()}
+
+
+def _decoded(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _readable(column: pa.Array) -> pa.Array:
+    """A column whose values Python can have: a text's bytes, since Arrow does not check that they are UTF-8, and times
+    without their nanoseconds."""
+    kind = _value_type(column.type)
+    if _is_text(kind):
+        return column.cast(pa.large_binary())
+    if pt.is_timestamp(kind) and kind.unit == "ns":
+        return column.cast(pa.timestamp("us", kind.tz), safe=False)
+    return column

@@ -1,0 +1,1 @@
+"""From tagged documents to kept, held-out and removed ones: rules, comparisons, split."""

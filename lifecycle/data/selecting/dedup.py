@@ -1,0 +1,168 @@
+"""Deduplication: documents of one address, exact copies, then near-duplicates by MinHash, verified, grouped and reduced
+to their first member.
+
+Documents that have a key in common are candidates (`minhash.py`); a pair counts only if the true Jaccard similarity of
+its word 5-grams reaches the threshold, so a chance match of signatures removes nothing. Connected documents form a
+group, and the first one in the order of the sources stays: the choice depends neither on partitions nor on the number
+of workers. Keys, links and shingles are on disk, and bands are grouped one at a time; a document takes some 20 bytes of
+memory, a removed one its reason besides.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import batched
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lifecycle.core.progress import Progress
+from lifecycle.data.config import DedupConfig
+from lifecycle.data.documents import PIECE, Stretch, names_of
+from lifecycle.data.measures.steps import Failure
+from lifecycle.data.selecting.selection import removals
+from lifecycle.data.selecting.shingle_store import ShingleStore, write_shingles
+from lifecycle.data.selecting.similarity import NearDuplicate, SimilarGroups
+from lifecycle.data.tagging.engine import Engine, ordered_results
+from lifecycle.data.tagging.workers import call_alone
+
+ADDRESS, EXACT, NEAR = "address_duplicates", "exact_duplicates", "near_duplicates"  # the names of the steps
+_OF = {ADDRESS: "address", EXACT: "content"}  # step -> the column of hashes that it compares
+_SAME = {ADDRESS: "same address as", EXACT: "same text as"}
+_HALVES = ("first_half", "second_half")  # of a hash
+
+type Ordinals = NDArray[np.int64]
+
+
+def deduplicate(
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], config: DedupConfig, engine: Engine, scratch: Path,
+    progress: Progress,
+) -> pa.Table:  # fmt: skip
+    """The removals of duplicates among the chosen documents; `chosen` has an entry for each document."""
+    left, removed = chosen.copy(), []
+    with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
+        folder = Path(name)
+        for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
+            progress.start(step.replace("_", " "))
+            firsts, copies = _copies(stretches, left, step, folder, engine)
+            names = names_of(stretches, np.unique(firsts))
+            removed.append(removals(step, _copy_failures(step, firsts, copies, names)))
+            left[copies] = False
+        near = _near_duplicates(stretches, left, config, folder, engine, progress)
+        names = names_of(stretches, np.unique([[found.like, found.first] for found in near]).astype(np.int64))
+    return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, names))])
+
+
+def _copies(
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], step: str, folder: Path, engine: Engine
+) -> tuple[Ordinals, Ordinals]:
+    """The first document with each hash, and the others that have it."""
+
+    def halves(documents: pa.Table) -> list[pa.Array]:
+        column = documents[_OF[step]].combine_chunks()
+        joined = b"".join(column.drop_null().to_pylist())
+        return [_placed(half, column.is_valid()) for half in np.frombuffer(joined, np.uint64).reshape(-1, 2).T]
+
+    _write_keys(folder / "keys.parquet", stretches, chosen, [_OF[step]], _HALVES, halves)
+    call_alone(_write_links, folder / "keys.parquet", {step: _HALVES}, folder, engine.address)
+    return _read_links(folder, step)
+
+
+def _placed(values: NDArray[np.uint64], present: pa.Array) -> pa.Array:
+    """The values where something is present, null elsewhere."""
+    flags = present.to_numpy(zero_copy_only=False)
+    every = np.zeros(len(flags), np.uint64)
+    every[flags] = values
+    return pa.array(every, mask=~flags)
+
+
+def _write_keys(
+    path: Path, stretches: Sequence[Stretch], chosen: NDArray[np.bool_], columns: Sequence[str],
+    names: Sequence[str], keys_of: Callable[[pa.Table], Sequence[pa.Array]],
+) -> None:  # fmt: skip
+    """Writes a row for each chosen document: its `ordinal`, and the keys with these names that `keys_of` makes of the
+    documents' columns."""
+    schema = pa.schema([("ordinal", pa.int64()), *((name, pa.uint64()) for name in names)])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for stretch in stretches:
+            own = pa.array(chosen[stretch.first : stretch.end])
+            documents = stretch.read(columns).filter(own)
+            writer.write_table(pa.table([documents["ordinal"], *keys_of(documents)], schema=schema))
+
+
+def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, address: str | None) -> None:
+    from lifecycle.data.selecting import daft_adapter
+
+    daft_adapter.use_engine(address)
+    daft_adapter.write_links(keys, columns, out)
+
+
+def _read_links(folder: Path, name: str) -> tuple[Ordinals, Ordinals]:
+    """The firsts, and the documents that each has a key in common with."""
+    links = pq.read_table(folder / f"{name}.parquet")
+    return links["first"].to_numpy(), links["ordinal"].to_numpy()
+
+
+def _near_duplicates(
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], config: DedupConfig, folder: Path, engine: Engine,
+    progress: Progress,
+) -> list[NearDuplicate]:  # fmt: skip
+    """The near-duplicates among the chosen documents, by ordinal."""
+    bands = [f"band_{number:03d}" for number in range(config.bands)]
+
+    def keys(documents: pa.Table) -> list[pa.Array]:
+        lists = documents["bands"].combine_chunks()
+        return [pc.call_function("list_element", [lists, number]) for number in range(len(bands))]
+
+    progress.start(NEAR.replace("_", " "))
+    _write_keys(folder / "keys.parquet", stretches, chosen, ["bands"], bands, keys)
+    call_alone(_write_links, folder / "keys.parquet", {band: (band,) for band in bands}, folder, engine.address)
+    candidates = np.unique(np.concatenate([side for band in bands for side in _read_links(folder, band)]))
+    if not len(candidates):
+        return []
+    with _shingles(stretches, candidates, engine, folder, progress) as store:
+        groups = SimilarGroups(len(candidates), store.similarity, config.jaccard)
+        progress.start("comparing pairs", len(bands))
+        for number, band in enumerate(bands):
+            progress.update(number)
+            for bucket in _buckets(*(np.searchsorted(candidates, side) for side in _read_links(folder, band))):
+                groups.join(bucket)
+    ordinals = candidates.tolist()
+    return [
+        NearDuplicate(ordinals[found.number], ordinals[found.first], ordinals[found.like], found.jaccard)
+        for found in groups.duplicates()
+    ]
+
+
+def _shingles(
+    stretches: Sequence[Stretch], candidates: Ordinals, engine: Engine, folder: Path, progress: Progress
+) -> ShingleStore:
+    """The shingles of the candidates, numbered as they are there."""
+    cuts = [np.searchsorted(candidates, [stretch.first, stretch.end]) for stretch in stretches]
+    parts = [(stretch, candidates[slice(*cut)]) for stretch, cut in zip(stretches, cuts, strict=True)]
+    pieces = list(batched([part for part in parts if len(part[1])], PIECE))
+    paths = [folder / f"shingles-{number:05d}.bin" for number in range(len(pieces))]
+    sizes = ordered_results(engine, write_shingles, list(zip(pieces, paths, strict=True)), progress, "shingles")
+    return ShingleStore(paths, sizes)
+
+
+def _buckets(firsts: Ordinals, others: Ordinals) -> Iterator[list[int]]:
+    """The documents of each bucket, ascending; the links are sorted."""
+    starts = np.flatnonzero(np.diff(firsts, prepend=-1))
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(firsts)], strict=False):
+        yield [int(firsts[start]), *others[start:end].tolist()]
+
+
+def _copy_failures(step: str, firsts: Ordinals, copies: Ordinals, names: Mapping[int, str]) -> Iterator[Failure]:
+    for first, copy in zip(firsts.tolist(), copies.tolist(), strict=True):
+        yield Failure(copy, step.removesuffix("s"), f"{_SAME[step]} {names[first]}")
+
+
+def _near_failures(near: Sequence[NearDuplicate], names: Mapping[int, str]) -> Iterator[Failure]:
+    for duplicate in near:
+        kept = "" if duplicate.like == duplicate.first else f"; kept of its group: {names[duplicate.first]}"
+        detail = f"Jaccard {duplicate.jaccard:.3f} with {names[duplicate.like]}{kept}"
+        yield Failure(duplicate.number, "near_duplicate", detail)

@@ -1,0 +1,126 @@
+"""The funnel: per step, the documents and bytes that went in and came out, reasons for removal, and examples.
+
+It is computed from the same removals as the Parquet files, so the two cannot disagree.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lifecycle.core.config import ConfigError
+from lifecycle.data.measures.steps import DocumentStep
+from lifecycle.data.selecting.decontaminate import STEP as DECONTAMINATION
+from lifecycle.data.selecting.dedup import ADDRESS, EXACT, NEAR
+from lifecycle.data.selecting.selection import remaining
+from lifecycle.data.tagging.tagging import Reading
+
+HELDOUT_SPLIT = "heldout_split"
+NUM_SAMPLES = 5  # per step; one for each reason comes first
+SAMPLE_CHARS = 160
+
+# The steps that compare documents with each other, in their order -> the setting to change if one removes too much.
+GLOBAL_STEPS = {
+    ADDRESS: "data.dedup.addresses",
+    EXACT: "data.sources",
+    NEAR: "data.dedup.jaccard",
+    HELDOUT_SPLIT: "data.heldout_fraction",
+    DECONTAMINATION: "data.decontamination.min_overlap",
+}
+
+
+class Funnel:
+    """Counts documents, batch by batch, through the steps. Steps that neither remove nor edit have no entry."""
+
+    def __init__(self, steps: Sequence[DocumentStep]) -> None:
+        self._edits = {step.name: step.edits for step in steps if step.rules or step.edits or step.settings}
+        self._entries = {name: _Entry() for name in (*self._edits, *GLOBAL_STEPS)}
+
+    def add(self, documents: pa.Table, removed: pa.Table, heldout: pa.Table) -> None:
+        """Counts a batch of tagged documents; `removed`: the result of `removed_documents` for it; `heldout`: those of
+        it that are held out. Held-out documents leave at the split."""
+        flow = documents.select(["ordinal", "text_bytes", *(name for names in self._edits.values() for name in names)])
+        for name, entry in self._entries.items():
+            gone = _held_out(heldout) if name == HELDOUT_SPLIT else removed.filter(removed["step"].to_numpy() == name)
+            left = remaining(flow, gone)
+            entry.add(flow, left, gone, self._edits.get(name, ()))
+            flow = left
+
+    def entries(self, reading: Reading) -> list[dict[str, Any]]:
+        """One entry per step, in order, after what was read."""
+        steps = [{"step": name, **entry.shown()} for name, entry in self._entries.items()]
+        skipped = [asdict(entry) for entry in reading.skipped[:NUM_SAMPLES]]
+        return [
+            {
+                "step": "read", "files_in": reading.num_files, "bytes_in": reading.num_bytes,
+                "documents_out": steps[0]["documents_in"], "bytes_out": steps[0]["bytes_in"],
+                "reasons": _sorted(Counter(entry.reason for entry in reading.skipped)), "edits": {}, "samples": skipped,
+            },
+            *steps,
+        ]  # fmt: skip
+
+
+class _Entry:
+    """What a step did to the documents that it has seen so far."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = dict.fromkeys(("documents_in", "bytes_in", "documents_out", "bytes_out"), 0)
+        self.reasons, self.edits = Counter[str](), Counter[str]()
+        self.firsts: dict[str, dict[str, str]] = {}  # reason -> its first document
+        self.first: list[dict[str, str]] = []
+
+    def add(self, flow: pa.Table, left: pa.Table, gone: pa.Table, edits: Sequence[str]) -> None:
+        for side, documents in (("in", flow), ("out", left)):
+            self.sizes[f"documents_{side}"] += len(documents)
+            self.sizes[f"bytes_{side}"] += int(documents["text_bytes"].to_numpy().sum())
+        self.edits.update({name: int(np.nansum(flow[name].to_numpy())) for name in edits})
+        reasons = gone["reason"].to_pylist()
+        self.reasons.update(reasons)
+        for at, reason in enumerate(reasons):
+            if len(self.first) == NUM_SAMPLES and reason in self.firsts:
+                continue
+            row = gone.select(["source", "path", "reason", "detail", "text"]).slice(at, 1).to_pylist()[0]
+            sample = row | {"text": row["text"][:SAMPLE_CHARS]}
+            self.firsts.setdefault(reason, sample)
+            if len(self.first) < NUM_SAMPLES:
+                self.first.append(sample)
+
+    def shown(self) -> dict[str, Any]:
+        """As the funnel has it; of the samples the first of each reason come first."""
+        firsts = list(self.firsts.values())
+        more = [sample for sample in self.first if all(sample is not first for first in firsts)]
+        counts = {"reasons": _sorted(self.reasons), "edits": _sorted(self.edits)}
+        return {**self.sizes, **counts, "samples": (firsts + more)[:NUM_SAMPLES]}
+
+
+def require_training_text(funnel: Sequence[dict[str, Any]], steps: Sequence[DocumentStep]) -> None:
+    """Raises `ConfigError` if no document is left; the error says how many each step removed and what to change."""
+    if funnel[-1]["documents_out"]:
+        return
+    settings = {step.name: step.settings for step in steps} | GLOBAL_STEPS
+    read = funnel[0]
+    lines = [f"read: {read['documents_out']} documents from {read['files_in']} files{_counts(read['reasons'])}"]
+    for entry in funnel[1:]:
+        removed = entry["documents_in"] - entry["documents_out"]
+        if removed:
+            lines.append(f"{entry['step']} took {removed}{_counts(entry['reasons'])}: change {settings[entry['step']]}")
+    raise ConfigError("no training document is left:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _held_out(heldout: pa.Table) -> pa.Table:
+    """Held-out documents with the columns of a removal that the funnel shows."""
+    reasons = pa.array(["held_out"] * len(heldout), pa.string())
+    details = pa.array([""] * len(heldout), pa.string())
+    return heldout.append_column("reason", reasons).append_column("detail", details)
+
+
+def _counts(reasons: dict[str, int]) -> str:
+    return f" ({', '.join(f'{reason} {count}' for reason, count in reasons.items())})" if reasons else ""
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    """The counts above zero, largest first."""
+    return dict(sorted((+counts).items(), key=lambda entry: (-entry[1], entry[0])))

@@ -1,0 +1,179 @@
+"""The distinct word n-grams of all test items, and which of them a text contains.
+
+A text's n-grams are looked up in a table of bits first: one in sixteen bits is set, and what is not there ends here.
+What is left is found in sorted hashes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.data.mixing import MIX
+from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes
+from lifecycle.data.selecting.eval_items import HELDOUT, TestItem
+
+# An item shorter than the n-gram is compared as one n-gram. Below eight words (a question such as "What is the capital
+# of France?") its presence in a text proves nothing, so it is not compared, only counted.
+MIN_ITEM_WORDS = 8
+# As in GPT-3, n-grams that more documents than this have in common are boilerplate (licences, page frames, tables of
+# the same kind). They are ignored in held-out documents, which come from the same sources, but not in evaluation
+# rows: a question that occurs in twenty training documents is the worst case, not a harmless one.
+MAX_DOCUMENTS = 10
+_BITS_EACH = 16  # of the table, for each n-gram
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The test item that a document overlaps most, and the share."""
+
+    item: TestItem
+    share: float
+
+
+@dataclass(frozen=True)
+class Match:
+    """The n-grams that a text has in common with the items: positions in the index, by n-gram length.
+
+    `num_own` is the number of the text's distinct n-grams of full length.
+    """
+
+    positions: dict[int, NDArray[np.int64]]
+    num_own: int
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What finds a text's n-grams in an index: sorted hashes by length, and a table of bits for each length."""
+
+    hashes: dict[int, Hashes]
+    bits: NDArray[np.uint8]  # [lengths, bytes], the lengths in ascending order
+    ngram: int
+
+    @classmethod
+    def of(cls, hashes: Mapping[int, Hashes], ngram: int) -> "Lookup":
+        """With the bits of these n-grams."""
+        ordered = {n: hashes[n] for n in sorted(hashes)}
+        most = max(map(len, ordered.values()), default=1)
+        num_bits = max(10, (_BITS_EACH * most - 1).bit_length())
+        bits = np.zeros((len(ordered), 1 << (num_bits - 3)), np.uint8)
+        for row, own in zip(bits, ordered.values(), strict=True):
+            upper = (own * MIX) >> np.uint64(64 - num_bits)
+            np.bitwise_or.at(row, upper >> np.uint64(3), np.uint8(1) << (upper & np.uint64(7)).astype(np.uint8))
+        return cls(ordered, bits, ngram)
+
+    def save(self, folder: Path) -> None:
+        """Writes it for `load`."""
+        np.save(folder / "bits.npy", self.bits)
+        np.save(folder / "lengths.npy", np.array([self.ngram, *self.hashes]))
+        for n, own in self.hashes.items():
+            np.save(folder / f"{n}.npy", own)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Lookup":
+        """What `save` has written; its pages are shared by all processes that load it."""
+        ngram, *lengths = np.load(folder / "lengths.npy").tolist()
+        hashes = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in lengths}
+        return cls(hashes, np.load(folder / "bits.npy", mmap_mode="r"), ngram)
+
+    def match(self, text: str) -> Match | None:
+        """The n-grams that a text shares with any item; None if it shares none."""
+        from lifecycle.data.compiled_words import probe
+
+        words, lengths = word_hashes(text), np.array(list(self.hashes), np.int64)
+        shift = 64 - (8 * self.bits.shape[1] - 1).bit_length()
+        places = np.empty((len(words) * len(lengths), 2), np.int64)
+        places = places[: probe(words, lengths, self.bits, shift, places)]
+        if not len(places):
+            return None
+        positions = {n: self._found(n, words, places[places[:, 0] == at, 1]) for at, n in enumerate(self.hashes)}
+        if not any(map(len, positions.values())):
+            return None
+        return Match(positions, len(np.unique(ngram_hashes(words, self.ngram))))
+
+    def _found(self, n: int, words: Hashes, begins: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions in the hashes, of the n-grams that begin at these words, if they are there."""
+        own = np.unique(ngram_hashes(words, n)[begins])
+        positions = np.searchsorted(self.hashes[n], own)
+        positions[positions == len(self.hashes[n])] = 0
+        return positions[self.hashes[n][positions] == own]
+
+
+class OverlapIndex:
+    """The n-grams of all items, and which items contain each."""
+
+    def __init__(self, items: Sequence[TestItem], ngram: int) -> None:
+        self.items = items
+        self.ngram = ngram
+        self.num_too_short = 0
+        grams: dict[int, list[tuple[int, Hashes]]] = {}
+        for number, item in enumerate(items):
+            words = word_hashes(item.text)
+            n = min(ngram, len(words))
+            if n < min(MIN_ITEM_WORDS, ngram):
+                self.num_too_short += 1
+            else:
+                grams.setdefault(n, []).append((number, np.unique(ngram_hashes(words, n))))
+        self._tables = {n: _Table.of(entries, len(items)) for n, entries in grams.items()}
+        self._is_heldout = np.array([item.kind == HELDOUT for item in items], bool)
+        self.lookup = Lookup.of({n: table.hashes for n, table in self._tables.items()}, ngram)
+
+    def drop_boilerplate(self, matches: Iterable[Match]) -> None:
+        """Drops from the held-out items all n-grams that occur in more than `MAX_DOCUMENTS` of the texts."""
+        counts = {n: np.zeros(len(table.hashes), np.int64) for n, table in self._tables.items()}
+        for match in matches:
+            for n, positions in match.positions.items():
+                counts[n][positions] += 1
+        for n, table in self._tables.items():
+            table.drop(counts[n] > MAX_DOCUMENTS, self._is_heldout)
+
+    def worst(self, match: Match) -> Hit | None:
+        """The item with the largest share in common with a text; for each item, the larger of the two sides' shares."""
+        best: Hit | None = None
+        for n, positions in match.positions.items():
+            table = self._tables[n]
+            common = table.count(positions)
+            if not common.any():
+                continue
+            shares = common / np.maximum(table.sizes, 1)
+            if n == self.ngram:
+                shares = np.maximum(shares, common / match.num_own)
+            at = int(shares.argmax())
+            if best is None or shares[at] > best.share:
+                best = Hit(self.items[at], float(shares[at]))
+        return best
+
+
+@dataclass
+class _Table:
+    """N-grams of one length. The items that contain `hashes[i]` are `owners[first[i] : first[i + 1]]`."""
+
+    hashes: Hashes
+    first: NDArray[np.int64]
+    owners: NDArray[np.int64]
+    live: NDArray[np.bool_]  # parallel to owners; False for boilerplate
+    sizes: NDArray[np.int64]  # live n-grams of each item
+
+    @classmethod
+    def of(cls, entries: list[tuple[int, Hashes]], num_items: int) -> "_Table":
+        hashes = np.concatenate([grams for _, grams in entries])
+        owners = np.concatenate([np.full(len(grams), number, np.int64) for number, grams in entries])
+        order = np.lexsort((owners, hashes))
+        distinct, first = np.unique(hashes[order], return_index=True)
+        sizes = np.bincount(owners, minlength=num_items)
+        return cls(distinct, np.append(first, len(order)), owners[order], np.ones(len(order), bool), sizes)
+
+    def drop(self, common: NDArray[np.bool_], of_items: NDArray[np.bool_]) -> None:
+        """Marks common n-grams as boilerplate in the items selected by `of_items`; `common` is parallel to `hashes`."""
+        self.live &= ~(np.repeat(common, np.diff(self.first)) & of_items[self.owners])
+        self.sizes = np.bincount(self.owners[self.live], minlength=len(self.sizes))
+
+    def count(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Per item, how many live n-grams are at these positions."""
+        starts, lengths = self.first[positions], np.diff(self.first)[positions]
+        # for each run of owners: its start, less its position in `rows`
+        offsets = np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        rows = offsets + np.arange(len(offsets))
+        return np.bincount(self.owners[rows[self.live[rows]]], minlength=len(self.sizes))

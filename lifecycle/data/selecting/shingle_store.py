@@ -1,0 +1,63 @@
+"""The shingles of the documents that may be duplicates, on disk: a file for each piece of the work, made in workers.
+
+Comparing two documents takes two reads of some kilobytes, and memory stays the same however many there are.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lifecycle.data.documents import Stretch
+from lifecycle.data.ngrams import Hashes
+from lifecycle.data.selecting.similarity import jaccard_similarity, shingles
+
+CACHED = 4096  # sets that are kept in memory
+_BYTES = np.dtype(np.uint64).itemsize
+
+
+def write_shingles(piece: tuple[Sequence[tuple[Stretch, NDArray[np.int64]]], Path]) -> NDArray[np.int64]:
+    """Writes the shingles of the chosen documents of some stretches, by ordinal, to a file; returns the size of each
+    set."""
+    stretches, path = piece
+    sizes: list[int] = []
+    with open(path, "wb") as file:
+        for stretch, chosen in stretches:
+            texts = stretch.read(["text"])["text"].combine_chunks()
+            for text in pc.take(texts, chosen - stretch.first).to_pylist():
+                found = shingles(text)
+                file.write(found.tobytes())
+                sizes.append(len(found))
+    return np.array(sizes, np.int64)
+
+
+class ShingleStore:
+    """Sets of shingles in files, by number: those of the first file come first. A context manager."""
+
+    def __init__(self, paths: Sequence[Path], sizes: Sequence[NDArray[np.int64]]) -> None:
+        self._files = [os.open(path, os.O_RDONLY) for path in paths]
+        self._firsts = np.cumsum([0, *map(len, sizes)])
+        self._starts = np.concatenate([np.cumsum(own) - own for own in sizes])
+        self._sizes = np.concatenate(list(sizes))
+        self._cached = lru_cache(CACHED)(self._read)
+
+    def __enter__(self) -> "ShingleStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for file in self._files:
+            os.close(file)
+
+    def similarity(self, one: int, other: int) -> float:
+        """The Jaccard similarity of two documents."""
+        return jaccard_similarity(self._cached(one), self._cached(other))
+
+    def _read(self, number: int) -> Hashes:
+        file = self._files[np.searchsorted(self._firsts, number, side="right") - 1]
+        data = os.pread(file, int(self._sizes[number]) * _BYTES, int(self._starts[number]) * _BYTES)
+        return np.frombuffer(data, np.uint64)

@@ -1,0 +1,83 @@
+"""Similarity of documents: Jaccard over word 5-grams, and groups of similar documents.
+
+A group is what verified pairs connect; its first document stays. Which pairs are compared decides nothing else: two
+documents that are connected already are not compared again.
+"""
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lifecycle.data.measures.minhash import SHINGLE_WORDS
+from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes
+
+BUCKET_HEADS = 16  # documents of a bucket that all others of it are compared with
+
+
+class NearDuplicate(NamedTuple):
+    """A document to remove: the group's first document stays; `like` is the one most similar among those that it was
+    compared with."""
+
+    number: int
+    first: int
+    like: int
+    jaccard: float
+
+
+def shingles(text: str) -> Hashes:
+    """The set of a text's word 5-grams as sorted hashes; a text of fewer than five words is one shingle."""
+    hashes = word_hashes(text)
+    return np.unique(ngram_hashes(hashes, min(SHINGLE_WORDS, len(hashes)))) if len(hashes) else hashes
+
+
+def jaccard_similarity(one: Hashes, other: Hashes) -> float:
+    """Intersection size over union size of two sorted sets; 0 if both are empty."""
+    from lifecycle.data.compiled_words import num_common
+
+    common = num_common(one, other)
+    union = len(one) + len(other) - common
+    return common / union if union else 0.0
+
+
+class SimilarGroups:
+    """Groups among documents with the numbers 0 to `count - 1`, joined pair by pair: 16 bytes a document."""
+
+    def __init__(self, count: int, similarity: Callable[[int, int], float], jaccard: float) -> None:
+        self._similarity, self._jaccard = similarity, jaccard
+        self._parent = array("i", range(count))
+        self._like, self._score = array("i", bytes(4 * count)), array("d", bytes(8 * count))
+
+    def join(self, bucket: Sequence[int]) -> None:
+        """Compares the documents of a bucket, ascending: the first `BUCKET_HEADS` with all behind them."""
+        for at, head in enumerate(bucket[:BUCKET_HEADS]):
+            for other in bucket[at + 1 :]:
+                if self._root(head) != self._root(other):
+                    self._compare(head, other)
+
+    def duplicates(self) -> list[NearDuplicate]:
+        """Every document that is not the first of its group, ascending."""
+        roots = map(self._root, range(len(self._parent)))
+        return [
+            NearDuplicate(number, root, self._like[number], self._score[number])
+            for number, root in enumerate(roots)
+            if root != number
+        ]
+
+    def _root(self, node: int) -> int:
+        parent = self._parent
+        while (above := parent[node]) != node:
+            parent[node] = parent[above]
+            node = above
+        return node
+
+    def _compare(self, low: int, high: int) -> None:
+        score = self._similarity(low, high)
+        if score < self._jaccard:
+            return
+        first, last = sorted((self._root(low), self._root(high)))
+        self._parent[last] = first
+        for node, neighbour in ((low, high), (high, low)):
+            if score > self._score[node]:
+                self._like[node], self._score[node] = neighbour, score

@@ -1,0 +1,69 @@
+"""Where a data stage does its work: in processes of this machine, or on a Ray cluster. The result is the same.
+
+On Ray the run's folder and the sources lie on a file system that all nodes share, and this package is installed there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lifecycle.core.cores import available_cores
+from lifecycle.core.progress import Progress
+from lifecycle.data.config import DataConfig
+from lifecycle.data.tagging.workers import WorkerDiedError, results_in_workers
+
+POOL_BYTES = 3_000_000  # below this, starting worker processes takes longer than the work (0.6 s each, 1 MB/s)
+
+
+class Engine(Protocol):
+    """Does independent pieces of work; `address` is that of a Ray cluster, None on this machine."""
+
+    @property
+    def address(self) -> str | None:
+        """Of the Ray cluster."""
+        ...
+
+    def results[T, R](
+        self, function: Callable[[T], R], work: Sequence[T], attempts: int
+    ) -> Iterator[tuple[int, R | WorkerDiedError]]:
+        """Yields the number of each item and `function(item)` as they are ready. An item whose process dies is done
+        again, up to `attempts` times in all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Native:
+    """So many processes of this machine."""
+
+    workers: int
+    address: None = None
+
+    def results[T, R](
+        self, function: Callable[[T], R], work: Sequence[T], attempts: int
+    ) -> Iterator[tuple[int, R | WorkerDiedError]]:
+        """See `Engine`."""
+        return results_in_workers(function, work, self.workers, attempts)
+
+
+def engine_of(config: DataConfig, num_bytes: int) -> Engine:
+    """The engine that the settings name; on this machine one process if there is little to do."""
+    if config.engine == "ray":
+        from lifecycle.data.tagging.ray_engine import RayCluster
+
+        return RayCluster(config.ray_address)
+    return Native(config.workers or (available_cores() if num_bytes > POOL_BYTES else 1))
+
+
+def ordered_results[T, R](
+    engine: Engine, function: Callable[[T], R], work: Sequence[T], progress: Progress, name: str
+) -> list[R]:
+    """`function(item)` of each item, in their order, shown as `name`. Raises `WorkerDiedError` for one whose process
+    dies twice."""
+    progress.start(name, len(work))
+    found: dict[int, R] = {}
+    for number, result in engine.results(function, work, attempts=2):
+        if isinstance(result, WorkerDiedError):
+            raise result
+        found[number] = result
+        progress.update(len(found))
+    return [found[number] for number in range(len(work))]

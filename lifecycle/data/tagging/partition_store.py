@@ -1,0 +1,132 @@
+"""Partitions that are made: a Parquet file for each, under its key, whole or not there.
+
+They stay between runs, so a killed run goes on where it was, and a source with new files is read as far as it is new.
+A file has its partition's documents and, beside its schema, what of the partition could not be used. A partition that
+fails is tried again, `ATTEMPTS` times in all; then its files count as failed and the others go on.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lifecycle.core.files import temporary
+from lifecycle.core.stopping import Stopped
+from lifecycle.data.reading.extract import Skipped
+from lifecycle.data.reading.sources import SourceFile
+from lifecycle.data.tagging.engine import Engine
+from lifecycle.data.tagging.partitions import Partition, tag_files
+from lifecycle.data.tagging.workers import WorkerDiedError
+
+ATTEMPTS = 3
+FAILED = "failed"  # the reason of files that are in a partition that failed
+_TAGGED = b"lifecycle.tagged"  # in the schema's metadata
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """What was made of a partition: the number of its documents, and the files and rows that could not be used."""
+
+    num_documents: int
+    skipped: tuple[Skipped, ...]
+
+
+class PartitionStore:
+    """The partitions in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def tag(self, partitions: Sequence[Partition], engine: Engine) -> Iterator[tuple[int, Tagged]]:
+        """Makes the partitions that are not here. Yields the number of each and what was made of it, as they are
+        ready; a failed one's files are skipped, and it is made again by the next call.
+
+        Raises `OSError` if a result cannot be written, and `ConfigError` for a file that changed while it was read.
+        """
+        missing: list[int] = []
+        for number, partition in enumerate(partitions):
+            if (found := self._found(partition)) is None:
+                missing.append(number)
+            else:
+                yield number, found
+        work = [(partitions[number], self.folder) for number in missing]
+        for place, result in engine.results(_make, work, ATTEMPTS):
+            number = missing[place]
+            yield number, _failed(partitions[number], result) if isinstance(result, WorkerDiedError) else result
+
+    def documents(self, partition: Partition) -> pa.Table:
+        """The documents of a partition that did not fail; made again if its file is damaged."""
+        path = _path(self.folder, partition)
+        try:
+            return pq.read_table(path, page_checksum_verification=True)
+        except (OSError, pa.ArrowException):
+            _make((partition, self.folder))
+            return pq.read_table(path)
+
+    def keep(self, partitions: Collection[Partition]) -> None:
+        """Deletes all other partitions, and what killed processes have left."""
+        names = {_path(self.folder, partition).name for partition in partitions}
+        for path in self.folder.iterdir():
+            if path.name not in names:
+                path.unlink()
+
+    def _found(self, partition: Partition) -> Tagged | None:
+        try:
+            metadata = pq.read_schema(_path(self.folder, partition)).metadata
+            tree = json.loads(metadata[_TAGGED])
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):  # not there, or not whole
+            return None
+        return Tagged(tree["num_documents"], tuple(Skipped(**entry) for entry in tree["skipped"]))
+
+
+def _path(folder: Path, partition: Partition) -> Path:
+    return folder / f"{partition.key}.parquet"
+
+
+def _make(item: tuple[Partition, Path]) -> Tagged:
+    """Makes a partition and writes it."""
+    partition, folder = item
+    found = _attempted(partition, ATTEMPTS)
+    if isinstance(found, Exception):
+        return _failed(partition, found)
+    documents, skipped = found
+    partition.require_unchanged()
+    made = Tagged(len(documents), tuple(skipped))
+    noted = documents.replace_schema_metadata({_TAGGED: json.dumps(asdict(made))})
+    path = _path(folder, partition)
+    with open(unfinished := temporary(path), "wb") as file:
+        pq.write_table(noted, file, compression="zstd", write_page_checksum=True)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    return made
+
+
+def _attempted(partition: Partition, attempts: int) -> tuple[pa.Table, list[Skipped]] | Exception:
+    try:
+        return tag_files(partition)
+    except Stopped:
+        raise
+    except Exception as error:  # whatever a reader does with bytes that nobody foresaw: it is the partition's alone
+        return _attempted(partition, attempts - 1) if attempts > 1 else error
+
+
+def _failed(partition: Partition, error: Exception) -> Tagged:
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    detail = f"{what} ({ATTEMPTS} times, with {len(partition.files)} files at once)"
+    first = Skipped(partition.source.name, "", FAILED, detail)
+    return Tagged(0, tuple(replace(first, path=path) for entry in partition.files for path in _named(entry)))
+
+
+def _named(entry: SourceFile) -> Iterator[str]:
+    """A file, or each row of a part of one, as messages name it."""
+    if entry.part is None:
+        yield entry.path
+    else:
+        first = entry.part.first_row + 1
+        yield from (f"{entry.path}:{number}" for number in range(first, first + entry.part.num_rows))
