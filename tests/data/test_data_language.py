@@ -16,7 +16,7 @@ from lifecycle.data.measures import language
 from lifecycle.data.measures.language import detect_languages, language_step
 from lifecycle.data.measures.language_model import language_model
 from lifecycle.data.measures.scripts import letter_classes, scripts_of
-from lifecycle.data.reading.extract import raw_batch
+from lifecycle.data.reading.raw import raw_batch
 
 TEXTS = {
     "en": "The harbour lies to the north of the old town and was built in three stages.",

@@ -25,7 +25,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DataConfig
 from lifecycle.data.reading import row_parts
-from lifecycle.data.reading.extract import Skipped
+from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import SourceFile, list_files
 from lifecycle.data.tagging import code_version as versions
 from lifecycle.data.tagging import partition_store, partitions

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lifecycle.data.measures.filters import document_steps
 from lifecycle.data.measures.steps import Limit, run_steps
-from lifecycle.data.reading.extract import RawDocument, raw_batch
+from lifecycle.data.reading.raw import RawDocument, raw_batch
 from lifecycle.data.tagging.partitions import tagged_schema
 
 PIECES = (

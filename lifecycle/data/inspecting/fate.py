@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lifecycle.data.documents import SPLITS, Split
 from lifecycle.data.inspecting.selected import read_where
 from lifecycle.data.measures.steps import DocumentStep, Limit
-from lifecycle.data.reading.extract import Skipped
+from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.selecting.funnel import GLOBAL_STEPS, HELDOUT_SPLIT
 
 MOST = 20  # documents that a name may find

@@ -10,7 +10,6 @@ programming language by file name. Joulin et al. 2016, arXiv:1612.03651.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePosixPath
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from lifecycle.data.measures.language_model import DIM, language_model
 from lifecycle.data.measures.scripts import letter_classes, scripts_of
 from lifecycle.data.measures.steps import DocumentStep, Failure
 from lifecycle.data.ngrams import utf8
-from lifecycle.data.reading.sources import LANGUAGE_OF_SUFFIX
+from lifecycle.data.reading.code_language import code_language
 
 UNDETERMINED = "und"  # ISO 639-2 code
 IN_CAPITALS = 0.8  # share of a text's letters
@@ -51,10 +50,8 @@ class TagLanguage:
         is_sure = (found.scores >= self.min_score) & (found.script_shares >= self.min_script_share)
         languages = np.empty(len(is_code), object)
         languages[~is_code] = np.where(is_sure, found.languages, UNDETERMINED)
-        languages[is_code] = [
-            LANGUAGE_OF_SUFFIX.get(PurePosixPath(path).suffix.lower(), "code")
-            for path in batch["path"].filter(pa.array(is_code)).to_pylist()
-        ]
+        code = batch.select(["path", "text"]).filter(pa.array(is_code)).to_pydict()
+        languages[is_code] = [*map(code_language, code["path"], code["text"])]
         places = pa.array(np.cumsum(~is_code) - 1, mask=is_code)  # of a document in `found`
         columns = [
             pa.array(column, kind).take(places) for column, kind in zip(found, self.columns.types[1:], strict=True)

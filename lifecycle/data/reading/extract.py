@@ -18,7 +18,6 @@ from lifecycle.data.reading.documents_of import documents_of
 from lifecycle.data.reading.epub import epub_contents
 from lifecycle.data.reading.mail import mbox_contents
 from lifecycle.data.reading.raw import Content, RawDocument, Refused, Skipped, UnreadableError
-from lifecycle.data.reading.raw import raw_batch as raw_batch
 from lifecycle.data.reading.row_parts import RowPart
 from lifecycle.data.reading.row_readers import Row, arrow_rows, csv_rows, json_lines, json_rows, parquet_rows
 from lifecycle.data.reading.rows import row_contents

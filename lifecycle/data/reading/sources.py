@@ -23,7 +23,6 @@ from lifecycle.core.store import StoredObject
 from lifecycle.core.web import web_file
 from lifecycle.core.web_address import is_on_web
 from lifecycle.data.config import DataConfig, SourceConfig
-from lifecycle.data.reading.code_language import LANGUAGE_OF_SUFFIX as LANGUAGE_OF_SUFFIX
 from lifecycle.data.reading.code_language import language_of_name
 from lifecycle.data.reading.row_parts import RowPart
 from lifecycle.data.reading.streams import inner_name

@@ -7,6 +7,7 @@ second reading of the sources, never a wrong column.
 import ast
 import hashlib
 import importlib.util
+import sys
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
@@ -20,7 +21,7 @@ _PACKAGE = "lifecycle.data."
 @cache
 def code_version(module: str) -> str:
     """The version of a module of this room and of all that it imports from here, as hexadecimal digits."""
-    total = hashlib.sha256(unicodedata.unidata_version.encode())  # what `\\w` matches
+    total = hashlib.sha256(f"{sys.version} {unicodedata.unidata_version}".encode())  # readers of its library, `\\w`
     for library in LIBRARIES:
         total.update(f"{library} {version(library)}\n".encode())
     for name in sorted(_reached(module)):

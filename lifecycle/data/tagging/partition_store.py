@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 
 from lifecycle.core.files import temporary
 from lifecycle.core.stopping import Stopped
-from lifecycle.data.reading.extract import Skipped
+from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import SourceFile
 from lifecycle.data.tagging.engine import Engine
-from lifecycle.data.tagging.partitions import Partition, tag_files
+from lifecycle.data.tagging.partitions import Partition, tag_files, tagged_schema
 from lifecycle.data.tagging.workers import WorkerDiedError
 
 ATTEMPTS = 3
 FAILED = "failed"  # the reason of files that are in a partition that failed
-_TAGGED = b"lifecycle.tagged"  # in the schema's metadata
+_TAGGED = b"lifecycle.tagged"  # in the file's metadata
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,21 @@ class PartitionStore:
             number = missing[place]
             yield number, _failed(partitions[number], result) if isinstance(result, WorkerDiedError) else result
 
-    def documents(self, partition: Partition) -> pa.Table:
-        """The documents of a partition that did not fail; made again if its file is damaged."""
-        path = _path(self.folder, partition)
-        try:
-            return pq.read_table(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException):
-            _make((partition, self.folder))
-            return pq.read_table(path)
+    def documents(self, partition: Partition) -> Iterator[pa.Table]:
+        """The documents of a partition that did not fail, a row group at a time; made again if its file is damaged."""
+        path, group, is_made = _path(self.folder, partition), 0, False
+        while True:
+            try:
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                    while group < file.num_row_groups:
+                        yield file.read_row_group(group)
+                        group += 1
+                return
+            except (OSError, pa.ArrowException):
+                if is_made:
+                    raise
+                _make((partition, self.folder))
+                is_made = True
 
     def keep(self, partitions: Collection[Partition]) -> None:
         """Deletes all other partitions, and what killed processes have left."""
@@ -77,7 +84,7 @@ class PartitionStore:
 
     def _found(self, partition: Partition) -> Tagged | None:
         try:
-            metadata = pq.read_schema(_path(self.folder, partition)).metadata
+            metadata = pq.read_metadata(_path(self.folder, partition)).metadata
             tree = json.loads(metadata[_TAGGED])
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):  # not there, or not whole
             return None
@@ -91,29 +98,58 @@ def _path(folder: Path, partition: Partition) -> Path:
 def _make(item: tuple[Partition, Path]) -> Tagged:
     """Makes a partition and writes it."""
     partition, folder = item
-    found = _attempted(partition, ATTEMPTS)
-    if isinstance(found, Exception):
-        return _failed(partition, found)
-    documents, skipped = found
-    partition.require_unchanged()
-    made = Tagged(len(documents), tuple(skipped))
-    noted = documents.replace_schema_metadata({_TAGGED: json.dumps(asdict(made))})
     path = _path(folder, partition)
-    with open(unfinished := temporary(path), "wb") as file:
-        pq.write_table(noted, file, compression="zstd", write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
+    unfinished = temporary(path)
+    made = _written(partition, unfinished)
+    for _ in range(ATTEMPTS - 1):
+        if isinstance(made, Exception):
+            made = _written(partition, unfinished)
+    if isinstance(made, Exception):
+        unfinished.unlink()
+        return _failed(partition, made)
+    partition.require_unchanged()
     unfinished.replace(path)
     return made
 
 
-def _attempted(partition: Partition, attempts: int) -> tuple[pa.Table, list[Skipped]] | Exception:
-    try:
-        return tag_files(partition)
-    except Stopped:
-        raise
-    except Exception as error:  # whatever a reader does with bytes that nobody foresaw: it is the partition's alone
-        return _attempted(partition, attempts - 1) if attempts > 1 else error
+def _written(partition: Partition, path: Path) -> Tagged | Exception:
+    """Writes a partition, a batch at a time. What reading it raises is returned: it is the partition's alone."""
+    num_documents, tagging = 0, _Tagging(partition)
+    with (
+        open(path, "wb") as file,
+        pq.ParquetWriter(file, tagged_schema(partition.config), compression="zstd", write_page_checksum=True) as writer,
+    ):
+        while (batch := tagging.next_batch()) is not None:
+            writer.write_batch(batch)
+            num_documents += batch.num_rows
+        made = Tagged(num_documents, tuple(tagging.skipped))
+        writer.add_key_value_metadata({_TAGGED.decode(): json.dumps(asdict(made))})
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    return tagging.error or made
+
+
+class _Tagging:
+    """The documents of a partition while they are made; `error` is what reading them has raised, whatever that is."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.skipped: list[Skipped] = []
+        self.error: Exception | None = None
+        self._partition = partition
+        self._documents: Iterator[pa.RecordBatch] | None = None
+
+    def next_batch(self) -> pa.RecordBatch | None:
+        """The next ones; None at the end, or at an error."""
+        try:
+            if self._documents is None:
+                self._documents, self.skipped = tag_files(self._partition)
+            return next(self._documents, None)
+        except Stopped:
+            raise
+        except Exception as error:
+            self.error = error
+            return None
 
 
 def _failed(partition: Partition, error: Exception) -> Tagged:

@@ -108,12 +108,12 @@ def tagged_schema(config: DataConfig) -> pa.Schema:
     return run_steps(raw_batch([]), steps).schema
 
 
-def tag_files(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
-    """Reads files and runs the map steps on them; returns the documents, in order, and the unusable files and rows."""
+def tag_files(partition: Partition) -> tuple[Iterator[pa.RecordBatch], list[Skipped]]:
+    """Reads files and runs the map steps on them; gives the documents, in order, and the unusable files and rows, which
+    are all there once the documents have ended."""
     skipped: list[Skipped] = []
     steps = [step.measure for step in document_steps(partition.config)]
-    batches = [run_steps(batch, steps) for batch in raw_batches(partition, skipped)]
-    return pa.Table.from_batches(batches, tagged_schema(partition.config)), skipped
+    return (run_steps(batch, steps) for batch in raw_batches(partition, skipped)), skipped
 
 
 def raw_batches(partition: Partition, skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:

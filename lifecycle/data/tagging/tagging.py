@@ -16,7 +16,7 @@ from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter
-from lifecycle.data.reading.extract import Skipped
+from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import SourceFile, file_size, list_files
 from lifecycle.data.tagging.engine import Engine, engine_of
 from lifecycle.data.tagging.partition_store import PartitionStore, Tagged
@@ -48,7 +48,8 @@ def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress)
     with DocumentWriter(out, TAGGED, tagged_schema(config)) as writer:
         for partition, tagged in zip(partitions, made, strict=True):
             if tagged.num_documents:
-                writer.write(store.documents(partition))
+                for documents in store.documents(partition):
+                    writer.write(documents)
     num_documents = sum(tagged.num_documents for tagged in made)
     reading = Reading(len(files), num_bytes, tuple(entry for tagged in made for entry in tagged.skipped))
     write_reading(out, reading)
