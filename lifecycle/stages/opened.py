@@ -67,7 +67,6 @@ def figures(artifact: Artifact) -> Collection[str]:
 
 
 def rows_of(tasks: Iterable[TaskConfig]) -> dict[str, Opened]:
-    """The documents that tasks have as rows, if they are held-out ones. With some of the others, a document that is
-    trained on would be counted from the wrong one on (`TokenShards.name`). Files of rows are small: all are fetched."""
+    """The documents that tasks have as rows. Files of rows are small: all are fetched."""
     patterns = [task.rows.partition("/")[2] for task in tasks if rows_stage(task) == "documents"]
-    return {"documents": matching(*patterns)} if all(name.startswith("heldout-") for name in patterns) else {}
+    return {"documents": matching(*patterns)}
