@@ -66,7 +66,9 @@ class LanguageConfig(Section):
     # And so it is if a smaller share of its letters is in that language's script. In 4,103 manuals in 30 languages
     # right answers have 0.04 or more (Korean with many English names), wrong ones 0 to 0.03.
     min_script_share: float = Field(default=0.03, ge=0, le=1)
-    scores: dict[str, float] = Field(default={})  # what a document in these languages needs to stay, such as {en: 0.65}
+    scores: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default={}
+    )  # what a document in these languages needs to stay, such as {en: 0.65}
 
 
 def _read_key(value: Any) -> Any:
@@ -91,7 +93,9 @@ class PiiConfig(Section):
     """Personal data: all kinds are looked for and counted, and masked unless they are in `keep`."""
 
     keep: tuple[PiiKind, ...] = ()  # left in the text
-    max_count: dict[PiiKind, int] = Field(default={})  # documents with more of a kind are removed: 0 is none at all
+    max_count: dict[PiiKind, Annotated[int, Field(ge=0)]] = Field(
+        default={}
+    )  # documents with more of a kind are removed: 0 is none at all
     # A file with a secret of 32 bytes or more, kept apart from the data. With it, `pii_spans` has a hash of each value,
     # so that its owner finds a person's data again; without, none: phone numbers are few enough to try them all.
     hash_key: Annotated[

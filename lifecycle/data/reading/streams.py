@@ -139,6 +139,7 @@ class Members(io.RawIOBase):
         self._last, self._is_joined = last, is_joined
         self.start = self.end = self._num_read = begin
         self._input = b""  # what is not yet used of what was read
+        self._recent = b""  # what was read last: a fault may be noticed in the member behind it
         self._decoder: _Decoder | None = self._new_decoder()
         self._at = 0
 
@@ -196,6 +197,7 @@ class Members(io.RawIOBase):
     def _read(self) -> bytes:
         data = self._file.read(INPUT)
         self._num_read += len(data)
+        self._recent = self._recent[-INPUT:] + data
         return data
 
     def _begin_next(self, behind: bytes) -> None:
@@ -210,7 +212,7 @@ class Members(io.RawIOBase):
 
     def _broken(self, what: str, data: bytes) -> BrokenStreamError:
         at, started = self._num_read - len(data), self.start
-        self._find_next(data)
+        self._find_next(self._recent)
         self.end = self._num_read if self._decoder is None else self.start
         behind = "nothing behind it is read" if self._decoder is None else f"reading goes on at byte {self.start}"
         detail = f"broken {self._compression} member of byte {started}, at about byte {at}: {what}; {behind}"
