@@ -27,6 +27,7 @@ from rules_peer import PeerRule
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.clean_lines import LineCleaner
 from lifecycle.data.measures.normalise import normalise
+from lifecycle.data.measures.prose_measures import OF_LINES, prose_measures
 from lifecycle.data.measures.quality import MeasureQuality, quality_rules
 from lifecycle.data.measures.quality_config import C4Config, C4LinesConfig, FineWebConfig, QualityConfig
 from lifecycle.data.measures.steps import DocumentStep, Limit
@@ -36,7 +37,7 @@ from lifecycle.data.reading.sources import list_files
 from lifecycle.data.selecting.selection import select
 
 ROUNDS = 3
-LONG = 10_000_000  # characters of one line
+LONG, LONGEST_WORD = 10_000_000, 1_000_000  # characters of one line, and of a word that spaCy can cut
 FINEWEB = QualityConfig(fineweb=FineWebConfig())
 TINY = 1e-300  # a threshold of 0 turns a filter of the peer's off
 BY_BLANKS = {"split_into_words": peer.by_blanks}
@@ -57,10 +58,10 @@ def main() -> None:
     short = [text for text in real if len(text) <= arguments.most]
     print(f"verdicts on {len(short):,} of them, {megabytes(short):.1f} MB, and on {len(cases)} made ones", flush=True)
     texts = [*short, *cases]
-    values = measured(texts)
-    compare_rules(texts, values)
-    compare_documents(texts, values)
+    compare_rules(texts)
     compare_lines(texts)
+    texts = list(filter(is_cut_by_peer, texts))
+    compare_documents(texts)
     compare_pages(texts)
 
 
@@ -138,9 +139,9 @@ def speed(texts: Sequence[str]) -> None:
     )
 
 
-def compare_rules(texts: Sequence[str], values: pa.Table) -> None:
+def compare_rules(texts: Sequence[str]) -> None:
     """Each rule by itself: verdicts with both kinds of words, and values."""
-    rules = peer.peer_rules()
+    rules, values = peer.peer_rules(), measured(texts)
     counts = [(Counter[str](), Counter[str](), Counter[str]()) for _ in rules]
     columns = [values[rule.column].to_pylist() for rule in rules]
     for number, text in enumerate(texts):
@@ -176,6 +177,10 @@ def difference(rule: PeerRule, text: str, is_kept: bool) -> str:
 
 def difference_of_words(rule: PeerRule, text: str, is_kept: bool, of_ours: str) -> str:
     """The class of a verdict with the peer's words; `of_ours`: of that with our words."""
+    if rule.column in OF_LINES:
+        return of_ours
+    if not is_cut_by_peer(text):
+        return "not asked"
     if rule.keeps(text, rule.threshold)[0] == is_kept:
         return "equal"
     if of_ours != "equal":
@@ -195,10 +200,15 @@ def is_exact(rule: PeerRule, text: str, value: float) -> bool:
         return passes and not rule.keeps(text, beyond)[0]
 
 
-def compare_documents(texts: Sequence[str], values: pa.Table) -> None:
+def is_cut_by_peer(text: str) -> bool:
+    """Whether the peer can cut a text into words: spaCy's time grows with the square of a word's length."""
+    return max(map(len, text.split()), default=0) <= LONGEST_WORD
+
+
+def compare_documents(texts: Sequence[str]) -> None:
     """All rules of a filter together."""
     print("\nfilter: removed by us | with our words: by the peer, verdicts that differ | with the peer's words")
-    of = FINEWEB
+    of, values = FINEWEB, measured(texts)
     families = (
         ("repetition", QualityConfig(gopher=None, starcoder=None)), ("gopher", QualityConfig(repetition=None)),
         ("fineweb", QualityConfig(gopher=None, repetition=None, fineweb=of.fineweb)), ("all", of),
@@ -238,7 +248,7 @@ def compare_pages(texts: Sequence[str]) -> None:
     """C4's rules for pages, on texts whose lines have not been removed."""
     print("\nC4's rule: removed by us | with our sentences: equal, different | with the peer's sentences")
     values = measured(texts)
-    ours = peer.sentence_counter(lambda line: sentences(line))
+    ours = peer.sentence_counter(sentences)
     for column, name, value, high in (
         ("sentence_count", "min_num_sentences", PEER_C4.min_sentences, False),
         ("curly_brackets", "filter_curly_bracket", True, True), ("lorem_ipsum", "filter_lorem_ipsum", True, True),
@@ -255,7 +265,7 @@ def compare_pages(texts: Sequence[str]) -> None:
 
 def sentences(line: str) -> int:
     """How many sentences we count in a line."""
-    return measured([line])["sentence_count"][0].as_py()
+    return prose_measures(pa.array([line]), np.ones(1, bool), FINEWEB.short_line)["sentence_count"].item()
 
 
 def shown(counts: Counter[str]) -> str:
