@@ -19,7 +19,7 @@ def test_there_is_one_for_each_kind() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_run_can_name_it(name: str) -> None:
     data = read_config(RUN, (f"data.preset={name}",)).data
-    assert data is not None and len(data.sources) == 10
+    assert data is not None and len(data.sources) == 11
     assert (data.quality.bigcode is not None) == (name == "code")
     assert (data.quality.fineweb is not None) == (name == "web")
     changed = read_config(RUN, (f"data.preset={name}", "data.heldout_fraction=0.2")).data
