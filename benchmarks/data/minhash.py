@@ -1,11 +1,12 @@
 """MinHash deduplication beside datatrove's: from JSON Lines to JSON Lines of the documents that stay.
 
-    uv run benchmarks/data/minhash.py TEXT.jsonl --peer PYTHON [--size 100]
+    uv run benchmarks/data/minhash.py TEXT.jsonl --peer PYTHON [--size 100] [--again]
 
 PYTHON is an interpreter with datatrove[io,processing] and spacy; TEXT.jsonl has real documents in the column `text`,
 from whose sentences the input of `--size` megabytes is made. Both sides run in a process of their own, 14 bands of 8
 hash functions, word 5-grams. Prints megabytes per CPU-second of the whole processes, start included, the ratio, and the
-share of the documents that one side keeps and the other does not.
+share of the documents that one side keeps and the other does not; with `--again` also between datatrove and itself with
+other hash functions, since pairs near the threshold are found by chance.
 """
 
 import argparse
@@ -26,11 +27,13 @@ from texts import write_texts
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter, tagged_documents
+from lifecycle.data.measures.identity import Identify
 from lifecycle.data.measures.minhash import Sign
 from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.tagging.engine import Native
 
 BATCH = 1024  # documents
+READ = ("text", "source", "path", "url")  # columns
 
 
 def main() -> None:
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="an interpreter with datatrove")
     parser.add_argument("--size", type=int, default=100, help="megabytes")
     parser.add_argument("--jaccard", type=float, default=0.8)
+    parser.add_argument("--again", action="store_true", help="datatrove with another seed, too")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -53,30 +57,34 @@ def main() -> None:
     print(f"{arguments.size} MB, {num:,} documents; kept by us {len(kept[0]):,}, by datatrove {len(kept[1]):,}")
     print(f"MB per CPU-second: ours {rates[0]:.1f}, datatrove {rates[1]:.2f}, ratio {rates[0] / rates[1]:.1f}")
     print(f"kept by one side only: {len(kept[0] ^ kept[1]) / num:.2%} of the documents")
+    if arguments.again:
+        print(f"by one of two seeds of datatrove: {len(kept[1] ^ kept[2]) / num:.2%}")
 
 
 def measure(arguments: argparse.Namespace, size: int) -> tuple[int, list[float], list[set[int]]]:
-    """The number of documents in so many megabytes, and of both sides the CPU-seconds and the documents kept."""
+    """The number of documents in so many megabytes, and of each side the CPU-seconds and the documents kept."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "input").mkdir()
         num = write_texts(arguments.text, folder / "input" / "texts.jsonl", size * 1_000_000)
         own = [sys.executable, __file__, str(arguments.text), "--jaccard", str(arguments.jaccard), "--run", name]
-        peer = [str(arguments.peer), str(Path(__file__).with_name("minhash_peer.py")), f"{name}/input", f"{name}/peer"]
-        spent = [_cpu_seconds_of(command) for command in (own, peer)]
-        return num, spent, [_kept(folder / "ours.jsonl"), _kept(*(folder / "peer" / "kept").glob("*.jsonl"))]
+        program = [str(arguments.peer), str(Path(__file__).with_name("minhash_peer.py")), f"{name}/input"]
+        peers = [[*program, f"{name}/peer-{seed}", str(seed)] for seed in ((1, 2) if arguments.again else (1,))]
+        spent = [_cpu_seconds_of(command) for command in (own, *peers)]
+        of_peers = [sorted((folder / f"peer-{seed}" / "kept").glob("*.jsonl")) for seed in range(1, 1 + len(peers))]
+        return num, spent, [_kept(folder / "ours.jsonl"), *(_kept(*paths) for paths in of_peers)]
 
 
 def ours(folder: Path, jaccard: float) -> None:
     """Reads `input/texts.jsonl`, writes `ours.jsonl`."""
     tagging, config = folder / "tagging", DedupConfig(jaccard=jaccard)
     tagging.mkdir()
-    sign = Sign(config.bands, config.rows)
-    schema = pa.schema([("text", pa.string()), ("source", pa.string()), ("path", pa.string()), *sign.columns])
+    identify, sign = Identify(), Sign(config.bands, config.rows)
+    schema = pa.schema([*((name, pa.string()) for name in READ), *identify.columns, *sign.columns])
     with DocumentWriter(tagging, TAGGED, schema) as writer:
         for batch in _batches(folder / "input" / "texts.jsonl"):
-            signed = sign(batch)
-            writer.write(pa.table([*batch.columns, *signed.columns], schema))
+            made = [*batch.columns, *identify(batch).columns, *sign(batch).columns]
+            writer.write(pa.table(made, schema))
     stretches = tagged_documents(tagging)
     chosen = np.ones(stretches[-1].end, bool)
     removed = deduplicate(stretches, chosen, config, Native(1), folder, Silent())
@@ -92,7 +100,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         for number, lines in enumerate(batched(file, BATCH)):
             texts = [json.loads(line)["text"] for line in lines]
             paths = [str(number * BATCH + at) for at in range(len(texts))]
-            yield pa.record_batch({"text": texts, "source": ["texts"] * len(texts), "path": paths})
+            columns = (texts, ["texts"] * len(texts), paths, pa.nulls(len(texts), pa.string()))
+            yield pa.record_batch(dict(zip(READ, columns, strict=True)))
 
 
 def _cpu_seconds_of(command: list[str]) -> float:
