@@ -7,6 +7,7 @@ from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.speculation import DraftPolicy
 from lifecycle.inference.stats import EngineStats
+from tests.engine_turns import held
 
 SLOTS, DRAFTS = 2, 3
 LOOP = [7, 8, 9, 10] * 30  # 120 tokens, and as many make it cross a page
@@ -48,7 +49,9 @@ def drafting_engine(
 
 
 def answers(engine: Engine, requests: list[Request]) -> list[Completion]:
-    return [generation.wait() for generation in [engine.submit(*request) for request in requests]]
+    with held(engine):
+        asked = [engine.submit(*request) for request in requests]
+    return [generation.wait() for generation in asked]
 
 
 def run(model: Model, drafter: Drafter | None, cache_tokens: int | None = None) -> tuple[list[Completion], EngineStats]:

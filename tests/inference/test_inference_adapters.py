@@ -27,6 +27,7 @@ from lifecycle.testing.adapters import random_adapter
 from lifecycle.testing.families import MODELS, random_params
 from lifecycle.testing.waiting import wait_until
 from lifecycle.weights.adapters import AdapterError, merged
+from tests.engine_turns import held
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=(), top_logprobs=3)
 LONG = GREEDY.model_copy(update={"max_tokens": 150})
@@ -104,19 +105,25 @@ def test_greedy_tokens_are_those_of_merged_weights(model: Model, engine: Engine)
 
 
 def test_adapters_come_and_go_while_requests_run_and_nothing_is_compiled(engine: Engine, compiled: list[str]) -> None:
+    """Each comes beside a turn."""
     compiled.clear()
-    running = engine.submit(PROMPT, LONG)
-    events = iter(running)
-    next(events)
-    one = load(engine, 1)
-    beside = engine.submit(PROMPT, GREEDY, one)
-    two = load(engine, 2)
-    found = beside.wait()
-    unload(engine, one)
-    three = load(engine, 3)
-    assert answers(engine, two, three)[0] != found
-    unload(engine, two, three)
-    assert list(events)[-1].finish_reason == "length"
+    with held(engine) as turns:
+        running = engine.submit(PROMPT, LONG)
+        turns.let()
+        one = load(engine, 1)
+        beside = engine.submit(PROMPT, GREEDY, one)
+        turns.let()
+        two = load(engine, 2)
+        turns.until(lambda: one.num_users == 0)
+        unload(engine, one)
+        turns.let()
+        three = load(engine, 3)
+        others = [engine.submit(PROMPT, GREEDY, adapter) for adapter in (two, three)]
+        turns.until(lambda: two.num_users == three.num_users == 0)
+        assert others[0].wait() != beside.wait()
+        unload(engine, two, three)
+        assert engine.stats.active == 1
+    assert running.wait().finish_reason == "length"
     assert compiled == []
 
 
@@ -142,15 +149,18 @@ def test_cached_tokens_are_those_of_the_same_adapter(engine: Engine) -> None:
 def test_the_place_of_an_adapter_in_use_is_free_when_its_last_request_has_ended(engine: Engine) -> None:
     one, two = load(engine, 1), load(engine, 2)
     (expected,) = answers(engine, one)
-    running = [engine.submit(PROMPT, LONG, one), engine.submit(PROMPT, GREEDY, one)]
-    unload(engine, one)
-    with pytest.raises(AdapterError, match="has been unloaded"):
-        engine.submit(PROMPT, GREEDY, one)
-    with pytest.raises(AdapterError, match="all 2 places for adapters are taken"):
-        load(engine, 3)
-    assert running[1].wait() == expected
-    running[0].cancel()
-    running[0].wait()
+    with held(engine) as turns:
+        running = [engine.submit(PROMPT, LONG, one), engine.submit(PROMPT, GREEDY, one)]
+        unload(engine, one)
+        with pytest.raises(AdapterError, match="has been unloaded"):
+            engine.submit(PROMPT, GREEDY, one)
+        for num_users in (2, 1):
+            turns.until(lambda left=num_users: one.num_users <= left)
+            with pytest.raises(AdapterError, match="all 2 places for adapters are taken"):
+                load(engine, 3)
+        assert running[1].wait() == expected
+        running[0].cancel()
+    assert running[0].wait().finish_reason == "cancelled"
     three = load(engine, 3)
     assert three.place == one.place
     unload(engine, two, three)

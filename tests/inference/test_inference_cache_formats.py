@@ -8,6 +8,7 @@ from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import Completion, Generation, collect
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
+from tests.engine_turns import held
 
 SLOTS = 2
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
@@ -16,7 +17,8 @@ LONG = [number % 250 for number in range(300)]
 
 def answers(engine: Engine, prompts: list[list[int]], settings: list[SamplingParams]) -> list[Completion]:
     """All at once."""
-    running = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
+    with held(engine):
+        running = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
     return [collect(list(generation)) for generation in running]
 
 

@@ -30,6 +30,7 @@ from lifecycle.model.params import Params
 from lifecycle.ops.cost import CostMeter
 from lifecycle.testing.families import random_params
 from lifecycle.testing.waiting import LIMIT_S
+from tests.engine_turns import Turns, held
 
 SLOTS = 2  # one number for all tests: each costs a compilation
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
@@ -161,7 +162,8 @@ def test_an_engines_model_has_no_weights_for_another(model: Model) -> None:
 
 def test_requests_decode_together_and_more_than_the_slots_wait_their_turn(model: Model) -> None:
     with Engine(model, num_slots=SLOTS) as engine:
-        running = [engine.submit([65 + i], GREEDY) for i in range(5)]
+        with held(engine):  # until all are there
+            running = [engine.submit([65 + i], GREEDY) for i in range(5)]
         assert [len(g.wait().tokens) for g in running] == [12] * 5
         stats = engine.stats
     assert stats.largest_batch == 2
@@ -198,10 +200,11 @@ def test_text_never_splits_a_character(model: Model) -> None:
 def test_cancel_frees_the_slot_and_the_others_go_on(model: Model) -> None:
     long = SamplingParams(temperature=0.0, max_tokens=300, stop_ids=())
     with Engine(model, num_slots=SLOTS) as engine:
-        running, _, waiting, last = (engine.submit([65 + i], long) for i in range(4))
-        next(iter(running))
-        waiting.cancel()
-        running.cancel()
+        with held(engine) as turns:
+            running, _, waiting, last = (engine.submit([65 + i], long) for i in range(4))
+            turns.until(lambda: engine.stats.decode_tokens > 0)
+            waiting.cancel()
+            running.cancel()
         assert running.wait().finish_reason == "cancelled"
         assert waiting.wait().finish_reason == "cancelled"
         assert last.wait().finish_reason == "length"
@@ -210,8 +213,9 @@ def test_cancel_frees_the_slot_and_the_others_go_on(model: Model) -> None:
 def test_leaving_an_async_stream_cancels_it(model: Model) -> None:
     long = SamplingParams(temperature=0.0, max_tokens=300, stop_ids=())
 
-    async def read_one(engine: Engine) -> None:
+    async def read_one(engine: Engine, turns: Turns) -> None:
         stream = aiter(engine.submit([65], long))
+        turns.let(8)  # of the nineteen that it takes at least
         await anext(stream)
         await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -219,7 +223,8 @@ def test_leaving_an_async_stream_cancels_it(model: Model) -> None:
         return collect([event async for event in engine.submit([65], GREEDY)]).text
 
     with Engine(model, num_slots=SLOTS) as engine:
-        asyncio.run(read_one(engine))
+        with held(engine) as turns:
+            asyncio.run(read_one(engine, turns))
         assert asyncio.run(read_all(engine)) == generate(model, [[65]], GREEDY, SLOTS)[0].text
         assert engine.stats.decode_tokens < 300
 
@@ -240,9 +245,12 @@ def test_what_does_not_fit_is_refused_with_both_numbers(model: Model) -> None:
 
 def test_what_finds_no_room_to_wait_is_refused_and_later_taken(model: Model) -> None:
     with Engine(model, num_slots=SLOTS, max_queue=1) as engine:
-        running = [engine.submit([65], SamplingParams(temperature=0.0, max_tokens=300, stop_ids=())) for _ in range(3)]
-        with pytest.raises(QueueFullError, match="2 requests are running and 1 queued"):
-            engine.submit([65], GREEDY)
+        long = SamplingParams(temperature=0.0, max_tokens=300, stop_ids=())
+        with held(engine) as turns:
+            running = [engine.submit([65], long) for _ in range(3)]
+            turns.until(lambda: engine.stats.active == SLOTS)
+            with pytest.raises(QueueFullError, match="2 requests are running and 1 queued"):
+                engine.submit([65], GREEDY)
         for generation in running:
             generation.wait()
         assert len(engine.submit([65], GREEDY).wait().tokens) == 12
@@ -278,7 +286,8 @@ def test_an_error_on_the_device_fails_every_pending_request(model: Model, monkey
     monkeypatch.setattr(threading, "excepthook", printed.append)
     monkeypatch.setattr("lifecycle.inference.programs.decode", lambda *_: (_ for _ in ()).throw(OSError("lost device")))
     engine = Engine(model, num_slots=SLOTS)
-    running = [engine.submit([65], GREEDY) for _ in range(2)]
+    with held(engine):
+        running = [engine.submit([65], GREEDY) for _ in range(2)]
     for generation in running:
         with pytest.raises(EngineError):
             list(generation)
@@ -442,7 +451,8 @@ def test_requests_that_give_up_their_pages_make_the_same_tokens_again(model: Mod
     prompts = [[65 + number] * 20 for number in range(4)]
     alone = [generate(model, [prompt], own, SLOTS)[0] for prompt, own in zip(prompts, settings, strict=True)]
     with Engine(model, SLOTS, cache_tokens=384) as engine:
-        running = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
+        with held(engine):
+            running = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
         events = [list(generation) for generation in running]
         assert engine.stats.given_up > 0
     for one, expected in zip(events, alone, strict=True):

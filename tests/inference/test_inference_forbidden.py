@@ -18,6 +18,7 @@ from lifecycle.inference.generation import Completion, EngineError
 from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import History, SamplingParams
 from lifecycle.text.byte_tokenizer import ByteTokenizer
+from tests.engine_turns import held
 
 SLOTS = 2
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
@@ -85,7 +86,8 @@ def test_a_request_that_begins_again_or_shares_a_prompt_avoids_the_same_words(mo
     assert expected[0] != plain[0] and plain[5] not in expected
     with Engine(model, SLOTS, cache_tokens=384, max_seq_len=320) as engine:
         long = own.model_copy(update={"max_tokens": 170})
-        first, second = (engine.submit(prompt, long) for _ in range(2))
+        with held(engine):
+            first, second = (engine.submit(prompt, long) for _ in range(2))
         assert first.wait().token_ids == second.wait().token_ids
         again = engine.submit(prompt, own)
         assert again.wait().token_ids == expected

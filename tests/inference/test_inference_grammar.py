@@ -21,6 +21,7 @@ from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.scheduler import Scheduler
 from lifecycle.text.tokenizer import Tokenizer, load_tokenizer
+from tests.engine_turns import held
 
 SLOTS = 2  # as in the other tests of the engine
 SCHEMA: dict[str, Any] = {
@@ -202,7 +203,9 @@ def test_a_request_that_gave_up_its_slot_goes_through_its_grammar_again(model: M
     with Engine(model, SLOTS, cache_tokens=model.config.max_seq_len) as engine:
         alone = engine.submit([65] * 100, ask(long)).wait()
         prompts = ([65] * 100, [66] * 200, [67] * 200)
-        found = [generation.wait() for generation in [engine.submit(prompt, ask(long)) for prompt in prompts]]
+        with held(engine):
+            asked = [engine.submit(prompt, ask(long)) for prompt in prompts]
+        found = [generation.wait() for generation in asked]
         given_up = engine.stats.given_up
     assert given_up > 0 and found[0].token_ids == alone.token_ids
     assert all(re.fullmatch("[a-c]{40}", completion.text) for completion in found)

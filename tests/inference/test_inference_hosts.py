@@ -30,6 +30,7 @@ from lifecycle.testing.adapters import random_adapter
 from lifecycle.testing.models import random_model
 from lifecycle.testing.waiting import LIMIT_S, wait_until
 from lifecycle.weights.adapters import Adapter, AdapterError, save_adapter
+from tests.engine_turns import held
 
 SLOTS = 2
 CACHE = 384  # tokens: three pages, of which two long requests need four; one number for all tests
@@ -118,12 +119,13 @@ def test_a_burst_with_all_that_requests_may_ask_keeps_both_in_step(tiny: Model) 
     with job_of(following(tiny)) as job, job.engine(tiny) as engine:
         vector = engine.embed(prompts[0], "mean")
         unseeded = engine.submit(prompts[1], GREEDY.model_copy(update={"temperature": 1.5}))
-        generations = [
-            engine.submit(*pair, prediction=prompts[n - 1] if n % 3 == 0 else ())
-            for n, pair in enumerate(zip(prompts, params, strict=True))
-        ]
-        for number in (0, 7, 29):
-            generations[number].cancel()
+        with held(engine):
+            generations = [
+                engine.submit(*pair, prediction=prompts[n - 1] if n % 3 == 0 else ())
+                for n, pair in enumerate(zip(prompts, params, strict=True))
+            ]
+            for number in (0, 7, 29):
+                generations[number].cancel()
         assert next(iter(generations[6]))
         generations[6].cancel()
         answers = [generation.wait() for generation in generations[:6] + generations[7:]]

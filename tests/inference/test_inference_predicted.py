@@ -11,6 +11,7 @@ from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import Generation
 from lifecycle.inference.model import Model
 from lifecycle.inference.predicted import PredictedTokens
+from tests.engine_turns import held
 from tests.inference.drafted import DRAFTS, GREEDY, SAMPLED, SLOTS, drafting_engine
 
 PROMPTS = ([65], [66] * 5)
@@ -60,9 +61,10 @@ def test_a_prediction_saves_steps_and_changes_nothing(model: Model) -> None:
 
         def steps(changed: int) -> tuple[list[Generation], int]:
             before, asked = engine.stats.decode_steps, []
-            for request, known in zip(requests, plain, strict=True):
-                prediction = [*known.token_ids[:20], *[254] * changed, *known.token_ids[20 + changed :]]
-                asked.append(engine.submit(*request, prediction=prediction))
+            with held(engine):
+                for request, known in zip(requests, plain, strict=True):
+                    prediction = [*known.token_ids[:20], *[254] * changed, *known.token_ids[20 + changed :]]
+                    asked.append(engine.submit(*request, prediction=prediction))
             assert [generation.wait() for generation in asked] == plain
             return asked, engine.stats.decode_steps - before
 

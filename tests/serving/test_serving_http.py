@@ -17,6 +17,7 @@ from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.schemas import NEUTRAL
 from lifecycle.serving.server import listen, url
 from lifecycle.testing.waiting import LIMIT_S, wait_until
+from tests.engine_turns import held
 
 CHAT = "/v1/chat/completions"
 BASE = {"model": "production", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
@@ -263,27 +264,32 @@ def test_unknown_paths_and_methods_have_openais_error_form(server: Running) -> N
 
 def test_a_client_that_goes_away_frees_its_slot(server: Running) -> None:
     """Streaming and not: 4,000 tokens were asked for, and far fewer are made."""
-    for stream in (True, False):
-        before, count = server.engine.stats.decode_tokens, len(server.records)
+    engine = server.engine
+    for stream, read_s in ((True, LIMIT_S), (False, 0.25)):
+        before, count = engine.stats.decode_tokens, len(server.records)
         body = BASE | {"max_tokens": 4000, "stream": stream, "temperature": 0}
-        with (
-            pytest.raises(httpx.ReadTimeout),
-            httpx.stream("POST", f"{server.base}{CHAT}", json=body, timeout=httpx.Timeout(10, read=0.25)) as response,
-        ):
-            next(response.iter_text())
-            raise httpx.ReadTimeout("enough")
-        record = server.wait_for_record(count + 1)
+        timeout = httpx.Timeout(10, read=read_s)
+        with held(engine) as turns:
+            turns.let(9)  # of 250 that 4,000 tokens take at least
+            with (
+                pytest.raises(httpx.ReadTimeout),
+                httpx.stream("POST", f"{server.base}{CHAT}", json=body, timeout=timeout) as answer,
+            ):
+                next(answer.iter_text())
+                raise httpx.ReadTimeout("enough")
+            record = server.wait_for_record(count + 1)
         assert record.status == 499
-        while server.engine.stats.active:
-            time.sleep(0.01)
+        wait_until(lambda: engine.stats.active == 0)
         assert server.engine.stats.decode_tokens - before < 3900
 
 
 def test_two_requests_decode_in_one_batch(server: Running) -> None:
     before = server.engine.stats
     body = BASE | {"max_tokens": 400, "temperature": 0}
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda _: server.post(CHAT, **body).json(), range(2)))
+    with ThreadPoolExecutor(2) as pool, held(server.engine):
+        asked = pool.map(lambda _: server.post(CHAT, **body).json(), range(2))
+        wait_until(lambda: server.engine.stats.waiting == 2)
+    answers = list(asked)
     tokens = sum(answer["usage"]["completion_tokens"] for answer in answers)
     after = server.engine.stats
     assert after.largest_batch == 2

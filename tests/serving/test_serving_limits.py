@@ -1,10 +1,8 @@
 """What holds for every route that makes the engine work: a full queue, time, clients that leave, an engine's error."""
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -18,6 +16,7 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.serving.app import create_app
 from lifecycle.serving.config import ServeConfig
 from lifecycle.testing.waiting import LIMIT_S, wait_until
+from tests.engine_turns import held
 
 ENDLESS: dict[str, Any] = {"model": "production", "prompt": "a", "max_tokens": 4000, "temperature": 0}
 WORK: dict[str, dict[str, Any]] = {
@@ -31,32 +30,16 @@ WORK: dict[str, dict[str, Any]] = {
 STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 
 
-@contextmanager
-def held(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """While the block runs, the engine makes no turn until the event is set."""
-    runner, may_go_on = server.engine._runner, threading.Event()
-    turn = runner.turn
-    monkeypatch.setattr(runner, "turn", lambda: may_go_on.wait(LIMIT_S) and turn())
-    try:
-        yield may_go_on
-    finally:
-        may_go_on.set()
-        wait_until(lambda: server.engine.stats.active == server.engine.stats.waiting == 0)
-
-
 @pytest.mark.parametrize("path", WORK)
-def test_a_full_server_gives_429_and_says_when_to_come_back(
-    server: Running, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
+def test_a_full_server_gives_429_and_says_when_to_come_back(server: Running, path: str) -> None:
     engine = server.engine
-    with held(server, monkeypatch) as may_go_on, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, held(engine):
         filling = pool.submit(
             server.post, "/v1/completions", model="production", prompt=["a"] * engine.max_requests, max_tokens=1
         )
         wait_until(lambda: engine.stats.active + engine.stats.waiting == engine.max_requests)
         response = server.post(path, model="production", **WORK[path])
-        may_go_on.set()
-        assert filling.result().status_code == 200
+    assert filling.result().status_code == 200
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
     assert response.json()["error"]["code"] == "queue_full"
     assert server.post(path, model="production", **WORK[path]).status_code == 200
@@ -80,11 +63,9 @@ def hasty(server: Running) -> Iterator[Running]:
 
 
 @pytest.mark.parametrize("path", WORK)
-def test_an_answer_that_takes_too_long_ends_with_504(
-    hasty: Running, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
+def test_an_answer_that_takes_too_long_ends_with_504(hasty: Running, path: str) -> None:
     before = len(hasty.records)
-    with held(hasty, monkeypatch):
+    with held(hasty.engine):
         response = hasty.post(path, model="production", **WORK[path])
         assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
         assert response.headers["x-should-retry"] == "false" and "0.1 seconds" in response.text
@@ -92,6 +73,7 @@ def test_an_answer_that_takes_too_long_ends_with_504(
             lines = hasty.post(path, model="production", **WORK[path], stream=True).text.split("\n\n")
             last = json.loads([line for line in lines if line][-1].split("data: ", 1)[1])
             assert "0.1 seconds" in json.dumps(last) and "timeout" in json.dumps(last)
+    wait_until(lambda: hasty.engine.stats.active == hasty.engine.stats.waiting == 0)
     assert [record.status for record in hasty.records[before:]] == [504] * (2 if path in STREAMED else 1)
 
 
@@ -126,7 +108,7 @@ def test_a_client_that_leaves_costs_two_turns_at_most(
     server: Running, monkeypatch: pytest.MonkeyPatch, is_stream: bool
 ) -> None:
     """Counted from the moment at which the server cancels: one turn may be under way, and the next one removes it."""
-    runner, turns, since = server.engine._runner, [0], [0]
+    runner, turns, since = server.engine._runner, [0], list[int]()
     turn, cancel = runner.turn, type(server.engine.submit([65], SamplingParams(max_tokens=1))).cancel
 
     def counted() -> None:
@@ -135,7 +117,7 @@ def test_a_client_that_leaves_costs_two_turns_at_most(
 
     def cancelled(generation: Any) -> None:
         if not generation.is_cancelled:
-            since[0] = turns[0]
+            since.append(turns[0])
         cancel(generation)
 
     wait_until(lambda: server.engine.stats.active == 0)
@@ -148,7 +130,7 @@ def test_a_client_that_leaves_costs_two_turns_at_most(
         ) as response:
             next(response.iter_text())
             raise httpx.ReadTimeout("enough")
-    wait_until(lambda: since[0] > 0 and server.engine.stats.active == 0)
+    wait_until(lambda: bool(since) and server.engine.stats.active == 0)
     assert turns[0] - since[0] <= 2
 
 

@@ -204,7 +204,8 @@ def test_an_exported_conversation_comes_back_beside_what_is_there(user: User, sc
     }})()"""
     before = user.page.run("location.hash")
     user.page.run(bring.format(json.dumps(exported)))
-    user.page.wait(f"location.hash !== '{before}' && document.querySelector('.assistant')")
+    shown = "document.querySelector('#list [aria-current]')?.hash === location.hash"
+    user.page.wait(f"location.hash !== '{before}' && {shown}")  # the address changes before the page does
     assert user.answers == ["one"] and user.texts(".place") == ["Version 1/2"] and len(user.listed) == 2
     user.click("Next version")
     assert user.answers == ["two", "three"]

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
@@ -48,8 +47,9 @@ def test_sigterm_does_not_wait_for_an_upload() -> None:
         host, _, port = process.stdout.readline().strip().removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=LIMIT_S) as client:
             head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            client.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
-            time.sleep(0.2)  # the server has begun to read
+            client.sendall(f"{head}Expect: 100-continue\r\nContent-Length: 99\r\n\r\n".encode())
+            assert client.recv(4096).startswith(b"HTTP/1.1 100")  # the server has begun to read
+            client.sendall(b"{")
             process.send_signal(signal.SIGTERM)
             assert b"503" in client.recv(4096).splitlines()[0]
         assert process.stdout.readline() == "closed\n"
