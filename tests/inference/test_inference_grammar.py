@@ -138,9 +138,10 @@ def test_the_rest_of_the_batch_is_as_without_a_grammar_in_it(model: Model, monke
     assert generate(model, [[65, 66]], free, SLOTS)[0] == alone  # in a slot that had a grammar
     made: list[dict[str, int]] = []
     with Engine(model, SLOTS, on_dispatch=lambda _, tokens: made.append(dict(tokens))) as engine:
-        held, other = engine.submit([67], ask("start: /[a-z]{30}/")), engine.submit([65, 66], free)
-        assert other.wait() == alone and len(held.wait().tokens) == 30
-    assert {held.id: 1, other.id: 5} in made and all(tokens.get(held.id, 1) == 1 for tokens in made)
+        with held(engine):
+            bound, other = engine.submit([67], ask("start: /[a-z]{30}/")), engine.submit([65, 66], free)
+        assert other.wait() == alone and len(bound.wait().tokens) == 30
+    assert {bound.id: 1, other.id: 5} in made and all(tokens.get(bound.id, 1) == 1 for tokens in made)
 
 
 def test_log_probabilities_are_those_of_the_model(model: Model) -> None:

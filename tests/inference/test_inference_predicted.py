@@ -12,7 +12,7 @@ from lifecycle.inference.generation import Generation
 from lifecycle.inference.model import Model
 from lifecycle.inference.predicted import PredictedTokens
 from tests.engine_turns import held
-from tests.inference.drafted import DRAFTS, GREEDY, SAMPLED, SLOTS, drafting_engine
+from tests.inference.drafted import DRAFTS, GREEDY, SAMPLED, SLOTS, answers, drafting_engine
 
 PROMPTS = ([65], [66] * 5)
 
@@ -56,7 +56,7 @@ def test_a_prediction_saves_steps_and_changes_nothing(model: Model) -> None:
     request has the slot."""
     with Engine(model, SLOTS) as engine:
         requests = [(prompt, params) for prompt in PROMPTS for params in (GREEDY, SAMPLED)]
-        plain = [generation.wait() for generation in [engine.submit(*request) for request in requests]]
+        plain = answers(engine, requests)
     with drafting_engine(model, Ngram(DRAFTS)) as engine:
 
         def steps(changed: int) -> tuple[list[Generation], int]:
@@ -72,7 +72,7 @@ def test_a_prediction_saves_steps_and_changes_nothing(model: Model) -> None:
         assert [generation.num_predicted for generation in right] == [40] * 4
         assert all(30 <= generation.num_predicted <= 36 for generation in wrong)
         assert few < more < engine.stats.decode_tokens / 4
-        assert [generation.wait() for generation in [engine.submit(*request) for request in requests]] == plain
+        assert answers(engine, requests) == plain
         assert not (engine._runner._table.context[:, : model.config.max_seq_len] >= 0).any()
 
 
