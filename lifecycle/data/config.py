@@ -6,7 +6,7 @@ The thresholds of published rules are in `quality_config.py`, in families with t
 """
 
 from functools import lru_cache
-from hashlib import blake2b, sha256
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -117,7 +117,8 @@ def _content_of(path: str) -> str:
 @lru_cache(maxsize=64)
 def _hashed(file: Path, changed: int) -> str:
     del changed
-    return sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as content:
+        return file_digest(content, "sha256").hexdigest()
 
 
 # A file of the user's. Its content counts, not its place.
@@ -147,6 +148,18 @@ class ClassifierConfig(Section):
     path: UserFile
     min: float = Field(default=0, ge=0, le=1)
     max: float = Field(default=1, ge=0, le=1)
+
+
+class ScoresConfig(Section):
+    """Scores that were made elsewhere, a file of rows with `id` and `column`; documents outside `min` and `max` are
+    removed, those without a score pass.
+    """
+
+    name: MeasureName
+    path: UserFile
+    column: str = "score"
+    min: float | None = None
+    max: float | None = None
 
 
 LEAST_RECALL, GOOD_RECALL = 0.5, 0.9  # of pairs just at the threshold: what is more alike is found more often
@@ -194,7 +207,7 @@ _SELECTION: dict[str, Any] = {
     "language": {"keep", "scores"}, "lines": {"max_removed_words"},
     "quality": {"gopher", "repetition", "c4", "fineweb", "starcoder", "bigcode"},
     "pii": {"max_count"}, "lists": {"__all__": {"max"}},
-    "classifiers": {"__all__": {"min", "max"}}, "dedup": {"jaccard", "addresses"},
+    "classifiers": {"__all__": {"min", "max"}}, "scores": True, "dedup": {"jaccard", "addresses"},
     "decontamination": True, "heldout_fraction": True, "heldout_bytes": True, "rights": True,
 }  # fmt: skip
 
@@ -225,6 +238,7 @@ class DataConfig(Section):
     rights: RightsConfig = RightsConfig()
     lists: tuple[ListConfig, ...] = ()
     classifiers: tuple[ClassifierConfig, ...] = ()
+    scores: tuple[ScoresConfig, ...] = ()
     pii: PiiConfig = PiiConfig()
     dedup: DedupConfig = DedupConfig()
     decontamination: DecontaminationConfig = DecontaminationConfig()
@@ -256,10 +270,12 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _measures_differ(self) -> Self:
-        names = [own.name for own in (*self.lists, *self.classifiers)]
+        names = [own.name for own in (*self.lists, *self.classifiers, *self.scores)]
         doubled = sorted({name for name in names if names.count(name) > 1 or name in TAKEN})
         if doubled:
-            raise ValueError(f"lists and classifiers: {doubled[0]!r} names something else already; take another name")
+            raise ValueError(
+                f"lists, classifiers and scores: {doubled[0]!r} names something else already; take another name"
+            )
         return self
 
     def tagging(self) -> dict[str, Any]:

@@ -132,10 +132,15 @@ def read_documents(folder: Path, split: Split, columns: Sequence[str] | None = N
 
     `meta` is a JSON string. Raises `ArtifactError` if the folder has no file of the split.
     """
+    for batch in read_batches(folder, split, columns):
+        yield from batch.to_pylist()
+
+
+def read_batches(folder: Path, split: Split, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The same as Arrow batches."""
     for path in document_files(folder, split):
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(ROW_GROUP, columns=None if columns is None else list(columns)):
-                yield from batch.to_pylist()
+            yield from file.iter_batches(ROW_GROUP, columns=None if columns is None else list(columns))
 
 
 def document_files(folder: Path, prefix: str) -> list[Path]:

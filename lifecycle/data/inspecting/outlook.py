@@ -22,7 +22,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter, tagged_documents
-from lifecycle.data.measures.filters import document_steps
+from lifecycle.data.measures.filters import tagging_steps
 from lifecycle.data.measures.steps import DocumentStep, run_steps
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import file_size, list_files
@@ -112,7 +112,7 @@ def _running(partitions: Sequence[Partition]) -> Iterator[tuple[Partition, int]]
 
 def _tag(sample: Sequence[Partition], config: DataConfig, out: Path, spent: Spent) -> int:
     """Tags the sample; counts the seconds of each step, without those of the first batch, which loads and compiles."""
-    steps, skipped = document_steps(config), list[Skipped]()
+    steps, skipped = tagging_steps(config), list[Skipped]()
     num_documents = 0
     with DocumentWriter(out, TAGGED, tagged_schema(config)) as writer:
         for partition in sample:

@@ -1,11 +1,11 @@
-"""Training of a classifier from good and bad examples.
+"""Training of a classifier from good and bad examples, or from graded documents.
 
 A text's hash and the seed decide whether it trains, calibrates or tests, so a text that is there twice is on one side
 only; a text that is there as good and as bad is left out. What must hold: same documents and seed, same file, in
 whatever order they come.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from scipy.stats import rankdata
 
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.data.config import DataConfig
+from lifecycle.data.documents import read_batches
 from lifecycle.data.measures.classifier import MOST_BYTES, Classifier, weigh, write_classifier
 from lifecycle.data.measures.normalise import Normalise
+from lifecycle.data.measures.scores import read_scores
 from lifecycle.data.measures.steps import run_steps
 from lifecycle.data.ngrams import folded_characters
 from lifecycle.data.reading.extract import extract_file
@@ -33,6 +35,9 @@ BATCH = 256
 THRESHOLD = 0.5
 
 
+type Example = tuple[str | None, int]  # a text and its label, 1 for bad; None for what could not be read
+
+
 def train_classifier(
     good: Sequence[Path], bad: Sequence[Path], out: Path, seed: int = 0, format: str | None = None
 ) -> dict[str, Any]:
@@ -42,9 +47,37 @@ def train_classifier(
     `good` and `bad` are files and folders as in `data.sources`, of a `format` if their names do not tell it. Raises
     `ConfigError` if there are too few documents.
     """
-    examples, counts = _examples({0: (good, format), 1: (bad, format)})
-    hashes = sorted(examples)
-    texts, labels = [examples[name][0] for name in hashes], np.array([examples[name][1] for name in hashes], np.float64)
+    kinds = ((paths, label) for label, paths in enumerate((good, bad)))
+    return _trained(((text, label) for paths, label in kinds for text in _texts(paths, format)), out, seed)
+
+
+def train_on_scores(scores: Path, documents: Path, threshold: float, out: Path, seed: int = 0) -> dict[str, Any]:
+    """The same from documents with scores (`scores.py`): those below the threshold are the bad ones. `documents` is an
+    artifact of stage `documents`; the manifest counts the scores of which it keeps no document, too.
+
+    Raises `ConfigError` also for a file without scores.
+    """
+    table = read_scores(scores, "score")
+    num_found = 0
+
+    def examples() -> Iterator[Example]:
+        nonlocal num_found
+        for batch in read_batches(documents, "kept", ("id", "text")):
+            values = table.of(batch["id"])
+            num_found += (chosen := np.flatnonzero(~np.isnan(values))).size
+            texts = batch["text"].take(pa.array(chosen)).to_pylist()
+            yield from zip(texts, (values[chosen] < threshold).astype(int).tolist(), strict=True)
+
+    found = _trained(examples(), out, seed, {"threshold": threshold})
+    return found | {"without_document": len(table.values) - num_found}
+
+
+def _trained(
+    examples: Iterable[Example], out: Path, seed: int, also: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    known, counts = _different(examples)
+    hashes = sorted(known)
+    texts, labels = [known[name][0] for name in hashes], np.array([known[name][1] for name in hashes], np.float64)
     part = np.array([_drawn(name, seed) for name in hashes])
     is_test, is_calibrating = part < TEST, (part >= TEST) & (part < CALIBRATE)
     is_training = ~(is_test | is_calibrating)
@@ -60,7 +93,7 @@ def train_classifier(
     sums = weigh(weights, bias, pa.array(texts))
     scale = calibrated(sums[is_calibrating], labels[is_calibrating])
     scores = 1 / (1 + np.exp(-(scale[0] * sums[is_test] + scale[1])))
-    manifest = {**counts, "seed": seed, "heldout": quality(scores, labels[is_test])}
+    manifest = {**counts, "seed": seed, **(also or {}), "heldout": quality(scores, labels[is_test])}
     write_classifier(out, Classifier(weights, bias, scale, manifest))
     return manifest
 
@@ -70,23 +103,20 @@ def _drawn(name: bytes, seed: int) -> float:
     return int.from_bytes(blake2b(name + str(seed).encode(), digest_size=8).digest()) / 2**64
 
 
-def _examples(
-    kinds: dict[int, tuple[Sequence[Path], str | None]],
-) -> tuple[dict[bytes, tuple[str, int]], dict[str, int]]:
+def _different(examples: Iterable[Example]) -> tuple[dict[bytes, tuple[str, int]], dict[str, int]]:
     """The different texts and their label, by a hash, and what was read."""
     found: dict[bytes, tuple[str, int]] = {}
     doubtful: set[bytes] = set()
     counts = {"good": 0, "bad": 0, "skipped": 0, "repeated": 0}
-    for label, (paths, format) in kinds.items():
-        for text in _texts(paths, format):
-            if text is None:
-                counts["skipped"] += 1
-                continue
-            counts[("good", "bad")[label]] += 1
-            name = blake2b(text.encode(), digest_size=16).digest()
-            counts["repeated"] += name in found
-            if found.setdefault(name, (text, label))[1] != label:
-                doubtful.add(name)
+    for text, label in examples:
+        if text is None:
+            counts["skipped"] += 1
+            continue
+        counts[("good", "bad")[label]] += 1
+        name = blake2b(text.encode(), digest_size=16).digest()
+        counts["repeated"] += name in found
+        if found.setdefault(name, (text, label))[1] != label:
+            doubtful.add(name)
     return {name: example for name, example in found.items() if name not in doubtful}, counts | {"both": len(doubtful)}
 
 

@@ -2,7 +2,7 @@
 
 The order matters: all measures are of normalised text, lines are removed once the language is known and before the
 rest is measured, quality and what is unwanted are measured before personal data is masked, and the id and the keys of
-near-duplicates are made of the final text.
+near-duplicates are made of the final text. Scores are joined by that id when documents are selected.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from lifecycle.data.measures.language import language_step
 from lifecycle.data.measures.minhash import signature_step
 from lifecycle.data.measures.normalise import normalise_step
 from lifecycle.data.measures.quality import quality_step
-from lifecycle.data.measures.steps import DocumentStep
+from lifecycle.data.measures.scores import scores_step
+from lifecycle.data.measures.steps import DocumentStep, MapStep
 from lifecycle.data.measures.unwanted import unwanted_step
 from lifecycle.data.personal.pii import pii_step
 
@@ -32,4 +33,14 @@ _STEPS: tuple[Callable[[DataConfig], DocumentStep], ...] = (
 
 def document_steps(config: DataConfig) -> tuple[DocumentStep, ...]:
     """All steps with their settings, in order."""
-    return tuple(make(config) for make in _STEPS)
+    return (*(make(config) for make in _STEPS), *((scores_step(config),) if config.scores else ()))
+
+
+def tagging_steps(config: DataConfig) -> tuple[DocumentStep, ...]:
+    """The steps that are measured while the sources are read."""
+    return tuple(step for step in document_steps(config) if not step.is_joined)
+
+
+def joined_steps(config: DataConfig) -> tuple[MapStep, ...]:
+    """What is measured when documents are selected."""
+    return tuple(step.measure for step in document_steps(config) if step.is_joined)

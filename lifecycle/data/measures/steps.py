@@ -45,7 +45,8 @@ type Rule = Callable[[pa.Table], Iterator[Failure]]
 class DocumentStep:
     """A step of the pipeline. `edits` are its columns that count changes to the text.
 
-    `settings` names the settings to change if the step removes too much.
+    `settings` names the settings to change if the step removes too much. A step that `is_joined` is measured when
+    documents are selected, not when they are tagged: its columns come from a file and not from the text.
     """
 
     name: str
@@ -53,6 +54,7 @@ class DocumentStep:
     rules: tuple[Rule, ...] = ()
     edits: tuple[str, ...] = ()
     settings: str = ""
+    is_joined: bool = False
 
 
 @dataclass(frozen=True)

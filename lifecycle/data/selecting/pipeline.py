@@ -23,8 +23,8 @@ from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import SPLITS, DocumentWriter, Split, Stretch, num_documents, tagged_documents
-from lifecycle.data.measures.filters import document_steps
-from lifecycle.data.measures.steps import DocumentStep
+from lifecycle.data.measures.filters import document_steps, joined_steps
+from lifecycle.data.measures.steps import DocumentStep, MapStep
 from lifecycle.data.selecting.decontaminate import decontaminate
 from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.eval_items import eval_items, heldout_items
@@ -32,6 +32,7 @@ from lifecycle.data.selecting.funnel import Funnel, require_training_text
 from lifecycle.data.selecting.selection import (
     REMOVALS,
     VERDICT,
+    joined,
     kept_documents,
     remaining,
     removals_within,
@@ -56,13 +57,14 @@ class Selection:
 
     stretches: Sequence[Stretch]
     steps: Sequence[DocumentStep]
+    joins: Sequence[MapStep]
     removed: pa.Table
     is_heldout: Flags
 
     def parts(self, funnel: Funnel) -> Iterator[dict[Split, pa.Table]]:
         """The documents, split, a row group at a time, with the columns of `VERDICT`; the funnel counts them."""
         for stretch in self.stretches:
-            documents = stretch.read()
+            documents = joined(stretch.read(), self.joins)
             compared = removals_within(self.removed, stretch.first, stretch.end)
             removals = pa.concat_tables([select(documents, self.steps), compared])
             removed, left = removed_documents(documents, removals), remaining(documents, removals)
@@ -85,7 +87,8 @@ def prepare_documents(
     reading, stretches, steps = read_reading(tagging), tagged_documents(tagging), document_steps(config)
     engine = engine_of(config, reading.num_bytes)
     schema = tagged_schema(config)
-    chosen = _chosen(stretches, steps, [name for name in schema.names if name not in LARGE])
+    joins = joined_steps(config)
+    chosen = _chosen(stretches, steps, joins, [name for name in schema.names if name not in LARGE])
     removed, is_heldout, too_short = REMOVALS.empty_table(), np.zeros_like(chosen), 0
     if chosen.any():
         progress.note(f"looking for duplicates among {chosen.sum():,} documents")
@@ -101,15 +104,17 @@ def prepare_documents(
             config.decontamination, engine, out, progress,
         )  # fmt: skip
         removed = pa.concat_tables([removed, overlaps]).sort_by("ordinal")
-    stats = _write(Selection(stretches, steps, removed, is_heldout), reading, config, out, progress)
+    stats = _write(Selection(stretches, steps, joins, removed, is_heldout), reading, config, out, progress)
     return stats | {"items_too_short_to_compare": too_short}
 
 
-def _chosen(stretches: Sequence[Stretch], steps: Sequence[DocumentStep], columns: Sequence[str]) -> Flags:
-    """Whether each document passes all rules, which read these columns."""
+def _chosen(
+    stretches: Sequence[Stretch], steps: Sequence[DocumentStep], joins: Sequence[MapStep], columns: Sequence[str]
+) -> Flags:
+    """Whether each document passes all rules, which read these columns and those that are joined."""
     chosen = np.ones(num_documents(stretches), bool)
     for stretch in stretches:
-        chosen[select(stretch.read(columns), steps)["ordinal"].to_numpy()] = False
+        chosen[select(joined(stretch.read(columns), joins), steps)["ordinal"].to_numpy()] = False
     return chosen
 
 
@@ -145,7 +150,9 @@ def _write(selection: Selection, reading: Reading, config: DataConfig, out: Path
     funnel = Funnel(selection.steps)
     sizes: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
     of_sources: dict[str, Counter[str]] = {source.name: Counter() for source in config.sources}
-    schema = pa.schema([*tagged_schema(config), *VERDICT])
+    scores = [column for step in selection.joins for column in step.columns]
+    schema = pa.schema([*tagged_schema(config), *scores, *VERDICT])
+    num_scoreless: Counter[str] = Counter()
     with ExitStack() as stack:
         writers = {split: stack.enter_context(DocumentWriter(out, split, schema)) for split in SPLITS}
         progress.start("writing documents", len(selection.stretches))
@@ -154,8 +161,13 @@ def _write(selection: Selection, reading: Reading, config: DataConfig, out: Path
             for split, documents in parts.items():
                 writers[split].write(documents.drop_columns("ordinal"))
                 sizes[split].update(_size(documents))
+                num_scoreless.update({column.name: documents[column.name].null_count for column in scores})
             for name, counts in of_sources.items():
                 counts.update(_size(parts["kept"].filter(parts["kept"]["source"].to_numpy() == name)))
+    for name, count in num_scoreless.items():
+        progress.note(
+            f"{count:,} of {num_documents(selection.stretches):,} documents have no {name} and pass its limits"
+        )
     entries = funnel.entries(reading)
     require_training_text(entries, selection.steps)
     _write_funnel(out / "funnel.json", entries, reading)
@@ -165,6 +177,7 @@ def _write(selection: Selection, reading: Reading, config: DataConfig, out: Path
             source.name: {"license": source.license, **_sized(of_sources[source.name])} for source in config.sources
         },
         "funnel": [{key: value for key, value in entry.items() if key != "samples"} for entry in entries],
+        **({"without_score": dict(num_scoreless)} if scores else {}),
         "skipped": len(reading.skipped),
         "skipped_files": [f"{s.source}:{s.path}: {s.reason}: {s.detail}" for s in reading.skipped[:LISTED]],
     }  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lifecycle.data.measures.steps import DocumentStep, Failure
+from lifecycle.data.measures.steps import DocumentStep, Failure, MapStep, run_steps
 
 # `ordinal` is a document's position in the order of the sources.
 REMOVALS = pa.schema([
@@ -35,6 +35,11 @@ def select(documents: pa.Table, steps: Sequence[DocumentStep]) -> pa.Table:
     return pa.concat_tables(
         [REMOVALS.empty_table(), *(removals(step.name, rule(documents)) for step in steps for rule in step.rules)]
     )
+
+
+def joined(documents: pa.Table, steps: Sequence[MapStep]) -> pa.Table:
+    """The documents with the columns of steps that are measured only now."""
+    return pa.Table.from_batches([run_steps(batch, steps) for batch in documents.to_batches()]) if steps else documents
 
 
 def removals(step: str, failures: Iterable[Failure]) -> pa.Table:

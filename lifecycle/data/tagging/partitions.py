@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from lifecycle.core.config import ConfigError, digest
 from lifecycle.data.config import DataConfig, SourceConfig
-from lifecycle.data.measures.filters import document_steps
+from lifecycle.data.measures.filters import tagging_steps
 from lifecycle.data.measures.steps import run_steps
 from lifecycle.data.reading.extract import extract_file
 from lifecycle.data.reading.raw import RawDocument, Skipped, raw_batch
@@ -104,7 +104,7 @@ def _parts(entry: SourceFile, partition_bytes: int) -> list[SourceFile]:
 
 def tagged_schema(config: DataConfig) -> pa.Schema:
     """The columns of tagged documents: those from reading, then those that each map step adds."""
-    steps = [step.measure for step in document_steps(config)]
+    steps = [step.measure for step in tagging_steps(config)]
     return run_steps(raw_batch([]), steps).schema
 
 
@@ -112,7 +112,7 @@ def tag_files(partition: Partition) -> tuple[Iterator[pa.RecordBatch], list[Skip
     """Reads files and runs the map steps on them; gives the documents, in order, and the unusable files and rows, which
     are all there once the documents have ended."""
     skipped: list[Skipped] = []
-    steps = [step.measure for step in document_steps(partition.config)]
+    steps = [step.measure for step in tagging_steps(partition.config)]
     return (run_steps(batch, steps) for batch in raw_batches(partition, skipped)), skipped
 
 
