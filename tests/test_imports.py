@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "training": "core parallel text data kernels model weights",
     "inference": "core parallel text kernels model weights",
     "evals": "core parallel text data kernels model weights training inference",
+    "annotation": "core parallel text data kernels model weights training inference evals",
     "serving": "core parallel text kernels model weights inference",
     "ops": "core parallel text data kernels model weights training inference evals",
     "report": "core parallel text data kernels model weights training inference evals ops",
@@ -31,8 +32,8 @@ MAY_IMPORT = {
     "rl": "core parallel text data kernels model weights training inference evals",
     "stages": "core parallel text data kernels model weights training inference evals rl serving ops report planning",
     "testing": "core parallel text kernels model weights data training inference serving",
-    "cli": "core parallel text data kernels model weights training inference evals rl serving ops report planning "
-    "stages launching",
+    "cli": "core parallel text data kernels model weights training inference evals annotation rl serving ops report "
+    "planning stages launching",
 }
 FOREIGN = {"torch", "tensorflow", "transformers", "trl", "keras"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

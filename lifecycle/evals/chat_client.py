@@ -1,4 +1,4 @@
-"""Asks a server that speaks OpenAI's API for short structured answers: in parallel, with a bounded number of tries.
+"""Asks a server that speaks OpenAI's API: in parallel, with a bounded number of tries.
 
 The key is read from an environment variable at each request, and appears in no message, record or setting.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
+from typing import Any, NamedTuple
 
 from lifecycle.core.config import ConfigError
 
@@ -21,10 +21,23 @@ NO_ANSWER = (OSError, HTTPException, ValueError, LookupError, TypeError)  # no c
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # what may pass
 LONGEST_WAIT_S = 30.0
 LARGEST_ANSWER = 1 << 20
+REFUSED = "refusal"  # why an answer ended, where the API says that the model refuses
+TEXTLESS = ("length", "content_filter", REFUSED)  # ends behind which an answer may have no text
 
 
 class AskError(ValueError):
-    """A server that refuses: another try would not help, or none is left."""
+    """There is no answer: the server refuses this request, or (`may_pass`) no try is left."""
+
+    def __init__(self, said: str, may_pass: bool = False) -> None:
+        super().__init__(said)
+        self.may_pass = may_pass
+
+
+class Answer(NamedTuple):
+    """What a model says, and why it ended there: `stop`, `length` ..., as the API has it; empty if it does not say."""
+
+    text: str
+    finish_reason: str
 
 
 @dataclass(frozen=True)
@@ -43,17 +56,18 @@ class ChatClient:
         for a reason that no other request could change (a wrong key, address or model)."""
         self.key()
         with ThreadPoolExecutor(self.concurrency) as threads:
-            return list(threads.map(self._asked, bodies))
+            return [answer.text if isinstance(answer, Answer) else answer for answer in threads.map(self.ask, bodies)]
 
     def key(self) -> str:
         """The key; raises `ConfigError` if its variable is not set."""
         if not self.key_variable:
             return ""
         if not os.environ.get(self.key_variable):
-            raise ConfigError(f"the judge needs a key: set the environment variable {self.key_variable}")
+            raise ConfigError(f"{self.base_url} needs a key: set the environment variable {self.key_variable}")
         return os.environ[self.key_variable]
 
-    def _asked(self, body: Mapping[str, Any]) -> str | AskError:
+    def ask(self, body: Mapping[str, Any]) -> Answer | AskError:
+        """The answer, or why there is none; raises as `ask_all`."""
         problem, told = "", 0.0
         for number in range(self.tries):
             if number:
@@ -64,25 +78,28 @@ class ChatClient:
                 said = error.read(2000).decode(errors="replace")
                 problem = f"HTTP {error.code}: {said[:300]}"
                 if error.code in (401, 403, 404):
-                    raise AskError(f"{self.base_url} refuses the judge's requests: {problem}") from None
+                    raise AskError(f"{self.base_url} refuses all requests: {problem}") from None
                 if error.code not in AGAIN:
                     return AskError(problem)
                 told = _told_to_wait(error.headers.get("Retry-After"))
             except NO_ANSWER as error:
                 problem = f"{type(error).__name__}: {error}"
-        return AskError(f"{problem} ({self.tries} tries)")
+        return AskError(f"{problem} ({self.tries} tries)", may_pass=True)
 
-    def _answer(self, body: Mapping[str, Any]) -> str:
+    def _answer(self, body: Mapping[str, Any]) -> Answer:
         headers = {"Content-Type": "application/json"} | (
             {"Authorization": f"Bearer {key}"} if (key := self.key()) else {}
         )
         whole = json.dumps({"model": self.model, **body}).encode()
         request = urllib.request.Request(f"{self.base_url.rstrip('/')}/chat/completions", whole, headers)
         with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
-            content = json.loads(answer.read(LARGEST_ANSWER))["choices"][0]["message"]["content"]
+            choice = json.loads(answer.read(LARGEST_ANSWER))["choices"][0]
+        message = choice["message"]
+        reason = REFUSED if message.get("refusal") else str(choice.get("finish_reason") or "")
+        content = message.get("content") or ("" if reason in TEXTLESS else message["content"])
         if not isinstance(content, str):
             raise TypeError("the answer has no content")
-        return content
+        return Answer(content, reason)
 
 
 def _told_to_wait(seconds: str | None) -> float:

@@ -162,7 +162,7 @@ def test_what_the_judge_does_not_say_is_left_out_or_ends_the_run(tmp_path: Path)
         ConfigError, match=r"b against a: \d+ of \d+ comparisons have no value, more than max_failed 0.05"
     ):
         made.by(say, max_failed=0.05)
-    with pytest.raises(ConfigError, match="refuses the judge's requests: HTTP 401"):
+    with pytest.raises(ConfigError, match="refuses all requests: HTTP 401"):
         made.by(lambda _: (401, {}))
     found, asked = made.by(say, max_failed=0.9)  # nothing is kept of a judge that failed
     assert 0 < found["faults"] == made.count - found["n"] and asked > 0
