@@ -15,6 +15,7 @@ from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import EngineError
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.texts import prompt_ids
+from lifecycle.text.thoughts import MARKS, ThoughtSplitter
 
 AHEAD = 4  # questions that wait for each that is answered, so that a long answer does not idle the others
 
@@ -121,7 +122,7 @@ class EngineRespondent:
 
 
 def answers(respondent: Respondent, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | AskError]]:
-    """Each question with its answer, as they are had."""
+    """Each question with its answer, without thoughts, as they are had."""
     threads = ThreadPoolExecutor(respondent.concurrency)
     waiting: dict[Future[Answer | AskError], Question] = {}
     try:
@@ -132,7 +133,7 @@ def answers(respondent: Respondent, questions: Iterable[Question]) -> Iterator[t
         while waiting:
             yield from _finished(waiting)
     finally:
-        threads.shutdown(cancel_futures=True)
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _finished(
@@ -140,4 +141,17 @@ def _finished(
 ) -> Iterator[tuple[Question, Answer | AskError]]:
     """Waits for at least one answer; takes those that are there out of `waiting`."""
     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-        yield waiting.pop(future), future.result()
+        question, answer = waiting.pop(future), future.result()
+        yield question, answer if isinstance(answer, AskError) else answer._replace(text=without_thoughts(answer.text))
+
+
+def without_thoughts(text: str) -> str:
+    """An answer without the thoughts that it begins with, where a server leaves them in: between two marks, or before
+    the second one, if the first is the prompt's."""
+    for marks in MARKS:
+        is_open = marks[1] in text and marks[0] not in text
+        if is_open or text.lstrip().startswith(marks[0]):
+            splitter = ThoughtSplitter(marks, is_open)
+            parts = (*splitter.feed(text), *splitter.flush())
+            return "".join(part.text for part in parts if part.kind == "text")
+    return text

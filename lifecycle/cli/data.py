@@ -13,6 +13,7 @@ from rich.table import Table
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.cli.data_plan import plan
 from lifecycle.cli.data_score import score
+from lifecycle.cli.data_synthesise import synthesise
 from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import data_of, data_run, documents_folder
 from lifecycle.cli.make import make
@@ -28,7 +29,8 @@ from lifecycle.stages.graph import build_graph, present
 data = App(name="data", help="Prepare documents, token shards and rows; show them, and what became of each document.")
 data.command(plan)
 data.command(train_classifier)
-data.command(score)
+for verb in (score, synthesise):
+    data.command(verb)
 
 type Out = Annotated[Path | None, Parameter(help="A file for the page; NAME-data.html by default.")]
 type Documents = Annotated[
