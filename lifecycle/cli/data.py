@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
+from lifecycle.cli.data_perplexity import perplexity
 from lifecycle.cli.data_plan import plan
 from lifecycle.cli.data_score import score
 from lifecycle.cli.data_synthesise import synthesise
@@ -29,7 +30,7 @@ from lifecycle.stages.graph import build_graph, present
 data = App(name="data", help="Prepare documents, token shards and rows; show them, and what became of each document.")
 data.command(plan)
 data.command(train_classifier)
-for verb in (score, synthesise):
+for verb in (score, synthesise, perplexity):
     data.command(verb)
 
 type Out = Annotated[Path | None, Parameter(help="A file for the page; NAME-data.html by default.")]
