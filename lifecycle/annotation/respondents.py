@@ -4,7 +4,7 @@ Questions are taken as they are needed, a few for each that is answered at a tim
 answer fill the memory. Answers come as they are had, in no order.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -121,7 +121,9 @@ class EngineRespondent:
         return found.text, found.finish_reason
 
 
-def answers(respondent: Respondent, questions: Iterable[Question]) -> Iterator[tuple[Question, Answer | AskError]]:
+def answers(
+    respondent: Respondent, questions: Iterable[Question]
+) -> Generator[tuple[Question, Answer | AskError], None, None]:
     """Each question with its answer, without thoughts, as they are had."""
     threads = ThreadPoolExecutor(respondent.concurrency)
     waiting: dict[Future[Answer | AskError], Question] = {}

@@ -214,14 +214,16 @@ def test_prompts_have_versions_and_show_the_text(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_line_asks_a_real_server(run: Run, documents: Path, tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "scores.jsonl"
-    words = ["--out", str(out), "--sample", "4", "--chars", "300", "--max-tokens", "4"]
-    with served() as (address, _):
-        asked = ["score", str(DEBUG), *run.words, "--model", f"{address}/v1#tiny", *words]
-        data(asked, result_action="return_value")
+    out, made = tmp_path / "scores.jsonl", tmp_path / "made"
+    with served() as (address, _):  # its answers never end by themselves
+        words = [str(DEBUG), *run.words, "--model", f"{address}/v1#tiny", "--chars", "300", "--max-tokens", "4"]
+        data(["score", *words, "--out", str(out), "--sample", "4"], result_action="return_value")
+        written = ["synthesise", *words, "--out", str(made), "--most", "2", "--kind", "rephrase"]
+        with pytest.raises(ConfigError, match=r"none of \d+ answers can be used: \{'cut off': \d+\}"):
+            data(written, result_action="return_value")
     assert "0 documents graded, 4 answers without a grade" in capsys.readouterr().out and out.read_text() == ""
     for model in ("http://127.0.0.1:9/v1", "http://user:pass@127.0.0.1/v1#m", "http://127.0.0.1/v1?key=1#m"):
         with pytest.raises(ConfigError) as caught:
             data(["score", str(DEBUG), *run.words, "--model", model, "--out", str(out)], result_action="return_value")
         assert "pass@" not in str(caught.value) and "key=1" not in str(caught.value)
-    assert sorted(os.listdir(tmp_path)) == ["scores.jsonl", "scores.jsonl.journal"]
+    assert sorted(os.listdir(tmp_path)) == ["made", "scores.jsonl", "scores.jsonl.journal"]
