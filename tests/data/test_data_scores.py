@@ -88,6 +88,16 @@ def test_another_column_and_parquet_are_read_as_well(scored: Scored) -> None:
     ]
 
 
+def test_without_limits_it_is_a_column_alone(scored: Scored) -> None:
+    _, rows = scored.select("out", column="score")
+    assert not [row for row in rows["removed"] if row["step"] == "scores"]
+    assert {row["grade_score"] for own in rows.values() for row in own} == {None, *map(float, range(10))}
+    assert (
+        scores_of(document_steps(data_config(scores=[{"name": "g", "path": str(scored.scores)}])))[-1].column
+        != "g_score"
+    )
+
+
 def test_a_run_without_scores_is_what_it_was(scored: Scored) -> None:
     stats, rows = scored.select("out")
     assert "without_score" not in stats and "scores" not in {entry["step"] for entry in stats["funnel"]}

@@ -2,7 +2,7 @@
 
 A file has rows with `id` and numbers, as JSONL or Parquet: grades by a language model, perplexities, whatever a user
 has computed. A document without a score has null, which every limit lets pass. Tagging knows nothing of it, so another
-file or limit reads no source again. In memory are 24 bytes for each score, three times as many while a file is read.
+file or limit reads no source again. In memory are 24 bytes for each score, more while a file is read.
 """
 
 import math
@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lifecycle.core.config import ConfigError, nearest
-from lifecycle.data.config import DataConfig
+from lifecycle.data.config import DataConfig, ScoresConfig
 from lifecycle.data.measures.steps import DocumentStep, Limit
 from lifecycle.data.measures.unwanted import UsersFile
 from lifecycle.text.row_files import read_rows
@@ -114,16 +114,16 @@ def _with_columns(names: tuple[str, ...]) -> type[JoinScores]:
 
 
 def scores_step(config: DataConfig) -> DocumentStep:
-    """The step `scores`, of settings that have some."""
+    """The step `scores`, of settings that have some. One without limits is a column and no rule."""
     contents = [own["path"] for own in config.selection()["scores"]]
     files = tuple(UsersFile(own.name, own.path, has) for own, has in zip(config.scores, contents, strict=True))
     names = tuple(f"{own.name}_score" for own in config.scores)
     measure = _with_columns(names)(files, tuple(own.column for own in config.scores))
-    detail = "{column} {value:.6g} outside [{low:g}, {high:g}]"
-    rules = tuple(
-        Limit(
-            own.name, name, detail, -math.inf if own.min is None else own.min, math.inf if own.max is None else own.max
-        )
-        for own, name in zip(config.scores, names, strict=True)
-    )  # fmt: skip
+    limits = [own for own in config.scores if own.min is not None or own.max is not None]
+    rules = tuple(map(_limit, limits))
     return DocumentStep("scores", measure, rules, settings="min or max of data.scores", is_joined=True)
+
+
+def _limit(own: ScoresConfig) -> Limit:
+    low, high = -math.inf if own.min is None else own.min, math.inf if own.max is None else own.max
+    return Limit(own.name, f"{own.name}_score", "{column} {value:.6g} outside [{low:g}, {high:g}]", low, high)
