@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,13 @@ def test_it_is_made_once_and_goes_on_where_it_stopped(documents: Path, tmp_path:
         return f"Anew: {document_in(body)}"
 
     seen: list[str] = []
+    alone = threading.Lock()
 
     def say(body: dict[str, Any]) -> tuple[int, Any]:
-        seen.append(document_in(body))
-        return (200, text(body)) if len(seen) <= 8 else (503, {"error": "busy"})
+        with alone:
+            seen.append(document_in(body))
+            number = len(seen)
+        return (200, text(body)) if number <= 8 else (503, {"error": "busy"})
 
     with pytest.raises(ConfigError, match="the same command goes on"):
         made(say, documents, tmp_path / "a")
