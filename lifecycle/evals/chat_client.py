@@ -22,7 +22,6 @@ AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # what may pass
 LONGEST_WAIT_S = 30.0
 LARGEST_ANSWER = 1 << 20
 REFUSED = "refusal"  # why an answer ended, where the API says that the model refuses
-TEXTLESS = ("length", "content_filter", REFUSED)  # ends behind which an answer may have no text
 
 
 class AskError(ValueError):
@@ -96,7 +95,9 @@ class ChatClient:
             choice = json.loads(answer.read(LARGEST_ANSWER))["choices"][0]
         message = choice["message"]
         reason = REFUSED if message.get("refusal") else str(choice.get("finish_reason") or "")
-        content = message.get("content") or ("" if reason in TEXTLESS else message["content"])
+        content = message.get("content")
+        if content is None and reason:  # it ended before any text, among thoughts or by a refusal
+            content = ""
         if not isinstance(content, str):
             raise TypeError("the answer has no content")
         return Answer(content, reason)

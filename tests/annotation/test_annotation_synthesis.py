@@ -96,7 +96,8 @@ def test_a_row_says_where_it_comes_from_and_failures_are_counted(documents: Path
         own = document_in(body)
         reason = "length" if own.startswith("The b") else "stop"
         said = "I'm sorry, no." if own.startswith("The w") else f"Said anew: {own[:40]}"
-        return 200, {"choices": [{"message": {"content": said}, "finish_reason": reason}]}
+        message = {"content": None} if own.startswith("The l") else {"content": said}
+        return 200, {"choices": [{"message": message, "finish_reason": reason}]}
 
     found = made(say, documents, tmp_path, chars=400)
     kept = {row["id"]: row for row in read_documents(documents, "kept")}
@@ -104,7 +105,7 @@ def test_a_row_says_where_it_comes_from_and_failures_are_counted(documents: Path
     rows = rows_in(found)
     assert [(row["from_id"], row["passage"]) for row in rows] == [
         (name, number) for name, own in cut.items() for number, passage in enumerate(own)
-        if passage[:5] not in ("The b", "The w")
+        if passage[:5] not in ("The b", "The w", "The l")
     ]  # fmt: skip
     for row in rows:
         origin = kept[row["from_id"]]
@@ -113,7 +114,7 @@ def test_a_row_says_where_it_comes_from_and_failures_are_counted(documents: Path
         assert (row["from_source"], row["from_path"]) == (origin["source"], origin["path"])
         assert (row["kind"], row["prompt"], row["model"]) == ("rephrase", REPHRASE.version, "m")
     assert {row["license"] for row in rows} == {"CC0-1.0", "CC-BY-4.0"} and found.stats["documents"] == len(kept)
-    assert found.stats["faults"].keys() == {"cut off", "refused by the model"}
+    assert found.stats["faults"].keys() == {"cut off", "refused by the model", "empty"}
     assert found.stats["passages"] == sum(map(len, cut.values())) == len(rows) + sum(found.stats["faults"].values())
     require_intact(found)
     assert found.manifest.input_hashes == {"documents": content_hash(documents)} and found.manifest.stage == STAGE
