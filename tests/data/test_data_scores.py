@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_data_classifier import BAD, GOOD, corpus
 from test_data_pipeline import essay
 
+from lifecycle.cli.data import data
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.documents import SPLITS, read_documents
@@ -143,7 +144,7 @@ def test_of_an_id_that_is_there_twice_the_first_score_counts(tmp_path: Path) -> 
         data_config(scores=[{"name": name, "path": str(tmp_path / "s.jsonl")} for name in ("a", "a")])
 
 
-def test_a_classifier_learns_from_scores(tmp_path: Path) -> None:
+def test_a_classifier_learns_from_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = corpus(tmp_path / "good", GOOD, 1), corpus(tmp_path / "bad", BAD, 2)
     texts = [(file.read_text(), grade) for grade, folder in ((4, folders[0]), (1, folders[1])) for file in
              sorted(folder.iterdir())]  # fmt: skip
@@ -161,5 +162,13 @@ def test_a_classifier_learns_from_scores(tmp_path: Path) -> None:
         read_classifier(tmp_path / "grade.npz"), pa.array(["Cheap pills, click now!", "Boats in the harbour."])
     )
     assert scores[0] > 0.6 > 0.4 > scores[1]
+    own = ["--scores", str(tmp_path / "scores.jsonl"), "--documents", str(documents)]
+    command = ["train-classifier", str(tmp_path / "again.npz"), *own]
+    data([*command, "--threshold", "3"], result_action="return_value")
+    assert "good 400, bad 390" in capsys.readouterr().out
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "grade.npz").read_bytes()
+    for more in ([], ["--threshold", "3", "--good", str(folders[0])]):
+        with pytest.raises(ConfigError, match="give --good and --bad examples, or --scores"):
+            data([*command, *more], result_action="return_value")
     with pytest.raises(ConfigError, match="too few"):
         train_on_scores(tmp_path / "scores.jsonl", documents, 9, tmp_path / "grade.npz")

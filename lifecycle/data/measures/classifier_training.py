@@ -68,7 +68,7 @@ def train_on_scores(scores: Path, documents: Path, threshold: float, out: Path, 
             texts = batch["text"].take(pa.array(chosen)).to_pylist()
             yield from zip(texts, (values[chosen] < threshold).astype(int).tolist(), strict=True)
 
-    found = _trained(examples(), out, seed, {"threshold": threshold})
+    found = _trained(examples(), out, seed, {"threshold": float(threshold)})
     return found | {"without_document": len(table.values) - num_found}
 
 
