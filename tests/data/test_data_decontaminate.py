@@ -63,6 +63,22 @@ def test_a_planted_row_is_found_and_named(tmp_path: Path) -> None:
     assert by_answer.reason == "eval_overlap"
 
 
+def test_a_row_is_found_whatever_became_of_its_punctuation() -> None:
+    question = "Anna's 4-year-old re-used 1,250.50 marks' worth of half-full jars: she didn't pay twice-taxed goods."
+    row = TestItem("eval.jsonl:1", "eval_overlap", question)
+    texts = [
+        "".join(letter for letter in question if letter.isalnum() or letter == " "),
+        question.replace("'", "\u2019").replace("-", "\u2010"),
+        "".join(letter if letter.isalnum() else " " for letter in question),
+    ]
+    assert [
+        verdict.reason for verdict in judged([f"{prose(1, 99)} {text} {prose(2, 99)}" for text in texts], [row])
+    ] == ["eval_overlap"] * 3
+    short = TestItem("eval.jsonl:2", "eval_overlap", "It's re-used by 4-year-olds")
+    assert removals(["nothing of that"], [row, short])[1] == 0  # eight words as it is; joined it is too short
+    assert [verdict.step for verdict in judged([texts[0]], [item(question)])] == [None]  # of held-out texts as they are
+
+
 def test_both_sides_are_looked_at() -> None:
     held = prose(8, 1000)
     excerpt, longer = judged([" ".join(held.split()[100:160]), f"{prose(9, 4000)} {held}"], [item(held)])

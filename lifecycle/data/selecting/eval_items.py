@@ -1,8 +1,9 @@
 """Text that must not be trained on: held-out documents, and the texts of evaluation rows."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.data.documents import document_names
 
 HELDOUT, EVAL = "heldout_overlap", "eval_overlap"  # reasons
+_INNER_MARKS = re.compile(r"(?<=\w)[^\w\s]+(?=\w)")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ def eval_items(files: Iterable[Path]) -> list[TestItem]:
     such a column. A broken row is text too. Raises `ConfigError` for a file that cannot be read.
     """
     return [item for path in files for item in (_eval_parquet if path.suffix == ".parquet" else _eval_file)(path)]
+
+
+def joined_words(items: Iterable[TestItem]) -> Iterator[TestItem]:
+    """Texts of rows as they are without punctuation, where that makes other words of them: `dont`, `250`, `reuse` of
+    `don't`, `2.50`, `re-use`. What puts blanks in its place, or other marks, leaves the words as they are."""
+    for item in items:
+        if item.kind == EVAL and (text := _INNER_MARKS.sub("", item.text)) != item.text:
+            yield replace(item, text=text)
 
 
 def _eval_file(path: Path) -> Iterator[TestItem]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lifecycle.data.mixing import MIX
 from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes
-from lifecycle.data.selecting.eval_items import HELDOUT, TestItem
+from lifecycle.data.selecting.eval_items import HELDOUT, TestItem, joined_words
 
 # An item shorter than the n-gram is compared as one n-gram. Below eight words (a question such as "What is the capital
 # of France?") its presence in a text proves nothing, so it is not compared, only counted.
@@ -102,22 +102,22 @@ class Lookup:
 
 
 class OverlapIndex:
-    """The n-grams of all items, and which items contain each."""
+    """The n-grams of all items, and which items contain each. Behind the items are those of `joined_words`."""
 
     def __init__(self, items: Sequence[TestItem], ngram: int) -> None:
-        self.items = items
+        self.items = [*items, *joined_words(items)]
         self.ngram = ngram
         self.num_too_short = 0
         grams: dict[int, list[tuple[int, Hashes]]] = {}
-        for number, item in enumerate(items):
+        for number, item in enumerate(self.items):
             words = word_hashes(item.text)
             n = min(ngram, len(words))
             if n < min(MIN_ITEM_WORDS, ngram):
-                self.num_too_short += 1
+                self.num_too_short += number < len(items)
             else:
                 grams.setdefault(n, []).append((number, np.unique(ngram_hashes(words, n))))
-        self._tables = {n: _Table.of(entries, len(items)) for n, entries in grams.items()}
-        self._is_heldout = np.array([item.kind == HELDOUT for item in items], bool)
+        self._tables = {n: _Table.of(entries, len(self.items)) for n, entries in grams.items()}
+        self._is_heldout = np.array([item.kind == HELDOUT for item in self.items], bool)
         self.lookup = Lookup.of({n: table.hashes for n, table in self._tables.items()}, ngram)
 
     def drop_boilerplate(self, matches: Iterable[Match]) -> None:
