@@ -60,10 +60,23 @@ def _show(console: Console, found: Outlook, cores: int, price: float) -> None:
     console.print(
         f"{found.num_partitions:,} partitions, {found.num_documents:,} documents, {found.num_kept:,} to train on"
     )
-    disk = ", ".join(f"{what} {_sized(count)}" for what, count in found.disk_bytes.items())
-    console.print(f"disk: {_sized(sum(found.disk_bytes.values()))} ({disk})")
+    console.print(f"disk: {_listed(found.disk_bytes)}")
+    moved = found.shuffle
+    console.print(f"while documents are compared, on disk: {_listed(moved.disk_bytes)}")
+    console.print(
+        f"on a cluster over the network: {_listed(moved.network_bytes)}; keys are read {moved.num_blocks:,} times"
+    )
+    console.print(
+        f"of the sample's documents {moved.candidate_share:.1%} are compared whole, of a larger corpus more; memory of "
+        f"the process that compares: {_sized(moved.memory_bytes)}"
+    )
     money = f", {found.cpu_hours * price:,.2f} at {price:g} an hour" if price else ""
     console.print(f"time: {found.cpu_hours / cores:,.2f} hours on {cores:,} cores{money}")
+
+
+def _listed(sizes: dict[str, int]) -> str:
+    """The sum, and what it is of."""
+    return f"{_sized(sum(sizes.values()))} ({', '.join(f'{what} {_sized(count)}' for what, count in sizes.items())})"
 
 
 def _sized(count: float) -> str:

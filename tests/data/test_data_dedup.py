@@ -159,8 +159,7 @@ def test_blocks_of_keys_find_what_one_block_finds(tmp_path: Path) -> None:
 def _links_in_blocks(folder: Path, rows_each: int) -> None:
     from lifecycle.data.selecting import daft_adapter
 
-    daft_adapter.BLOCK_ROWS = rows_each
-    daft_adapter.write_links(folder / "keys.parquet", {"found": ("key",)}, folder)
+    daft_adapter.write_links(folder / "keys.parquet", {"found": ("key",)}, folder, rows_each)
 
 
 def test_settings_that_would_find_few_are_refused() -> None:

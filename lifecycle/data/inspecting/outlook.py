@@ -22,6 +22,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter, tagged_documents
+from lifecycle.data.inspecting.shuffle import Shuffle, likeness_in
 from lifecycle.data.measures.filters import tagging_steps
 from lifecycle.data.measures.steps import DocumentStep, run_steps
 from lifecycle.data.reading.raw import Skipped
@@ -33,7 +34,6 @@ from lifecycle.data.tagging.tagging import Reading, read_reading, write_reading
 SAMPLE_BYTES = 20_000_000  # of input: a few seconds' work, and enough documents for a share of one in a hundred
 LEAST_DOCUMENTS = 100
 READ, WRITE, SELECT = "read", "write", "select and compare"
-KEY_BYTES = 8  # of a band, beside the ordinal
 
 type Spent = defaultdict[str, float]  # CPU-seconds by step
 
@@ -50,6 +50,7 @@ class Outlook:
     disk_bytes: dict[str, int]
     num_documents: int
     num_kept: int
+    shuffle: Shuffle  # what comparing them moves
 
     @property
     def cpu_hours(self) -> float:
@@ -84,14 +85,16 @@ def outlook_of(config: DataConfig, num_bytes: int | None = None, seed: int = 0) 
         all_s, summary = _select(tagging, config, seed)
         spent[SELECT] = max(0.0, all_s - few_s) / 0.9  # without what starting takes
         out = tagging.with_name(f"{tagging.name}-selected")
+        likeness = likeness_in(tagging)
         kept, by_folder = summary["train"]["documents"], {folder: _bytes_in(folder) for folder in (tagging, out)}
     scale = wanted / size
-    keys = num_tagged * (config.dedup.bands + 1) * KEY_BYTES
-    disk = {"partitions": by_folder[tagging], "tagged": by_folder[tagging], "documents": by_folder[out], "keys": keys}
+    disk = {"partitions": by_folder[tagging], "tagged": by_folder[tagging], "documents": by_folder[out]}
+    num_documents = round(num_tagged * scale)
+    shuffle = Shuffle.of(likeness, num_documents, config.dedup.bands, 1 + config.dedup.addresses)
     return Outlook(
         size, num_tagged, wanted, round(len(partitions) * wanted / total),
         {step: seconds * scale for step, seconds in spent.items()},
-        {what: int(count * scale) for what, count in disk.items()}, round(num_tagged * scale), round(kept * scale),
+        {what: int(count * scale) for what, count in disk.items()}, num_documents, round(kept * scale), shuffle,
     )  # fmt: skip
 
 

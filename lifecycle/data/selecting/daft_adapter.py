@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from daft import col, lit
 
 LINKS = pa.schema([("first", pa.int64()), ("ordinal", pa.int64())])
-BLOCK_ROWS = 4_000_000  # documents that are grouped at a time: about 1 GB of memory
 
 
 def use_engine(address: str | None) -> None:
@@ -28,14 +27,14 @@ def use_engine(address: str | None) -> None:
         daft.set_runner_ray(address)
 
 
-def write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path) -> None:
+def write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, block_rows: int) -> None:
     """Writes `<name>.parquet` for each key, one or several columns of integers in the Parquet file `keys`, which also
     has `ordinal`.
 
     A row (`first`, `ordinal`) for every document that has its key from `first`, the lowest that has it; sorted. A key
-    that is null links nothing.
+    that is null links nothing. About `block_rows` documents are grouped at a time.
     """
-    blocks = -(-pq.read_metadata(keys).num_rows // BLOCK_ROWS)
+    blocks = -(-pq.read_metadata(keys).num_rows // block_rows)
     for name, parts in columns.items():
         found = [_links(keys, parts, block, blocks) for block in range(blocks)]
         links = pa.concat_tables([LINKS.empty_table(), *found]).sort_by([(at, "ascending") for at in LINKS.names])

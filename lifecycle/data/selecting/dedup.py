@@ -32,6 +32,7 @@ from lifecycle.data.tagging.workers import call_alone
 ADDRESS, EXACT, NEAR = "address_duplicates", "exact_duplicates", "near_duplicates"  # the names of the steps
 _OF = {ADDRESS: "address", EXACT: "content"}  # step -> the column of hashes that it compares
 _SAME = {ADDRESS: "same address as", EXACT: "same text as"}
+BLOCK_ROWS = 4_000_000  # documents that are grouped at a time: about 1 GB of memory
 _HALVES = ("first_half", "second_half")  # of a hash
 
 type Ordinals = NDArray[np.int64]
@@ -97,7 +98,7 @@ def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, ad
     from lifecycle.data.selecting import daft_adapter
 
     daft_adapter.use_engine(address)
-    daft_adapter.write_links(keys, columns, out)
+    daft_adapter.write_links(keys, columns, out, BLOCK_ROWS)
 
 
 def _read_links(folder: Path, name: str) -> tuple[Ordinals, Ordinals]:
