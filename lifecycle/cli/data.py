@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
+from lifecycle.cli.data_fertility import fertility
 from lifecycle.cli.data_perplexity import perplexity
 from lifecycle.cli.data_plan import plan
 from lifecycle.cli.data_score import score
@@ -29,6 +30,7 @@ from lifecycle.stages.graph import build_graph, present
 
 data = App(name="data", help="Prepare documents, token shards and rows; show them, and what became of each document.")
 data.command(plan)
+data.command(fertility)
 data.command(train_classifier)
 for verb in (score, synthesise, perplexity):
     data.command(verb)

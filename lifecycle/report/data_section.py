@@ -41,6 +41,8 @@ def tokenizer_section(stats: Mapping[str, Any], tokens: Mapping[str, Any] | None
         "fingerprint": stats["fingerprint"][:12],
     }
     blocks: list[Block] = [Facts(_given(facts))]
+    if fertility := stats.get("fertility"):
+        blocks.append(_fertility(fertility))
     if tokens is not None:
         blocks.append(_shards(tokens))
     return ReportSection("tokenizer", "Tokenizer", tuple(blocks))
@@ -81,6 +83,20 @@ def _own_rows(own: Mapping[str, Mapping[str, Any]]) -> list[Block]:
     if dropped := tuple((example,) for of in own.values() for example in of["examples"]):
         blocks.append(Table("Own rows that were dropped", ("row and reason",), dropped, folded=True))
     return blocks
+
+
+def _fertility(groups: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("of", "name", "documents", "text", "bytes per token", "tokens per word")
+    rows = tuple(
+        (
+            of["of"], of["name"], count(of["documents"]), size(of["bytes"]), significant(of["bytes_per_token"]),
+            "" if of["tokens_per_word"] is None else significant(of["tokens_per_word"]),
+        )
+        for of in groups
+    )  # fmt: skip
+    return Table(
+        "Held-out text in tokens, by language and by source", columns, rows, columns[2:], folded=len(rows) > 20
+    )
 
 
 def _shards(tokens: Mapping[str, Any]) -> Table:

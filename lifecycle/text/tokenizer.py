@@ -1,4 +1,4 @@
-"""Trains, loads and measures tokenizers of any kind.
+"""Trains and loads tokenizers of any kind.
 
 A tokenizer is a folder: the native file (`tokenizer.model`, `tokenizer.json`, none for bytes), `tokenizer_config.json`
 and `chat_template.jinja`, in the layout that other tools open. What must hold: the same texts, settings and seed give
@@ -31,7 +31,6 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "TokenizerError",
-    "bytes_per_token",
     "load_tokenizer",
     "train_tokenizer",
 ]
@@ -147,15 +146,6 @@ def _load_as(kind: str, path: Path, place: str) -> Tokenizer:
             f"tokenizer.path={shown(place)} holds a {loaded_kind} tokenizer; set tokenizer.kind={loaded_kind}"
         )
     return tokenizer
-
-
-def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """UTF-8 bytes of `texts` for each token, framing tokens not counted."""
-    documents = list(texts)
-    tokens = sum(len(ids) for ids in tokenizer.encode_batch(documents))
-    if not tokens:
-        raise TokenizerError("bytes per token: there is no held-out text to measure; raise data.heldout_fraction")
-    return sum(len(text.encode()) for text in documents) / tokens
 
 
 def sample_chunks(texts: Iterable[str], sample_bytes: int, seed: int) -> list[str]:

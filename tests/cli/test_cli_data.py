@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from lifecycle.cli.data import data, diff, peek, report, why
+from lifecycle.cli.data import data, diff, fertility, peek, report, why
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.stages.chain import bring_up_to_date, finished_stage
 from lifecycle.stages.config import RunConfig
+from lifecycle.text.tokenizer import TokenizerConfig, train_tokenizer
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 NASTY_NAME = "a\x1b[2J\u202eb<b>"
@@ -244,3 +245,24 @@ def test_the_page_has_every_part_and_no_mark_up_of_the_data(
         assert part in said, part
     report(DEBUG, *run, out=tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == html
+
+
+def test_the_tokenizer_is_compared_with_others_on_heldout_text(
+    run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*run, "tokenizer.kind=bytes"]
+    with pytest.raises(ConfigError, match="tokenizer is not finished"):
+        fertility(DEBUG, *words)
+    bring_up_to_date(load_config(RunConfig, DEBUG, words), ("tokenizer",), Silent())
+    other = tmp_path / "of [red]others[/]"
+    train_tokenizer(TokenizerConfig(vocab_size=300), [f"{text}. " for text in SENTENCES], other, 0)
+    fertility(DEBUG, *words, against=(str(other),), as_json=True)
+    own, trained = json.loads(capsys.readouterr().out)
+    assert (own["tokenizer"], trained["tokenizer"], trained["vocab_size"]) == ("this run", str(other), 300)
+    assert [(row["of"], row["bytes"]) for row in own["groups"]] == [
+        (row["of"], row["bytes"]) for row in trained["groups"]
+    ]
+    assert own["groups"][0]["bytes_per_token"] == 1 < trained["groups"][0]["bytes_per_token"]
+    fertility(DEBUG, *words, against=(str(other / "tokenizer.model"),))
+    shown = capsys.readouterr().out
+    assert "of [red]others[/]" in shown and "tokens per word" in shown

@@ -201,6 +201,11 @@ def make_data(made: Run) -> None:
     path = made.make("documents", data, {}, "tagging")
     (path / "funnel.json").write_text(json.dumps({"steps": funnel()}))
     tokenizer = {"kind": "bytes", "vocab_size": 261, "fingerprint": "f" * 64, "heldout_bytes_per_token": 1.0}
+    sizes = {"documents": 2, "bytes": 600, "tokens": 600, "bytes_per_token": 1.0}
+    tokenizer["fertility"] = [
+        {"of": "language", "name": "en", **sizes, "tokens_per_word": 5.25},
+        {"of": "source", "name": NASTY, **sizes, "tokens_per_word": None},
+    ]
     made.make("tokenizer", tokenizer, {}, "documents")
     split = {"documents": 3, "tokens": 10_240, "text_bytes": 1200}
     made.make("tokens", {"dtype": "uint16", "splits": {"train": split, "heldout": split}}, {}, "tokenizer")
