@@ -1,6 +1,5 @@
 """`lifecycle data fertility`: the run's tokenizer beside others, on the run's held-out documents."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -52,7 +51,7 @@ def fertility(config: ConfigPath, /, *overrides: Overrides, against: Against = (
 
 def _show(console: Console, found: dict[str, list[dict[str, Any]]], vocab_sizes: dict[str, int]) -> None:
     for number, name in enumerate(found, 1):
-        console.print(f"[{number}] {in_line(_short(name))}: {vocab_sizes[name]:,} ids", markup=False, soft_wrap=True)
+        console.print(f"[{number}] {in_line(name)}: {vocab_sizes[name]:,} ids", markup=False, soft_wrap=True)
     for figure in ("bytes_per_token", "tokens_per_word"):
         table = Table(title=figure.replace("_", " "), title_justify="left", box=None, header_style="bold")
         for column in ("of", "name", "documents", "MB", *(f"[{number}]" for number in range(1, len(found) + 1))):
@@ -65,9 +64,3 @@ def _show(console: Console, found: dict[str, list[dict[str, Any]]], vocab_sizes:
                     f"{first['bytes'] / 1e6:,.2f}", *(f"{value:.2f}" for value in figures),
                 )  # fmt: skip
         console.print(table)
-
-
-def _short(name: str) -> str:
-    """A path by its last three parts."""
-    parts = Path(name).parts
-    return name if len(parts) < 4 or "://" in name else str(Path(*parts[-3:]))

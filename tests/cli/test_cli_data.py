@@ -265,4 +265,4 @@ def test_the_tokenizer_is_compared_with_others_on_heldout_text(
     assert own["groups"][0]["bytes_per_token"] == 1 < trained["groups"][0]["bytes_per_token"]
     fertility(DEBUG, *words, against=(str(other / "tokenizer.model"),))
     shown = capsys.readouterr().out
-    assert "of [red]others[/]" in shown and "tokens per word" in shown
+    assert "of [red]others[/]/tokenizer.model: 300 ids" in shown and "tokens per word" in shown
