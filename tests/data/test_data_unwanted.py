@@ -91,6 +91,8 @@ def test_names_and_files_are_checked(words: str, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             data_config(lists=lists)
-    Path(words).write_text("fine\n!!!\n")
-    with pytest.raises(ConfigError, match=r"words.txt:2: '!!!' has no word"):
+    Path(words).write_text("fine\n!!!\nsh!+\n\u0917\u093e\u0928 it's half-wit\n" + "f*ck\n" * 20)
+    with pytest.raises(
+        ConfigError, match=r"words.txt: .*: 2 '!!!', 3 'sh!\+', 5 'f\*ck', .* and 2 more; write them in"
+    ):
         measured("x", lists=[{"name": "a", "path": words, "max": 0}])

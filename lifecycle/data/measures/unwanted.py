@@ -25,6 +25,8 @@ from lifecycle.data.measures.steps import DocumentStep, Limit, Rule
 from lifecycle.data.measures.web_names import canonical, host_of, hosts_above
 from lifecycle.data.ngrams import Hashes, folded_characters, ngram_hashes, utf8, word_hashes
 
+SHOWN = 20  # lines of a list, in an error
+_MARKS = re.compile(r"[!@#$%*+=^|~<>\\]")  # that people write for letters
 _ADDRESS = re.compile(r"https?://[^\s<>\"'()\[\]{}|\\^`]+", re.IGNORECASE)
 
 
@@ -131,15 +133,26 @@ def _listed_words(path: str, content: str) -> dict[int, Hashes]:
     """The hashes of a list's entries, by their number of words."""
     del content
     found: dict[int, list[int]] = {}
-    for number, line in enumerate(Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines(), 1):
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
-            continue
+    lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    entries = [
+        (number, entry) for number, line in enumerate(lines, 1) if (entry := line.strip()) and not entry.startswith("#")
+    ]
+    _require_words(path, entries)
+    for _, entry in entries:
         words = word_hashes(entry)
-        if not len(words):
-            raise ConfigError(f"{path}:{number}: {entry!r} has no word; remove the line")
         found.setdefault(len(words), []).append(int(ngram_hashes(words, len(words))[0]))
     return {n: np.unique(np.array(hashes, np.uint64)) for n, hashes in found.items()}
+
+
+def _require_words(path: str, entries: Sequence[tuple[int, str]]) -> None:
+    """Raises `ConfigError` for entries without a word, and for those with marks as letters: `sh!t` would be `sh t`."""
+    wrong = [f"{number} {entry!r}" for number, entry in entries if not len(word_hashes(entry)) or _MARKS.search(entry)]
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ConfigError(
+            f"{path}: of these lines other words would be found than they say, or none, since a word is a run of "
+            f"letters and digits: {', '.join(wrong[:SHOWN])}{more}; write them in letters or remove them"
+        )
 
 
 def _named(batch: pa.RecordBatch) -> Iterator[list[str]]:
