@@ -64,7 +64,7 @@ def _show(console: Console, found: Outlook, cores: int, price: float) -> None:
     moved = found.shuffle
     console.print(f"while documents are compared, on disk: {_listed(moved.disk_bytes)}")
     console.print(
-        f"on a cluster over the network: {_listed(moved.network_bytes)}; keys are read {moved.num_blocks:,} times"
+        f"on a cluster over the network: {_listed(moved.network_bytes)}; keys are read {moved.num_passes:,} times"
     )
     console.print(
         f"of the sample's documents {moved.candidate_share:.1%} are compared whole, of a larger corpus more; memory of "

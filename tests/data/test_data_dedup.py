@@ -149,17 +149,18 @@ def test_blocks_of_keys_find_what_one_block_finds(tmp_path: Path) -> None:
     rows = rows.cast(pa.schema([("ordinal", pa.int64()), ("key", pa.uint64())]))
     pq.write_table(rows, tmp_path / "keys.parquet")
     links = []
-    for rows_each in (1000, 30):
-        call_alone(_links_in_blocks, tmp_path, rows_each)
+    for rows_each, open_blocks in ((1000, 1), (30, 100), (30, 3)):  # 1 block; 7 in one pass, and in three
+        call_alone(_links_in_blocks, tmp_path, rows_each, open_blocks)
         links.append(pq.read_table(tmp_path / "found.parquet"))
-    assert links[0] == links[1] and len(links[0]) == 199 - 70
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert links[0] == links[1] == links[2] and len(links[0]) == 199 - 70
     assert links[0].slice(0, 2).to_pylist() == [{"first": 0, "ordinal": 70}, {"first": 0, "ordinal": 140}]
 
 
-def _links_in_blocks(folder: Path, rows_each: int) -> None:
+def _links_in_blocks(folder: Path, rows_each: int, open_blocks: int) -> None:
     from lifecycle.data.selecting import daft_adapter
 
-    daft_adapter.write_links(folder / "keys.parquet", {"found": ("key",)}, folder, rows_each)
+    daft_adapter.write_links(folder / "keys.parquet", {"found": ("key",)}, folder, rows_each, open_blocks)
 
 
 def test_settings_that_would_find_few_are_refused() -> None:

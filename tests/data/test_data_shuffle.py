@@ -30,12 +30,13 @@ def test_a_corpus_without_likes_or_words_moves_keys_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize("hashes", [1, 2])
 def test_bytes_follow_from_documents_bands_and_blocks(hashes: int) -> None:
     found = Likeness(num_documents=100, num_candidates=20, num_links=50, shingle_bytes=8_000, text_bytes=9_000)
-    few, many = (Shuffle.of(found, num, 14, hashes) for num in (4_000_000, 8_000_001))
-    assert (few.num_blocks, many.num_blocks, few.candidate_share) == (1, 3, 0.2)
+    few, more, many = (Shuffle.of(found, num, 14, hashes) for num in (4_000_000, 8_000_001, 4_000_000_000))
+    assert (few.num_passes, more.num_passes, many.num_passes, few.candidate_share) == (1, 1, 2, 0.2)  # 1,000 blocks
     assert few.disk_bytes == {"keys": 4_000_000 * 8 * 15, "links": 4_000_000 // 2 * 16, "shingles": 4_000_000 * 80}
     read = 8 * (14 * 2 + hashes * 3)  # an ordinal and a key for each band, an ordinal and two halves of each hash
-    assert few.network_bytes["keys read"] == 4_000_000 * read
-    assert many.network_bytes["keys read"] == 3 * 8_000_001 * read
+    assert (few.network_bytes["keys read"], few.network_bytes["blocks"]) == (4_000_000 * read, 0)
+    assert (more.network_bytes["keys read"], more.network_bytes["blocks"]) == (8_000_001 * read, 2 * 8_000_001 * read)
+    assert many.network_bytes["keys read"] == 2 * 4_000_000_000 * read
     assert few.network_bytes["rows and groups"] == 4_000_000 * (read + 8 * (14 * 3 + hashes * 4))
     assert few.network_bytes["texts of candidates"] == 4_000_000 * 90
     assert few.memory_bytes == 80_000_000

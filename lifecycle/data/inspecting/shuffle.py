@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lifecycle.data.documents import tagged_documents
-from lifecycle.data.selecting.dedup import BLOCK_ROWS
+from lifecycle.data.selecting.dedup import BLOCK_ROWS, OPEN_BLOCKS
 from lifecycle.data.selecting.similarity import shingles
 
 NUMBER = 8  # bytes of a key and of an ordinal
@@ -40,7 +40,7 @@ class Shuffle:
     """Of a corpus."""
 
     candidate_share: float  # of the sample's documents
-    num_blocks: int  # in which documents are grouped, each of which reads all keys
+    num_passes: int  # over the keys: one, or, once there are blocks, one for so many of them as are open at once
     disk_bytes: dict[str, int]
     network_bytes: dict[str, int]
     memory_bytes: int
@@ -51,19 +51,21 @@ class Shuffle:
         documents are compared (content, address)."""
         scale = num_documents / max(found.num_documents, 1)
         blocks = max(1, -(-num_documents // BLOCK_ROWS))
+        passes = -(-blocks // OPEN_BLOCKS)
         # Read and grouped: an ordinal and a key for each band; an ordinal and both halves of each hash.
         row_bytes = NUMBER * (2 * bands + 3 * hashes)
         # The groups, sent beside the rows that are joined to them: key or halves, least ordinal, number of documents.
         group_bytes = NUMBER * (3 * bands + 4 * hashes)
         return cls(
-            found.num_candidates / max(found.num_documents, 1), blocks,
+            found.num_candidates / max(found.num_documents, 1), passes,
             {
                 "keys": num_documents * NUMBER * (1 + bands),
                 "links": int(scale * found.num_links) * 2 * NUMBER,
                 "shingles": int(scale * found.shingle_bytes),
             },
             {
-                "keys read": num_documents * row_bytes * blocks,
+                "keys read": num_documents * row_bytes * passes,
+                "blocks": 2 * num_documents * row_bytes if blocks > 1 else 0,  # written and read
                 "rows and groups": num_documents * (row_bytes + group_bytes),
                 "texts of candidates": int(scale * found.text_bytes),
                 "shingles": int(scale * found.shingle_bytes),

@@ -33,6 +33,7 @@ ADDRESS, EXACT, NEAR = "address_duplicates", "exact_duplicates", "near_duplicate
 _OF = {ADDRESS: "address", EXACT: "content"}  # step -> the column of hashes that it compares
 _SAME = {ADDRESS: "same address as", EXACT: "same text as"}
 BLOCK_ROWS = 4_000_000  # documents that are grouped at a time: about 1 GB of memory
+OPEN_BLOCKS = 512  # of them, to which the keys are distributed in one pass: as many files are open
 _HALVES = ("first_half", "second_half")  # of a hash
 
 type Ordinals = NDArray[np.int64]
@@ -98,7 +99,7 @@ def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, ad
     from lifecycle.data.selecting import daft_adapter
 
     daft_adapter.use_engine(address)
-    daft_adapter.write_links(keys, columns, out, BLOCK_ROWS)
+    daft_adapter.write_links(keys, columns, out, BLOCK_ROWS, OPEN_BLOCKS)
 
 
 def _read_links(folder: Path, name: str) -> tuple[Ordinals, Ordinals]:
