@@ -5,6 +5,7 @@ selected by these columns. A threshold is part of the second artifact's key only
 The thresholds of published rules are in `quality_config.py`, in families with their sources.
 """
 
+import re
 from functools import lru_cache
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -28,6 +29,7 @@ from lifecycle.data.measures.quality_config import LinesConfig, QualityConfig
 Format = Literal["text", "markdown", "rst", "html", "latex", "man", "mail", "code", "python_dict"]
 PiiKind = Literal["email", "phone", "ip", "iban", "card", "national_id", "secret"]
 LEAST_KEY_BYTES = 32
+UNKNOWN = "unknown"  # a licence
 
 # Folders with generated files, third-party packages or a tool's own state, and what `datasets` notes of its files.
 DEFAULT_EXCLUDE = (
@@ -37,7 +39,7 @@ DEFAULT_EXCLUDE = (
 
 
 class SourceConfig(Section):
-    """A folder or a file to read; earlier sources win when documents of two sources are duplicates.
+    """A folder or a file to read; of duplicates that `dedup.prefer` does not tell apart, earlier sources' stay.
 
     Rows are those of JSONL, JSON, CSV and Parquet. Where a row has an address, a time or a licence of its own, these
     are its document's; its other columns become metadata.
@@ -50,7 +52,7 @@ class SourceConfig(Section):
     include: tuple[str, ...] = ("**/*",)  # globs below `path`
     exclude: tuple[str, ...] = DEFAULT_EXCLUDE  # one that matches a folder excludes all below it; in archives too
     format: Format | None = None  # None: by file name and content, in a row: text
-    license: str = "unknown"  # of documents that say nothing else; an SPDX identifier, if there is one
+    license: str = UNKNOWN  # of documents that say nothing else; an SPDX identifier, if there is one
     text_column: str = "text"
     url_column: str = "url"
     license_column: str = "license"
@@ -170,6 +172,17 @@ def recall(jaccard: float, bands: int, rows: int) -> float:
     return 1 - (1 - jaccard**rows) ** bands
 
 
+PREFERENCES = ("source", "license", "longest", "shortest", "newest", "oldest")
+_BY_COLUMN = re.compile(r"(highest|lowest) [a-z][a-z0-9_]*")
+
+
+def _criterion(name: str) -> str:
+    if name not in PREFERENCES and not _BY_COLUMN.fullmatch(name):
+        known = f"{', '.join(PREFERENCES)}, 'highest COLUMN' or 'lowest COLUMN'"
+        raise ValueError(f"{name!r} says of no document that it is better; choose from {known}")
+    return name
+
+
 class DedupConfig(Section):
     """Near-duplicates: documents whose sets of word 5-grams have at least this Jaccard similarity.
 
@@ -177,7 +190,10 @@ class DedupConfig(Section):
     fewer pairs in vain. Tagging makes the keys.
     """
 
-    addresses: bool = False  # of documents with the same address, too, only the first stays
+    addresses: bool = False  # of documents with the same address, too, only one stays
+    # Which of a group of duplicates stays: the first of these that tells two apart decides, and in the end the order of
+    # the sources and of the documents in them (`preference.py`).
+    prefer: tuple[Annotated[str, AfterValidator(_criterion)], ...] = ("source",)
     jaccard: float = Field(default=0.8, ge=0.3, le=1)
     bands: int = Field(default=14, ge=1, le=128)
     rows: int = Field(default=8, ge=1, le=32)
@@ -207,7 +223,7 @@ _SELECTION: dict[str, Any] = {
     "language": {"keep", "scores"}, "lines": {"max_removed_words"},
     "quality": {"gopher", "repetition", "c4", "fineweb", "starcoder", "bigcode"},
     "pii": {"max_count"}, "lists": {"__all__": {"max"}},
-    "classifiers": {"__all__": {"min", "max"}}, "scores": True, "dedup": {"jaccard", "addresses"},
+    "classifiers": {"__all__": {"min", "max"}}, "scores": True, "dedup": {"jaccard", "addresses", "prefer"},
     "decontamination": True, "heldout_fraction": True, "heldout_bytes": True, "rights": True,
 }  # fmt: skip
 

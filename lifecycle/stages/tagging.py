@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.reading.sources import fetch_sources
+from lifecycle.data.selecting.preference import criteria_of
 from lifecycle.data.tagging.tagging import tag_documents
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.stage import Inputs, Outcome
@@ -15,5 +16,6 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     """Reads the sources and measures every document."""
     del inputs  # the first stage has none
     assert config.data is not None, "the graph has tagging where there is a data section"
+    criteria_of(config.data)  # a mistake in them is told before the sources are read
     fetch_sources(config.data)
     return Outcome(tag_documents(config.data, config.folder / PARTITIONS, out, progress))

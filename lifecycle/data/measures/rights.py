@@ -49,8 +49,7 @@ class AllowedLicenses:
                 yield Failure(ordinal, "license", f"{licence} is not in data.rights.licenses")
 
     def _allows(self, expression: str) -> bool:
-        choices = re.split(r"\s+OR\s+", expression.replace("(", " ").replace(")", " ").strip())
-        return any(all(part in self.allowed for part in re.split(r"\s+AND\s+", choice)) for choice in choices)
+        return any(all(part in self.allowed for part in choice) for choice in license_choices(expression))
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,12 @@ class Forget:
                 continue
             if found := _entry_of(forgotten, name, content.hex(), url):
                 yield Failure(ordinal, "forgotten", f"{Path(self.place).name} has {found}")
+
+
+def license_choices(expression: str) -> list[list[str]]:
+    """The licences that a document may be used under, each choice with all that apply together."""
+    choices = re.split(r"\s+OR\s+", expression.replace("(", " ").replace(")", " ").strip())
+    return [re.split(r"\s+AND\s+", choice) for choice in choices]
 
 
 def rights_rules(config: RightsConfig) -> tuple[Rule, ...]:

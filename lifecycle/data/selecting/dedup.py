@@ -1,11 +1,11 @@
 """Deduplication: documents of one address, exact copies, then near-duplicates by MinHash, verified, grouped and reduced
-to their first member.
+to the preferred member.
 
 Documents that have a key in common are candidates (`minhash.py`); a pair counts only if the true Jaccard similarity of
 its word 5-grams reaches the threshold, so a chance match of signatures removes nothing. Connected documents form a
-group, and the first one in the order of the sources stays: the choice depends neither on partitions nor on the number
-of workers. Keys, links and shingles are on disk, and bands are grouped one at a time; a document takes some 20 bytes of
-memory, a removed one its reason besides.
+group, of which the one with the lowest rank stays (`preference.py`): the choice depends neither on partitions nor on
+the number of workers. Keys, links and shingles are on disk, and bands are grouped one at a time; a document takes some
+30 bytes of memory, a removed one its reason besides.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from lifecycle.data.documents import PIECE, Stretch, names_of
 from lifecycle.data.measures.steps import Failure
 from lifecycle.data.selecting.selection import removals
 from lifecycle.data.selecting.shingle_store import ShingleStore, write_shingles
-from lifecycle.data.selecting.similarity import NearDuplicate, SimilarGroups
+from lifecycle.data.selecting.similarity import NearDuplicate, SimilarGroups, preferred
 from lifecycle.data.tagging.engine import Engine, ordered_results
 from lifecycle.data.tagging.workers import call_alone
 
@@ -40,28 +40,28 @@ type Ordinals = NDArray[np.int64]
 
 
 def deduplicate(
-    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], config: DedupConfig, engine: Engine, scratch: Path,
-    progress: Progress,
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], ranks: Ordinals, config: DedupConfig, engine: Engine,
+    scratch: Path, progress: Progress,
 ) -> pa.Table:  # fmt: skip
-    """The removals of duplicates among the chosen documents; `chosen` has an entry for each document."""
+    """The removals of duplicates among the chosen documents; `chosen` and `ranks` have an entry for each document."""
     left, removed = chosen.copy(), []
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
         folder = Path(name)
         for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
             progress.start(step.replace("_", " "))
-            firsts, copies = _copies(stretches, left, step, folder, engine)
-            names = names_of(stretches, np.unique(firsts))
-            removed.append(removals(step, _copy_failures(step, firsts, copies, names)))
+            kept, copies = _copies(stretches, left, ranks, step, folder, engine)
+            names = names_of(stretches, np.unique(kept))
+            removed.append(removals(step, _copy_failures(step, kept, copies, names)))
             left[copies] = False
-        near = _near_duplicates(stretches, left, config, folder, engine, progress)
-        names = names_of(stretches, np.unique([[found.like, found.first] for found in near]).astype(np.int64))
+        near = _near_duplicates(stretches, left, ranks, config, folder, engine, progress)
+        names = names_of(stretches, np.unique([[found.like, found.kept] for found in near]).astype(np.int64))
     return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, names))])
 
 
 def _copies(
-    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], step: str, folder: Path, engine: Engine
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], ranks: Ordinals, step: str, folder: Path, engine: Engine
 ) -> tuple[Ordinals, Ordinals]:
-    """The first document with each hash, and the others that have it."""
+    """The documents that have the hash of another one with a lower rank: the one with the lowest, and each of them."""
 
     def halves(documents: pa.Table) -> list[pa.Array]:
         column = documents[_OF[step]].combine_chunks()
@@ -70,7 +70,12 @@ def _copies(
 
     _write_keys(folder / "keys.parquet", stretches, chosen, [_OF[step]], _HALVES, halves)
     call_alone(_write_links, folder / "keys.parquet", {step: _HALVES}, folder, engine.address)
-    return _read_links(folder, step)
+    firsts, others = _read_links(folder, step)
+    heads = np.unique(firsts)
+    members = np.concatenate([heads, others])
+    kept = members[preferred(np.concatenate([heads, firsts]), ranks[members])]
+    copies = np.flatnonzero(kept != members)
+    return kept[copies], members[copies]
 
 
 def _placed(values: NDArray[np.uint64], present: pa.Array) -> pa.Array:
@@ -109,8 +114,8 @@ def _read_links(folder: Path, name: str) -> tuple[Ordinals, Ordinals]:
 
 
 def _near_duplicates(
-    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], config: DedupConfig, folder: Path, engine: Engine,
-    progress: Progress,
+    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], ranks: Ordinals, config: DedupConfig, folder: Path,
+    engine: Engine, progress: Progress,
 ) -> list[NearDuplicate]:  # fmt: skip
     """The near-duplicates among the chosen documents, by ordinal."""
     bands = [f"band_{number:03d}" for number in range(config.bands)]
@@ -134,8 +139,8 @@ def _near_duplicates(
                 groups.join(bucket)
     ordinals = candidates.tolist()
     return [
-        NearDuplicate(ordinals[found.number], ordinals[found.first], ordinals[found.like], found.jaccard)
-        for found in groups.duplicates()
+        NearDuplicate(ordinals[found.number], ordinals[found.kept], ordinals[found.like], found.jaccard)
+        for found in groups.duplicates(ranks[candidates])
     ]
 
 
@@ -158,13 +163,13 @@ def _buckets(firsts: Ordinals, others: Ordinals) -> Iterator[list[int]]:
         yield [int(firsts[start]), *others[start:end].tolist()]
 
 
-def _copy_failures(step: str, firsts: Ordinals, copies: Ordinals, names: Mapping[int, str]) -> Iterator[Failure]:
-    for first, copy in zip(firsts.tolist(), copies.tolist(), strict=True):
-        yield Failure(copy, step.removesuffix("s"), f"{_SAME[step]} {names[first]}")
+def _copy_failures(step: str, kept: Ordinals, copies: Ordinals, names: Mapping[int, str]) -> Iterator[Failure]:
+    for stays, copy in zip(kept.tolist(), copies.tolist(), strict=True):
+        yield Failure(copy, step.removesuffix("s"), f"{_SAME[step]} {names[stays]}")
 
 
 def _near_failures(near: Sequence[NearDuplicate], names: Mapping[int, str]) -> Iterator[Failure]:
     for duplicate in near:
-        kept = "" if duplicate.like == duplicate.first else f"; kept of its group: {names[duplicate.first]}"
+        kept = "" if duplicate.like == duplicate.kept else f"; kept of its group: {names[duplicate.kept]}"
         detail = f"Jaccard {duplicate.jaccard:.3f} with {names[duplicate.like]}{kept}"
         yield Failure(duplicate.number, "near_duplicate", detail)

@@ -29,6 +29,7 @@ from lifecycle.data.selecting.decontaminate import decontaminate
 from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.eval_items import eval_items, heldout_items
 from lifecycle.data.selecting.funnel import Funnel, require_training_text
+from lifecycle.data.selecting.preference import ranks
 from lifecycle.data.selecting.selection import (
     REMOVALS,
     VERDICT,
@@ -92,7 +93,7 @@ def prepare_documents(
     removed, is_heldout, too_short = REMOVALS.empty_table(), np.zeros_like(chosen), 0
     if chosen.any():
         progress.note(f"looking for duplicates among {chosen.sum():,} documents")
-        removed = deduplicate(stretches, chosen, config.dedup, engine, out, progress)
+        removed = deduplicate(stretches, chosen, ranks(stretches, config), config.dedup, engine, out, progress)
         chosen[removed["ordinal"].to_numpy()] = False
         is_heldout = _heldout(stretches, chosen, config, seed)
         progress.note(

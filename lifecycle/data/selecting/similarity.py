@@ -1,7 +1,7 @@
 """Similarity of documents: Jaccard over word 5-grams, and groups of similar documents.
 
-A group is what verified pairs connect; its first document stays. Which pairs are compared decides nothing else: two
-documents that are connected already are not compared again.
+A group is what verified pairs connect; of its documents the preferred one stays. Which one that is does not change the
+groups. Which pairs are compared decides nothing else: two documents that are connected already are not compared again.
 """
 
 from array import array
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lifecycle.data.measures.minhash import SHINGLE_WORDS
 from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes
@@ -17,11 +18,11 @@ BUCKET_HEADS = 16  # documents of a bucket that all others of it are compared wi
 
 
 class NearDuplicate(NamedTuple):
-    """A document to remove: the group's first document stays; `like` is the one most similar among those that it was
-    compared with."""
+    """A document to remove: `kept` of its group stays; `like` is the one most similar among those that it was compared
+    with."""
 
     number: int
-    first: int
+    kept: int
     like: int
     jaccard: float
 
@@ -41,6 +42,16 @@ def jaccard_similarity(one: Hashes, other: Hashes) -> float:
     return common / union if union else 0.0
 
 
+def preferred(groups: NDArray[np.int64], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each member of a group the position of the one that stays: that of the group's lowest rank. No two members of
+    a group have the same."""
+    order = np.lexsort((ranks, groups))
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    kept = np.empty(len(groups), np.int64)
+    kept[order] = np.repeat(order[starts], np.diff(starts, append=len(order)))
+    return kept
+
+
 class SimilarGroups:
     """Groups among documents with the numbers 0 to `count - 1`, joined pair by pair: 16 bytes a document."""
 
@@ -56,13 +67,14 @@ class SimilarGroups:
                 if self._root(head) != self._root(other):
                     self._compare(head, other)
 
-    def duplicates(self) -> list[NearDuplicate]:
-        """Every document that is not the first of its group, ascending."""
-        roots = map(self._root, range(len(self._parent)))
+    def duplicates(self, ranks: NDArray[np.int64]) -> list[NearDuplicate]:
+        """Every document but the one with the lowest rank of each group, ascending; a rank for each document."""
+        count = len(self._parent)
+        kept = preferred(np.fromiter(map(self._root, range(count)), np.int64, count), ranks).tolist()
         return [
-            NearDuplicate(number, root, self._like[number], self._score[number])
-            for number, root in enumerate(roots)
-            if root != number
+            NearDuplicate(number, kept[number], self._like[number], self._score[number])
+            for number in range(count)
+            if kept[number] != number
         ]
 
     def _root(self, node: int) -> int:
