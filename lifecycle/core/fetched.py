@@ -51,6 +51,11 @@ def copy_of(url: str) -> Path:
     return _home(url) / "files" / PurePosixPath(check_url(url)).name
 
 
+def place_here(place: str) -> Path:
+    """A path as it is; of an address where its copy is."""
+    return copy_of(place) if is_url(place) else Path(place)
+
+
 def _home(url: str) -> Path:
     return user_cache() / "fetched" / sha256(check_url(url).encode()).hexdigest()[:16]
 

@@ -23,6 +23,7 @@ from pydantic import (
 
 from lifecycle.core.config import Section
 from lifecycle.core.fetched import checked_place
+from lifecycle.core.store import path_or_url
 from lifecycle.core.web_address import shown
 from lifecycle.data.measures.quality_config import LinesConfig, QualityConfig
 
@@ -173,6 +174,7 @@ def recall(jaccard: float, bands: int, rows: int) -> float:
 
 
 PREFERENCES = ("source", "license", "longest", "shortest", "newest", "oldest")
+AGAINST = "against_"  # how the inputs of the documents are named that are earlier ones
 _BY_COLUMN = re.compile(r"(highest|lowest) [a-z][a-z0-9_]*")
 
 
@@ -194,6 +196,9 @@ class DedupConfig(Section):
     # Which of a group of duplicates stays: the first of these that tells two apart decides, and in the end the order of
     # the sources and of the documents in them (`preference.py`).
     prefer: tuple[Annotated[str, AfterValidator(_criterion)], ...] = ("source",)
+    # Documents of other runs, the folders of their artifacts or addresses of these: what is there already is removed.
+    # Left out of keys, where the artifacts' contents are (`earlier.py`).
+    against: tuple[Annotated[str, AfterValidator(path_or_url)], ...] = Field(default=(), exclude=True)
     jaccard: float = Field(default=0.8, ge=0.3, le=1)
     bands: int = Field(default=14, ge=1, le=128)
     rows: int = Field(default=8, ge=1, le=32)

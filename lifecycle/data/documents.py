@@ -6,7 +6,7 @@ files, however the tables are cut into batches: fixed row groups, no timestamps.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -92,7 +92,8 @@ class DocumentWriter:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some tagged documents: a row group of a file. The first one's `ordinal` is its position among all of them."""
+    """Some documents, mostly tagged ones: a row group of a file. The first one's `ordinal` is its position among all
+    that are looked at."""
 
     path: Path
     group: int
@@ -113,12 +114,17 @@ class Stretch:
 
 def tagged_documents(folder: Path) -> list[Stretch]:
     """All tagged documents, in the order of the sources."""
+    return stretches_of(document_files(folder, TAGGED), 0)
+
+
+def stretches_of(files: Iterable[Path], first: int) -> list[Stretch]:
+    """The documents of some files, in their order; `first`: the ordinal of the first one."""
     stretches: list[Stretch] = []
-    for path in document_files(folder, TAGGED):
+    for path in files:
         metadata = pq.read_metadata(path)
         for group in range(metadata.num_row_groups):
-            first = stretches[-1].end if stretches else 0
-            stretches.append(Stretch(path, group, first, metadata.row_group(group).num_rows))
+            begin = stretches[-1].end if stretches else first
+            stretches.append(Stretch(path, group, begin, metadata.row_group(group).num_rows))
     return stretches
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.core.artifact import MANIFEST, Artifact, open_artifact
+from lifecycle.data.config import AGAINST
 from lifecycle.data.inspecting.fate import Fate, find_documents
 from lifecycle.ops.registry import Registry, Version
 
@@ -76,6 +77,7 @@ def _made_of(seen: Artifact, artifacts: Mapping[Path, Artifact]) -> Iterator[Art
             uses = any(
                 path.parent / folder == source.path and hashes[name] == source.content_hash
                 for name, folder in folders.items()
+                if not name.startswith(AGAINST)  # what is compared with does not go into what is made
             )
             if uses and path not in reached:
                 reached.add(path)

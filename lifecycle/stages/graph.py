@@ -12,13 +12,16 @@ from typing import Any
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError, nearest
+from lifecycle.core.fetched import place_here
+from lifecycle.core.store import is_url
+from lifecycle.data.config import AGAINST, DedupConfig
 from lifecycle.ops.registry import Registry
 from lifecycle.stages import keys
 from lifecycle.stages.checks import rows_stage
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.names import CANDIDATE, EVALUATE, WIN_RATES
 from lifecycle.stages.opened import Opened, checkpoint, everything, figures, final_weights, matching, nothing, rows_of
-from lifecycle.stages.origins import named_models, needed_stages
+from lifecycle.stages.origins import Start, named_models, needed_stages
 from lifecycle.stages.stage import Stage
 
 HELD_OUT, TEXT = matching("heldout-*"), matching("kept-*", "heldout-*")  # of the documents; the removed ones stay
@@ -72,13 +75,19 @@ def _data_stages(config: RunConfig) -> Iterator[Stage]:
     if config.data is not None:
         from_documents = ("documents",)
         yield Stage("tagging", "tagging", (), keys.tagging)
-        yield Stage("documents", "documents", ("tagging",), keys.documents)
+        yield Stage("documents", "documents", ("tagging",), keys.documents, _earlier(config.data.dedup))
     yield Stage("tokenizer", "tokenizer", from_documents, keys.tokenizer, opens={"documents": TEXT})
     if config.reads("tokens"):
         yield Stage("tokens", "tokens", ("documents", "tokenizer"), keys.nothing, opens={"documents": TEXT})
     if config.uses_rows:
         inputs = (*(from_documents if config.rows.docstrings else ()), "tokenizer")
         yield Stage("rows", "rows", inputs, keys.rows, opens={"documents": TEXT})
+
+
+def _earlier(config: DedupConfig) -> dict[str, Start]:
+    """The documents of other runs that a run's own are compared with."""
+    places = enumerate(config.against)
+    return {f"{AGAINST}{n}": Start(bundle=place_here(at), url=at if is_url(at) else None) for n, at in places}
 
 
 def _training_stage(config: RunConfig, name: str) -> Stage:

@@ -38,12 +38,18 @@ def tagging(config: RunConfig) -> dict[str, Any]:
 
 
 def documents(config: RunConfig) -> dict[str, Any]:
-    """The key of the documents: the selection, and the evaluation rows that must not be in them."""
+    """The key of the documents: the selection, the evaluation rows that must not be in them, and the names of earlier
+    corpora, as reasons have them; their contents are inputs."""
+    from lifecycle.data.selecting.earlier import earlier_corpora  # as below
+
     assert config.data is not None
     rights = config.data.rights
     places = (*rights.forget, *(place for own in rights.opt_outs.values() for place in own))
     lists = {"lists": [_content_of(place, "data.rights") for place in places]} if places else {}
-    return {"data": config.data.selection(), **lists, "eval_rows": evaluation_rows(config), "seed": config.seed}
+    earlier = [corpus.name for corpus in earlier_corpora(config.data.dedup)]
+    against = {"against": earlier} if earlier else {}
+    rows = evaluation_rows(config)
+    return {"data": config.data.selection(), **lists, **against, "eval_rows": rows, "seed": config.seed}
 
 
 def tokenizer(config: RunConfig) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class Stage:
     kind: str  # the module lifecycle.stages.<kind>, imported only if the stage runs
     inputs: tuple[str, ...]  # whose contents are in its key
     settings: Callable[[RunConfig], dict[str, Any]]
-    bundles: Mapping[str, Start] = field(default_factory=dict)  # further inputs, from outside the run, by their use
+    # further inputs, from outside the run, by their use: bundles, and the documents of earlier runs
+    bundles: Mapping[str, Start] = field(default_factory=dict)
     on_all_processes: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)  # for run(): which stage of its kind this is
     measured: tuple[str, ...] = ()  # stages with rows that it only measures on: no part of its key

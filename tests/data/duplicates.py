@@ -14,6 +14,7 @@ from lifecycle.data.measures.identity import Identify
 from lifecycle.data.measures.minhash import Sign
 from lifecycle.data.measures.steps import run_steps
 from lifecycle.data.selecting.dedup import deduplicate
+from lifecycle.data.selecting.earlier import EarlierCorpus, Pool
 from lifecycle.data.tagging.engine import Native
 
 CONFIG = DedupConfig()
@@ -42,12 +43,13 @@ def signed(documents: pa.Table, config: DedupConfig = CONFIG) -> pa.Table:
 def removed_of(
     documents: pa.Table, folder: Path, config: DedupConfig = CONFIG, *,
     among: Sequence[int] | None = None, ranks: Sequence[int] | None = None, workers: int = 1,
+    earlier: Sequence[EarlierCorpus] = (),
 ) -> pa.Table:  # fmt: skip
     """The removals among some of the documents; None: all. Without ranks the first of a group stays."""
     chosen = np.isin(np.arange(len(documents)), range(len(documents)) if among is None else among)
     order = np.array(range(len(documents)) if ranks is None else ranks)
-    stretches = stored(signed(documents, config), folder)
-    return deduplicate(stretches, chosen, order, config, Native(workers), folder, Silent())
+    pool = Pool.of(stored(signed(documents, config), folder), order, earlier)
+    return deduplicate(pool, chosen, config, Native(workers), folder, Silent())
 
 
 def named_in(details: pa.ChunkedArray) -> list[int]:

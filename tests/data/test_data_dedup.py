@@ -31,7 +31,7 @@ def true_pairs(texts: list[str], jaccard: float) -> set[tuple[int, int]]:
 
 def test_finds_the_true_near_duplicates_and_no_other(tmp_path: Path) -> None:
     texts = made_texts(groups=60, copies=2)
-    groups = SimilarGroups(len(texts), lambda one, other: 1.0 if (one, other) in pairs else 0.0, 0.8)
+    groups = SimilarGroups(len(texts), len(texts), lambda one, other: 1.0 if (one, other) in pairs else 0.0, 0.8)
     pairs = true_pairs(texts, 0.8)
     groups.join(range(len(texts)))
     for pair in sorted(pairs):
@@ -160,7 +160,7 @@ def test_groups_are_components_whatever_the_order_of_pairs(
 ) -> None:
     found = []
     for _ in range(2):
-        groups = SimilarGroups(13, lambda one, other: 0.8 + (one + other) / 1000, 0.8)
+        groups = SimilarGroups(13, 13, lambda one, other: 0.8 + (one + other) / 1000, 0.8)
         for pair in pairs:
             groups.join(pair)
         found.append({(duplicate.number, duplicate.kept) for duplicate in groups.duplicates(np.array(ranks))})

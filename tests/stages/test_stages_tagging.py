@@ -61,6 +61,27 @@ def test_what_decides_the_columns_tags_again(corpus: Path) -> None:
     assert made(corpus, "data.pii.keep=[email]")["tagging"].path != after["tagging"].path
 
 
+def test_a_run_leaves_out_what_an_earlier_one_has(corpus: Path) -> None:
+    earlier = made(corpus, "name=before")["documents"]
+    (corpus / "0.txt").rename(corpus / "again.txt")
+    for number in range(1, 6):
+        words = " ".join(f"the ships of row{word * number} and that of port{word}" for word in range(10, 25))
+        (corpus / f"{number}.txt").write_text(words)
+    after = made(corpus, f"data.dedup.against=[{earlier.path}]")
+    rows = list(read_documents(after["documents"].path, "removed", ["path", "reason", "detail"]))
+    why = ("earlier_exact_duplicate", f"same text as own:0.txt of {earlier.path.name}")
+    assert [(row["path"], row["reason"], row["detail"]) for row in rows] == [("again.txt", *why)]
+    assert kept(after) == 5
+    manifest = after["documents"].manifest
+    assert manifest.input_hashes["against_0"] == earlier.content_hash
+    moved = earlier.path.rename(corpus.parent / "moved")
+    assert made(corpus, f"data.dedup.against=[{moved}]")["documents"].manifest == manifest
+    with pytest.raises(ConfigError, match=r"dedup\.rows=8, this run's of data\.dedup\.rows=6"):
+        made(corpus, f"data.dedup.against=[{moved}]", "data.dedup.rows=6")
+    with pytest.raises(ConfigError, match=r"dedup\.against: .*no finished artifact here"):
+        made(corpus, f"data.dedup.against=[{earlier.path}]")
+
+
 def shards(folder: Path, number: int = 25) -> Path:
     """Parquet files of ten rows each, and a file of JSON lines."""
     folder.mkdir()

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.documents import PIECE, Stretch, names_of
+from lifecycle.data.documents import PIECE, Stretch
 from lifecycle.data.measures.steps import Failure
+from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.selecting.selection import removals
 from lifecycle.data.selecting.shingle_store import ShingleStore, write_shingles
 from lifecycle.data.selecting.similarity import NearDuplicate, SimilarGroups, preferred
@@ -40,41 +41,40 @@ type Ordinals = NDArray[np.int64]
 
 
 def deduplicate(
-    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], ranks: Ordinals, config: DedupConfig, engine: Engine,
-    scratch: Path, progress: Progress,
-) -> pa.Table:  # fmt: skip
-    """The removals of duplicates among the chosen documents; `chosen` and `ranks` have an entry for each document."""
-    left, removed = chosen.copy(), []
+    pool: Pool, chosen: NDArray[np.bool_], config: DedupConfig, engine: Engine, scratch: Path, progress: Progress
+) -> pa.Table:
+    """The removals of duplicates among the chosen documents and earlier ones; `chosen` has an entry for each document
+    of the run."""
+    left, removed = pool.with_earlier(chosen), []
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
         folder = Path(name)
         for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
             progress.start(step.replace("_", " "))
-            kept, copies = _copies(stretches, left, ranks, step, folder, engine)
-            names = names_of(stretches, np.unique(kept))
-            removed.append(removals(step, _copy_failures(step, kept, copies, names)))
+            kept, copies = _copies(pool, left, step, folder, engine)
+            removed.append(removals(step, _copy_failures(step, kept, copies, pool)))
             left[copies] = False
-        near = _near_duplicates(stretches, left, ranks, config, folder, engine, progress)
-        names = names_of(stretches, np.unique([[found.like, found.kept] for found in near]).astype(np.int64))
-    return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, names))])
+        near = _near_duplicates(pool, left, config, folder, engine, progress)
+    return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, pool))])
 
 
 def _copies(
-    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], ranks: Ordinals, step: str, folder: Path, engine: Engine
+    pool: Pool, chosen: NDArray[np.bool_], step: str, folder: Path, engine: Engine
 ) -> tuple[Ordinals, Ordinals]:
-    """The documents that have the hash of another one with a lower rank: the one with the lowest, and each of them."""
+    """The run's documents that have the hash of another one with a lower rank: the one with the lowest, and each of
+    them."""
 
     def halves(documents: pa.Table) -> list[pa.Array]:
         column = documents[_OF[step]].combine_chunks()
         joined = b"".join(column.drop_null().to_pylist())
         return [_placed(half, column.is_valid()) for half in np.frombuffer(joined, np.uint64).reshape(-1, 2).T]
 
-    _write_keys(folder / "keys.parquet", stretches, chosen, [_OF[step]], _HALVES, halves)
+    _write_keys(folder / "keys.parquet", pool.stretches, chosen, [_OF[step]], _HALVES, halves)
     call_alone(_write_links, folder / "keys.parquet", {step: _HALVES}, folder, engine.address)
-    firsts, others = _read_links(folder, step)
+    firsts, others = _read_links(folder, step, pool.num_own)
     heads = np.unique(firsts)
     members = np.concatenate([heads, others])
-    kept = members[preferred(np.concatenate([heads, firsts]), ranks[members])]
-    copies = np.flatnonzero(kept != members)
+    kept = members[preferred(np.concatenate([heads, firsts]), pool.ranks[members])]
+    copies = np.flatnonzero((kept != members) & (members < pool.num_own))
     return kept[copies], members[copies]
 
 
@@ -107,17 +107,19 @@ def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, ad
     daft_adapter.write_links(keys, columns, out, BLOCK_ROWS, OPEN_BLOCKS)
 
 
-def _read_links(folder: Path, name: str) -> tuple[Ordinals, Ordinals]:
-    """The firsts, and the documents that each has a key in common with."""
+def _read_links(folder: Path, name: str, num_own: int) -> tuple[Ordinals, Ordinals]:
+    """The firsts, and the documents that each has a key in common with; without those that earlier documents alone have
+    in common."""
     links = pq.read_table(folder / f"{name}.parquet")
-    return links["first"].to_numpy(), links["ordinal"].to_numpy()
+    firsts = links["first"].to_numpy()
+    end = np.searchsorted(firsts, num_own)  # the firsts ascend
+    return firsts[:end], links["ordinal"].to_numpy()[:end]
 
 
 def _near_duplicates(
-    stretches: Sequence[Stretch], chosen: NDArray[np.bool_], ranks: Ordinals, config: DedupConfig, folder: Path,
-    engine: Engine, progress: Progress,
-) -> list[NearDuplicate]:  # fmt: skip
-    """The near-duplicates among the chosen documents, by ordinal."""
+    pool: Pool, chosen: NDArray[np.bool_], config: DedupConfig, folder: Path, engine: Engine, progress: Progress
+) -> list[NearDuplicate]:
+    """The near-duplicates among the chosen documents of the run, by ordinal."""
     bands = [f"band_{number:03d}" for number in range(config.bands)]
 
     def keys(documents: pa.Table) -> list[pa.Array]:
@@ -125,22 +127,25 @@ def _near_duplicates(
         return [pc.call_function("list_element", [lists, number]) for number in range(len(bands))]
 
     progress.start(NEAR.replace("_", " "))
-    _write_keys(folder / "keys.parquet", stretches, chosen, ["bands"], bands, keys)
+    _write_keys(folder / "keys.parquet", pool.stretches, chosen, ["bands"], bands, keys)
     call_alone(_write_links, folder / "keys.parquet", {band: (band,) for band in bands}, folder, engine.address)
-    candidates = np.unique(np.concatenate([side for band in bands for side in _read_links(folder, band)]))
+    links = (_read_links(folder, band, pool.num_own) for band in bands)
+    candidates = np.unique(np.concatenate([side for sides in links for side in sides]))
     if not len(candidates):
         return []
-    with _shingles(stretches, candidates, engine, folder, progress) as store:
-        groups = SimilarGroups(len(candidates), store.similarity, config.jaccard)
+    num_own = int(np.searchsorted(candidates, pool.num_own))
+    with _shingles(pool.stretches, candidates, engine, folder, progress) as store:
+        groups = SimilarGroups(len(candidates), num_own, store.similarity, config.jaccard)
         progress.start("comparing pairs", len(bands))
         for number, band in enumerate(bands):
             progress.update(number)
-            for bucket in _buckets(*(np.searchsorted(candidates, side) for side in _read_links(folder, band))):
+            sides = _read_links(folder, band, pool.num_own)
+            for bucket in _buckets(*(np.searchsorted(candidates, side) for side in sides)):
                 groups.join(bucket)
     ordinals = candidates.tolist()
     return [
         NearDuplicate(ordinals[found.number], ordinals[found.kept], ordinals[found.like], found.jaccard)
-        for found in groups.duplicates(ranks[candidates])
+        for found in groups.duplicates(pool.ranks[candidates])
     ]
 
 
@@ -163,13 +168,20 @@ def _buckets(firsts: Ordinals, others: Ordinals) -> Iterator[list[int]]:
         yield [int(firsts[start]), *others[start:end].tolist()]
 
 
-def _copy_failures(step: str, kept: Ordinals, copies: Ordinals, names: Mapping[int, str]) -> Iterator[Failure]:
+def _copy_failures(step: str, kept: Ordinals, copies: Ordinals, pool: Pool) -> Iterator[Failure]:
+    names = pool.names(np.unique(kept))
     for stays, copy in zip(kept.tolist(), copies.tolist(), strict=True):
-        yield Failure(copy, step.removesuffix("s"), f"{_SAME[step]} {names[stays]}")
+        yield Failure(copy, _reason(step, stays, pool), f"{_SAME[step]} {names[stays]}")
 
 
-def _near_failures(near: Sequence[NearDuplicate], names: Mapping[int, str]) -> Iterator[Failure]:
+def _near_failures(near: Sequence[NearDuplicate], pool: Pool) -> Iterator[Failure]:
+    names = pool.names(np.unique([[found.like, found.kept] for found in near]).astype(np.int64))
     for duplicate in near:
         kept = "" if duplicate.like == duplicate.kept else f"; kept of its group: {names[duplicate.kept]}"
         detail = f"Jaccard {duplicate.jaccard:.3f} with {names[duplicate.like]}{kept}"
-        yield Failure(duplicate.number, "near_duplicate", detail)
+        yield Failure(duplicate.number, _reason(NEAR, duplicate.kept, pool), detail)
+
+
+def _reason(step: str, kept: int, pool: Pool) -> str:
+    reason = step.removesuffix("s")
+    return f"earlier_{reason}" if kept >= pool.num_own else reason

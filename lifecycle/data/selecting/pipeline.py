@@ -27,6 +27,7 @@ from lifecycle.data.measures.filters import document_steps, joined_steps
 from lifecycle.data.measures.steps import DocumentStep, MapStep
 from lifecycle.data.selecting.decontaminate import decontaminate
 from lifecycle.data.selecting.dedup import deduplicate
+from lifecycle.data.selecting.earlier import SIGNATURE, EarlierCorpus, Pool, signature_of
 from lifecycle.data.selecting.eval_items import eval_items, heldout_items
 from lifecycle.data.selecting.funnel import Funnel, require_training_text
 from lifecycle.data.selecting.preference import ranks
@@ -76,13 +77,14 @@ class Selection:
 
 
 def prepare_documents(
-    tagging: Path, config: DataConfig, out: Path, progress: Progress, seed: int, eval_rows: Sequence[Path] = ()
-) -> dict[str, Any]:
+    tagging: Path, config: DataConfig, out: Path, progress: Progress, seed: int, eval_rows: Sequence[Path] = (),
+    earlier: Sequence[EarlierCorpus] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Writes `kept-*`, `heldout-*` and `removed-*.parquet` and `funnel.json` into `out`; returns their summary.
 
     `tagging` is the folder that `tag_documents` wrote. `eval_rows` are JSONL and Parquet files whose texts must not be
-    in the training documents. Raises `ConfigError` if no training document is left, naming the steps and settings
-    that removed them.
+    in the training documents; `earlier`: corpora whose documents must not be in the new one. Raises `ConfigError` if no
+    training document is left, naming the steps and settings that removed them.
     """
     rows = eval_items(eval_rows)
     reading, stretches, steps = read_reading(tagging), tagged_documents(tagging), document_steps(config)
@@ -93,7 +95,8 @@ def prepare_documents(
     removed, is_heldout, too_short = REMOVALS.empty_table(), np.zeros_like(chosen), 0
     if chosen.any():
         progress.note(f"looking for duplicates among {chosen.sum():,} documents")
-        removed = deduplicate(stretches, chosen, ranks(stretches, config), config.dedup, engine, out, progress)
+        pool = Pool.of(stretches, ranks(stretches, config), earlier)
+        removed = deduplicate(pool, chosen, config.dedup, engine, out, progress)
         chosen[removed["ordinal"].to_numpy()] = False
         is_heldout = _heldout(stretches, chosen, config, seed)
         progress.note(
@@ -106,7 +109,7 @@ def prepare_documents(
         )  # fmt: skip
         removed = pa.concat_tables([removed, overlaps]).sort_by("ordinal")
     stats = _write(Selection(stretches, steps, joins, removed, is_heldout), reading, config, out, progress)
-    return stats | {"items_too_short_to_compare": too_short}
+    return stats | {"items_too_short_to_compare": too_short, SIGNATURE: signature_of(config.dedup)}
 
 
 def _chosen(

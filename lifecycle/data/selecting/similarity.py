@@ -5,6 +5,7 @@ groups. Which pairs are compared decides nothing else: two documents that are co
 """
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -53,27 +54,34 @@ def preferred(groups: NDArray[np.int64], ranks: NDArray[np.int64]) -> NDArray[np
 
 
 class SimilarGroups:
-    """Groups among documents with the numbers 0 to `count - 1`, joined pair by pair: 16 bytes a document."""
+    """Groups among documents with the numbers 0 to `count - 1`, joined pair by pair: 16 bytes a document. Those from
+    `num_own` on are of earlier corpora: they are not compared with each other, and none of them is removed."""
 
-    def __init__(self, count: int, similarity: Callable[[int, int], float], jaccard: float) -> None:
-        self._similarity, self._jaccard = similarity, jaccard
+    def __init__(self, count: int, num_own: int, similarity: Callable[[int, int], float], jaccard: float) -> None:
+        self._similarity, self._jaccard, self._num_own = similarity, jaccard, num_own
         self._parent = array("i", range(count))
         self._like, self._score = array("i", bytes(4 * count)), array("d", bytes(8 * count))
 
     def join(self, bucket: Sequence[int]) -> None:
-        """Compares the documents of a bucket, ascending: the first `BUCKET_HEADS` with all behind them."""
-        for at, head in enumerate(bucket[:BUCKET_HEADS]):
-            for other in bucket[at + 1 :]:
-                if self._root(head) != self._root(other):
-                    self._compare(head, other)
+        """Compares the documents of a bucket, ascending: of the earlier ones the first `BUCKET_HEADS` with all others,
+        and as many of the others with all behind them."""
+        end = bisect_left(bucket, self._num_own)
+        own, earlier = bucket[:end], bucket[end : end + BUCKET_HEADS]
+        for other in own:
+            for head in earlier:
+                self._meet(other, head)
+        for at, head in enumerate(own[:BUCKET_HEADS]):
+            for other in own[at + 1 :]:
+                self._meet(head, other)
 
     def duplicates(self, ranks: NDArray[np.int64]) -> list[NearDuplicate]:
-        """Every document but the one with the lowest rank of each group, ascending; a rank for each document."""
+        """Every document but the one with the lowest rank of each group, ascending; a rank for each document, those of
+        earlier ones the lowest."""
         count = len(self._parent)
         kept = preferred(np.fromiter(map(self._root, range(count)), np.int64, count), ranks).tolist()
         return [
             NearDuplicate(number, kept[number], self._like[number], self._score[number])
-            for number in range(count)
+            for number in range(self._num_own)
             if kept[number] != number
         ]
 
@@ -84,7 +92,9 @@ class SimilarGroups:
             node = above
         return node
 
-    def _compare(self, low: int, high: int) -> None:
+    def _meet(self, low: int, high: int) -> None:
+        if self._root(low) == self._root(high):
+            return
         score = self._similarity(low, high)
         if score < self._jaccard:
             return

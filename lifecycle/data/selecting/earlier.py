@@ -1,0 +1,111 @@
+"""Earlier corpora: documents artifacts of other runs, whose documents count as taken.
+
+A new document that is the same as one of theirs, or nearly, is removed; nothing of theirs is written to the new corpus.
+Their held-out documents count too: a model that is measured on them must not learn them later. datatrove keeps an index
+of signatures for this (`MinhashBuildIndex`) and removes what meets one of them. Here a pair counts as it does within a
+corpus, by the true Jaccard similarity, so the earlier corpus is needed with its texts; Lee et al. 2022
+(arXiv:2107.06499, section 4.2) look at the texts of MinHash's candidates, too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.core.artifact import Artifact, ArtifactError, artifact_path, open_artifact
+from lifecycle.core.config import ConfigError
+from lifecycle.core.fetched import place_here
+from lifecycle.core.web_address import shown
+from lifecycle.data.config import DedupConfig
+from lifecycle.data.documents import Split, Stretch, document_files, names_of, num_documents, stretches_of
+
+STAGE = "documents"  # that makes such an artifact
+SIGNATURE = "signature"  # in its stats: the settings that decide `bands`
+TAKEN: tuple[Split, ...] = ("kept", "heldout")
+
+
+@dataclass(frozen=True)
+class EarlierCorpus:
+    """An earlier corpus: the name of its artifact, as its stage gave it, and its folder."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The documents that are compared: a run's own, and behind them those of earlier corpora.
+
+    `ranks` has an entry for each: of a group of duplicates the document with the lowest stays, and earlier ones come
+    before all own ones. `corpora`: the ordinal of each corpus's first document, and its name.
+    """
+
+    stretches: Sequence[Stretch]
+    ranks: NDArray[np.int64]
+    num_own: int
+    corpora: Sequence[tuple[int, str]] = ()
+
+    @classmethod
+    def of(cls, own: Sequence[Stretch], ranks: NDArray[np.int64], earlier: Sequence[EarlierCorpus]) -> "Pool":
+        """A run's documents with their ranks, and those of earlier corpora."""
+        stretches, corpora = list(own), list[tuple[int, str]]()
+        for corpus in earlier:
+            corpora.append((num_documents(stretches), corpus.name))
+            files = [file for split in TAKEN for file in document_files(corpus.folder, split)]
+            stretches += stretches_of(files, num_documents(stretches))
+        num_own, num_earlier = len(ranks), num_documents(stretches) - len(ranks)
+        return cls(stretches, np.concatenate([ranks + num_earlier, np.arange(num_earlier)]), num_own, corpora)
+
+    def with_earlier(self, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Flags of the run's documents, with those of earlier ones, which all count."""
+        return np.concatenate([chosen, np.ones(len(self.ranks) - self.num_own, bool)])
+
+    def names(self, ordinals: NDArray[np.int64]) -> Mapping[int, str]:
+        """The names of some documents, by ordinal; those of earlier corpora say of which one. `ordinals` ascend."""
+        found = names_of(self.stretches, ordinals)
+        return {ordinal: name + self._corpus_of(ordinal) for ordinal, name in found.items()}
+
+    def _corpus_of(self, ordinal: int) -> str:
+        return next((f" of {name}" for first, name in reversed(self.corpora) if ordinal >= first), "")
+
+
+def signature_of(config: DedupConfig) -> dict[str, int]:
+    """The settings that decide `bands`, for the stats of the documents."""
+    return {"bands": config.bands, "rows": config.rows}
+
+
+def earlier_corpora(config: DedupConfig) -> list[EarlierCorpus]:
+    """The corpora that the settings name; raises `ConfigError` for a folder without one, and for one whose signatures
+    were made with other settings."""
+    return [_opened(place, config) for place in config.against]
+
+
+def _opened(place: str, config: DedupConfig) -> EarlierCorpus:
+    folder = place_here(place)
+    at = f"data.dedup.against: {shown(place)}"
+    try:
+        artifact = open_artifact(folder)
+    except ArtifactError as error:
+        raise ConfigError(f"{at}: {error}; give the folder documents-... of a finished run") from None
+    if artifact.manifest.stage != STAGE:
+        raise ConfigError(
+            f"{at}: made by stage {artifact.manifest.stage}; give the folder of stage {STAGE}, documents-..."
+        )
+    _require_same_keys(at, artifact, signature_of(config))
+    return EarlierCorpus(artifact_path(folder, STAGE, artifact.manifest.key).name, folder.absolute())
+
+
+def _require_same_keys(at: str, artifact: Artifact, own: Mapping[str, int]) -> None:
+    made: Mapping[str, Any] = artifact.stats.get(SIGNATURE, {})
+    if not made:
+        raise ConfigError(f"{at}: does not say how its keys of near-duplicates were made; run its stage again")
+    if differing := [name for name in own if made[name] != own[name]]:
+        there = ", ".join(f"data.dedup.{name}={made[name]}" for name in differing)
+        here = ", ".join(f"data.dedup.{name}={own[name]}" for name in differing)
+        raise ConfigError(
+            f"{at}: its documents have keys of {there}, this run's of {here}, so none would meet; set {there} here "
+            "(the sources are tagged again), or make the earlier documents again with this run's settings"
+        )
