@@ -30,6 +30,7 @@ from lifecycle.data.documents import TAGGED, DocumentWriter, tagged_documents
 from lifecycle.data.measures.identity import Identify
 from lifecycle.data.measures.minhash import Sign
 from lifecycle.data.selecting.dedup import deduplicate
+from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.tagging.engine import Native
 
 BATCH = 1024  # documents
@@ -87,7 +88,8 @@ def ours(folder: Path, jaccard: float) -> None:
             writer.write(pa.table(made, schema))
     stretches = tagged_documents(tagging)
     chosen = np.ones(stretches[-1].end, bool)
-    removed = deduplicate(stretches, chosen, config, Native(1), folder, Silent())
+    pool = Pool.of(stretches, np.arange(len(chosen)), ())
+    removed = deduplicate(pool, chosen, config, Native(1), folder, Silent())
     chosen[removed["ordinal"].to_numpy()] = False
     with open(folder / "ours.jsonl", "w", encoding="utf-8") as file:
         for stretch in stretches:

@@ -11,7 +11,6 @@ from lifecycle.core.fetched import local_copy
 from lifecycle.core.progress import Progress
 from lifecycle.core.store import is_url
 from lifecycle.data.config import DataConfig
-from lifecycle.stages import keys
 from lifecycle.stages.chain import finished_stage, states
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, present
@@ -44,6 +43,7 @@ def data_run(run: RunConfig, progress: Progress) -> "DataRun":
     from lifecycle.data.inspecting.distributions import Score, scores_of
     from lifecycle.data.inspecting.survey import survey, token_counts
     from lifecycle.data.measures.filters import document_steps
+    from lifecycle.data.selecting.contamination import evidence_of
     from lifecycle.report.data_page import DataRun
     from lifecycle.report.numbers import FUNNEL
 
@@ -59,7 +59,7 @@ def data_run(run: RunConfig, progress: Progress) -> "DataRun":
         tokens=tokens,
         funnel=json.loads((documents.path / FUNNEL).read_text(encoding="utf-8")),
         survey=found,
-        eval_files=[file.name for file in keys.evaluation_files(run)],
+        evidence=evidence_of(documents.path),
         price=run.price,
     )
 

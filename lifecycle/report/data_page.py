@@ -15,6 +15,7 @@ import numpy as np
 from lifecycle.core.artifact import Artifact
 from lifecycle.data.inspecting.breakdown import KINDS, Amounts, Breakdown, Cell
 from lifecycle.data.inspecting.survey import Survey
+from lifecycle.data.selecting.contamination import Evidence, Key
 from lifecycle.data.selecting.funnel import HELDOUT_SPLIT
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import Block, Headline, Paragraph, Report, ReportSection, Table, Tile
@@ -43,7 +44,7 @@ class DataRun:
     tokens: Artifact | None
     funnel: Mapping[str, Any]
     survey: Survey
-    eval_files: Sequence[str]
+    evidence: Mapping[Key, Evidence]
     price: PriceConfig
 
     @property
@@ -70,8 +71,7 @@ def _sections(run: DataRun) -> Iterator[ReportSection]:
     yield samples_section(run.survey)
     yield duplicates_section(run.survey)
     yield edits_section(run.survey)
-    too_short = run.documents.stats["items_too_short_to_compare"]
-    yield contamination_section(run.survey.hits, run.eval_files, too_short)
+    yield contamination_section(run.documents.stats, run.evidence)
     yield ReportSection("unread", "Not read", tuple(_unread(run.funnel["skipped"])))
     yield ReportSection("cost", "Speed and cost", tuple(_costs(run)))
 

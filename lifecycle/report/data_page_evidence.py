@@ -1,19 +1,21 @@
 """The sections on why documents were removed: reasons, scores, samples, duplicates, edits, contamination."""
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from lifecycle.data.inspecting.breakdown import Breakdown
 from lifecycle.data.inspecting.distributions import Distribution
-from lifecycle.data.inspecting.evidence import Group, Hits
+from lifecycle.data.inspecting.evidence import Group
 from lifecycle.data.inspecting.survey import Drawn, Survey
+from lifecycle.data.selecting.contamination import Evidence, Key
 from lifecycle.report.blocks import Block, Charts, Exchanges, Heading, Histogram, Paragraph, ReportSection, Table
+from lifecycle.report.data_section import contamination_table
 from lifecycle.report.format import count, share
 
 NAMES = {"kept": "kept", "heldout": "held out"}
 GROUP_SIZES = (1, 2, 4, 9, 99)  # the largest of each row in the table of groups, and one row for all others
-HIT_ROWS = 200  # of evaluation files, shown
+HIT_ROWS = 200  # shown, of what was found
 
 
 def reasons_section(survey: Survey) -> ReportSection:
@@ -133,32 +135,29 @@ def _edited(amounts: Breakdown, step: str, names: Sequence[str]) -> Iterator[Tab
         yield Table(caption, ("edit", *by), tuple(rows), tuple(by), folded=by is sources)
 
 
-def contamination_section(hits: Hits, files: Sequence[str], too_short: int) -> ReportSection:
-    """Documents removed for what the model is tested on. `files`: all that were compared."""
-    explained = "Each removed document counts for the one item that it shares most with."
-    blocks: list[Block] = [Paragraph(f"{explained} Too short to be compared: {count(too_short)} texts of items.")]
-    blocks += _eval_hits(hits, files) if files or hits.evals else [Paragraph("The run names no evaluation rows.")]
-    if hits.heldout:
-        rows = tuple((source, count(n)) for source, n in _sorted(hits.heldout))
-        columns = ("source of the held-out document", "documents removed")
-        blocks.append(Table("Training documents with text of held-out ones", columns, rows, columns[1:]))
+def contamination_section(stats: Mapping[str, Any], evidence: Mapping[Key, Evidence]) -> ReportSection:
+    """What the model is tested on that was in the documents. `stats`: of the documents; `evidence`: by item."""
+    explained = (
+        "Documents that had passed every step before, and had too much text in common with a row of a task or with a "
+        f"held-out document; they were removed. Too short to be compared: {count(stats['items_too_short_to_compare'])} "
+        "texts."
+    )
+    blocks: list[Block] = [Paragraph(explained)]
+    if tasks := stats["contamination"]["tasks"]:
+        blocks.append(contamination_table(tasks))
+    else:
+        blocks.append(Paragraph("The run names no evaluation rows."))
+    blocks += _evidence({item: of for (task, item), of in evidence.items() if task is None}, "held-out document")
+    of_tasks = {f"{task}, {item}": of for (task, item), of in evidence.items() if task is not None}
+    blocks += _evidence(of_tasks, "row of a task")
     return ReportSection("contamination", "Contamination", tuple(blocks))
 
 
-def _eval_hits(hits: Hits, files: Sequence[str]) -> Iterator[Table]:
-    documents, rows_found = Counter(dict.fromkeys(files, 0)), Counter[str]()
-    for (file, _), n in hits.evals.items():
-        documents[file] += n
-        rows_found[file] += 1
-    rows = tuple((file, count(rows_found[file]), count(n)) for file, n in _sorted(documents))
-    columns = ("evaluation file", "rows found", "documents removed")
-    yield Table("Training documents with text of evaluation rows", columns, rows, columns[1:])
-    if hits.evals:
-        rows = tuple((file, row, count(n)) for (file, row), n in _sorted(hits.evals)[:HIT_ROWS])
-        columns = ("evaluation file", "row", "documents removed")
-        yield Table(f"The rows: {len(rows)} of {count(len(hits.evals))}", columns, rows, columns[1:], folded=True)
-
-
-def _sorted[Key](counts: Counter[Key]) -> list[tuple[Key, int]]:
-    """The largest first; equal ones by their names."""
-    return sorted(counts.items(), key=lambda entry: (-entry[1], str(entry[0])))
+def _evidence(evidence: Mapping[str, Evidence], what: str) -> Iterator[Table]:
+    if not evidence:
+        return
+    shown = [*evidence.items()][:HIT_ROWS]
+    rows = tuple((item, count(of.num_documents), of.document, share(of.share), of.excerpt) for item, of in shown)
+    columns = (what, "documents removed", "the nearest", "in common", "the longest passage")
+    caption = f"Found, of each {what}: {len(rows)} of {count(len(evidence))}"
+    yield Table(caption, columns, rows, (columns[1], columns[3]), folded=True)

@@ -128,6 +128,19 @@ def funnel_drawing(steps: Sequence[Mapping[str, Any]]) -> Charts:
     return Charts((BarChart("Text left", "after each step", bars),))
 
 
+def contamination_table(tasks: Mapping[str, Mapping[str, int]], scores: Mapping[str, str] | None = None) -> Table:
+    """How many rows of each task were in training documents, before and after decontamination. `scores`: a result of
+    each task, to be shown beside."""
+    columns = ("task", "rows", "long enough to compare", "found in documents", "documents", "left in documents")
+    names = ("rows", "compared", "found", "documents", "left")
+    rows = tuple(
+        (task, *(count(of[name]) for name in names), *([] if scores is None else [scores.get(task, "")]))
+        for task, of in tasks.items()
+    )
+    columns += () if scores is None else ("result",)
+    return Table("Rows of tasks in training documents, before and after decontamination", columns, rows, columns[1:])
+
+
 def _sources(stats: Mapping[str, Any], files: Mapping[str, Any]) -> Table:
     columns = ("source", "files", "bytes read", "content", "documents kept", "text kept", "license")
     rows = []

@@ -6,6 +6,7 @@ from lifecycle.evals.results import EvalResult
 from lifecycle.evals.statistics import Comparison
 from lifecycle.report.blocks import Block, Charts, IntervalChart, Measure, Paragraph, ReportSection, Table
 from lifecycle.report.curves import held_out_ends
+from lifecycle.report.data_section import contamination_table
 from lifecycle.report.evaluated import Baseline, Task
 from lifecycle.report.format import count, difference, interval, significant
 from lifecycle.report.numbers import Numbers
@@ -25,6 +26,7 @@ def evaluation_section(numbers: Numbers) -> ReportSection:
 def _blocks(numbers: Numbers) -> Iterator[Block]:
     if numbers.tasks:
         yield _results(numbers)
+        yield from _contamination(numbers)
         yield from _changes(numbers.tasks)
     if numbers.baselines:
         yield _baselines(numbers.baselines)
@@ -50,6 +52,13 @@ def _results(numbers: Numbers) -> Table:
             _compare_with(task, numbers), *values,
         ))  # fmt: skip
     return Table("Results [95 % interval]", columns, tuple(rows), ("rows", *after))
+
+
+def _contamination(numbers: Numbers) -> Iterator[Table]:
+    """What of the tasks was in the documents: of those with rows of their own."""
+    tasks = {} if numbers.data is None else numbers.data.stats["contamination"]["tasks"]
+    if tasks:
+        yield contamination_table(tasks, {task.name: _interval(task.final) for task in numbers.tasks})
 
 
 def _compare_with(task: Task, numbers: Numbers) -> str:

@@ -109,7 +109,7 @@ def examine(config: RunConfig, stage: str, progress: Progress) -> Examination:
     answer = train.max_completion_tokens if isinstance(train, RolloutConfig) else 0
     suggested, longer = suggested_length(sides[TRAIN].lengths, config.model_of(stage).max_seq_len - answer)
     packing = packed([_size(sides[TRAIN].kept[at]) for at in order], train.seq_len, train.wraps) if order else None
-    made, compared = inputs["rows"].stats, len(keys.evaluation_files(config))
+    made, compared = inputs["rows"].stats, sum(map(len, keys.evaluation_files(config).values()))
     return Examination(stage, train, kind, tokenizer, made, compared, sides, packing, suggested, longer)
 
 

@@ -226,9 +226,8 @@ def evaluation_rows(config: RunConfig) -> dict[str, str]:
     return {} if config.evaluate is None else local_rows(config.evaluate)
 
 
-def evaluation_files(config: RunConfig) -> list[Path]:
-    """The files of the user's evaluation rows."""
+def evaluation_files(config: RunConfig) -> dict[str, list[Path]]:
+    """The files of the user's evaluation rows, by task."""
     from lifecycle.evals.rows import local_files
 
-    files = {} if config.evaluate is None else local_files(config.evaluate)
-    return [file for of_task in files.values() for file in of_task]
+    return {} if config.evaluate is None else local_files(config.evaluate)

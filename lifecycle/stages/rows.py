@@ -16,7 +16,7 @@ from lifecycle.core.artifact import READ_FROM
 from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
 from lifecycle.data.docstrings import make_docstring_rows
-from lifecycle.data.selecting.eval_items import eval_items, texts_in
+from lifecycle.data.selecting.eval_items import task_items, texts_in
 from lifecycle.data.selecting.overlap_index import OverlapIndex
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
@@ -76,7 +76,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         ]
     tokenizer = load_tokenizer(inputs["tokenizer"].path)
     encoder = row_encoder(config.rows, inputs, tokenizer)
-    index = OverlapIndex(eval_items(keys.evaluation_files(config)), config.decontamination.ngram)
+    index = OverlapIndex(task_items(keys.evaluation_files(config)), config.decontamination.ngram)
     names: dict[str, set[str]] = {"ignore": set(), "rename": set()}
     readers = {kind: readers_of(config, kind, inputs, tokenizer) for kind in KINDS}
     made = {kind: _Made.of(kind, readers[kind], encoder, out) for kind in KINDS}

@@ -31,11 +31,15 @@ def item(text: str) -> TestItem:
 CONFIG = DecontaminationConfig()
 
 
-def removals(texts: list[str], items: list[TestItem]) -> tuple[pa.Table, int]:
-    """What is removed, and the number of items that are too short."""
-    with tempfile.TemporaryDirectory() as folder:
-        stretches = stored(table_of(texts, "train"), Path(folder))
-        return decontaminate(stretches, np.ones(len(texts), bool), items, CONFIG, Native(1), Path(folder), Silent())
+def removals(texts: list[str], items: list[TestItem], folder: Path | None = None) -> tuple[pa.Table, int]:
+    """What is removed, and the number of items that are too short. `folder`: where the hits are written."""
+    with tempfile.TemporaryDirectory() as name:
+        out = folder or Path(name)
+        stretches = stored(table_of(texts, "train"), out)
+        removed, too_short = decontaminate(
+            stretches, np.ones(len(texts), bool), items, CONFIG, Native(1), out, Silent()
+        )
+        return removed, int(too_short.sum())
 
 
 def judged(texts: list[str], items: list[TestItem]) -> list[Verdict]:

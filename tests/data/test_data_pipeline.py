@@ -64,7 +64,9 @@ def tag(folder: Path, out: Path, **changes: Any) -> Path:
     return out
 
 
-def prepare(folder: Path, out: Path, seed: int = 0, eval_rows: tuple[Path, ...] = (), **changes: Any) -> dict[str, Any]:
+def prepare(
+    folder: Path, out: Path, seed: int = 0, eval_rows: dict[str, list[Path]] | None = None, **changes: Any
+) -> dict[str, Any]:
     """Tags the files below `folder` and selects from them."""
     tagging = tag(folder, out.with_name(f"{out.name}-tagging"), **changes)
     out.mkdir()
@@ -145,10 +147,12 @@ def test_planted_evaluation_rows_are_kept_out(corpus: Path, tmp_path: Path) -> N
     victim = next(row for row in read_documents(tmp_path / "before", "kept") if row["path"].startswith("essay"))
     rows = tmp_path / "eval.jsonl"
     rows.write_text(json.dumps({"prompt": " ".join(victim["text"].split()[20:60]), "answer": "no"}) + "\n")
-    after = prepare(corpus, tmp_path / "after", eval_rows=(rows,))
+    after = prepare(corpus, tmp_path / "after", eval_rows={"quiz": [rows]})
     assert after["funnel"][-1]["reasons"] == {"eval_overlap": 1} and after["items_too_short_to_compare"] == 1
     removed = [row for row in read_documents(tmp_path / "after", "removed") if row["step"] == "decontamination"]
     assert [row["path"] for row in removed] == [victim["path"]] and "eval.jsonl:1" in removed[0]["detail"]
+    counts = {"rows": 1, "compared": 1, "found": 1, "left": 0, "documents": 1}
+    assert after["contamination"]["tasks"] == {"quiz": counts} and not after["contamination"]["heldout"]["found"]
 
 
 def test_an_emptied_corpus_says_what_emptied_it(corpus: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A survey of documents: every one counted once, every reason, samples, groups of duplicates, hits of evaluations."""
+"""A survey of documents: every one counted once, every reason, samples, groups of duplicates."""
 
 from collections import Counter
 from pathlib import Path
@@ -96,10 +96,6 @@ def test_duplicates_are_grouped_by_the_document_that_stays(found: Survey) -> Non
     large, small = found.largest_groups()
     assert large == Group(STAYS, 8, tuple(f"s:copy {n}.txt" for n in range(MEMBERS)))
     assert small == Group("b:x; y.txt", 1, ("s:near.txt (Jaccard 0.8)",))
-
-
-def test_hits_name_the_row_of_the_evaluation(found: Survey) -> None:
-    assert found.hits.evals == {("mmlu.jsonl", "12"): 2} and found.hits.heldout == {"b": 1}
 
 
 def test_nothing_removed_and_nothing_kept_are_no_errors(tmp_path: Path) -> None:

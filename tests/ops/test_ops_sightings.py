@@ -12,9 +12,9 @@ from lifecycle.ops.registry import Registry
 from lifecycle.ops.sightings import sightings
 
 
-def documents(root: Path, version: int, **splits: list[str]) -> Artifact:
+def documents(root: Path, version: int, against: Path | None = None, **splits: list[str]) -> Artifact:
     """An artifact with documents of these paths in each split."""
-    draft = Draft(root, "documents", {"version": version}, {})
+    draft = Draft(root, "documents", {"version": version}, {}, {} if against is None else {"against_0": against})
     folder = draft.open()
     for split in ("kept", "heldout", "removed"):
         paths = splits.get(split, [])
@@ -46,6 +46,7 @@ def test_what_was_made_with_a_document(made: dict[str, Artifact], tmp_path: Path
     assert (seen.name, seen.split, seen.documents) == ("s:a.txt", "kept", made["old"].path)
     assert [artifact.path for artifact in seen.made] == [made[name].path for name in ("shards", "model", "bundle")]
     assert [found.hash for found in seen.versions] == [version.hash]
+    documents(tmp_path / "run", 2, made["old"].path, kept=["d.txt"])  # compared with it, and not made with it
     (held,) = sightings(tmp_path / "run", None, "c.txt")
     assert held.split == "heldout" and len(held.made) == 3 and not held.versions
     both = sightings(tmp_path / "run", None, "bbbbbbbb")

@@ -196,7 +196,9 @@ def funnel() -> list[dict[str, Any]]:
 def make_data(made: Run) -> None:
     """Documents, tokenizer, token shards and chat rows."""
     source = {"license": "MIT", "documents": 3, "bytes": 1200}
+    found = {"rows": 4, "compared": 3, "found": 2, "left": 0, "documents": 5}
     data = {"sources": {"docs": source}, "skipped": 1, "skipped_files": [f"docs:{NASTY}: empty"]}
+    data["contamination"] = {"tasks": {"choice": found}, "heldout": dict.fromkeys(found, 0)}
     made.make("tagging", {}, {"sources": {"docs": {"files": 5, "bytes": 2000, "sha256": "ab" * 32}}})
     path = made.make("documents", data, {}, "tagging")
     (path / "funnel.json").write_text(json.dumps({"steps": funnel()}))

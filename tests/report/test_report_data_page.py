@@ -7,8 +7,11 @@ import pyarrow as pa
 import pytest
 
 from lifecycle.data.inspecting.breakdown import Breakdown
+from lifecycle.data.selecting.contamination import Evidence
 from lifecycle.report import data_page
+from lifecycle.report.blocks import Paragraph, Table
 from lifecycle.report.data_page import faults_of, kinds_tables
+from lifecycle.report.data_page_evidence import contamination_section
 
 
 def broken_down(*outcomes: str, sources: int = 1) -> Breakdown:
@@ -44,6 +47,21 @@ def test_a_funnel_that_adds_up_has_no_faults() -> None:
 )
 def test_documents_that_vanish_are_told(steps: list[dict[str, Any]], outcomes: tuple[str, ...], said: str) -> None:
     assert any(said in fault for fault in faults_of(steps, broken_down(*outcomes)))
+
+
+def test_what_was_found_of_tasks_and_of_held_out_documents_is_apart() -> None:
+    counts = {"rows": 9, "compared": 8, "found": 2, "left": 0, "documents": 3}
+    stats = {"items_too_short_to_compare": 4, "contamination": {"tasks": {"quiz": counts}, "heldout": counts}}
+    evidence = {
+        ("quiz", "quiz.jsonl:7"): Evidence(2, "s:a.txt", 0.75, "what is the"), (None, "s:h"): Evidence(1, "s:b", 1, "x")
+    }  # fmt: skip
+    said, tasks, heldout, rows = contamination_section(stats, evidence).blocks
+    assert isinstance(said, Paragraph) and "4 texts" in said.text
+    assert isinstance(tasks, Table) and tasks.rows == (("quiz", "9", "8", "2", "3", "0"),)
+    assert isinstance(heldout, Table) and heldout.rows == (("s:h", "1", "s:b", "100.0 %", "x"),)
+    assert isinstance(rows, Table) and rows.rows == (("quiz, quiz.jsonl:7", "2", "s:a.txt", "75.0 %", "what is the"),)
+    nothing = stats | {"contamination": {"tasks": {}, "heldout": counts}}
+    assert [type(block) for block in contamination_section(nothing, {}).blocks] == [Paragraph, Paragraph]
 
 
 def test_a_table_with_too_many_rows_adds_the_others_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,10 @@ def test_results_give_the_table_of_before_and_after(tmp_path: Path) -> None:
     assert [row[0] for row in results.rows] == ["text", "choice"]
     assert results.columns[4:] == ("compare with", "after pretrain", "after sft", "after prefer")
     assert results.rows[0][4] == "trigram 1.190" and results.rows[1][4] == "chance 0.250"
+    found = table(report, "evaluation", "Rows of tasks")
+    result = results.rows[1][results.columns.index("after prefer")]
+    assert found.rows == (("choice", "4", "3", "2", "5", "0", result),)
+    assert found.columns[3:6] == ("found in documents", "documents", "left in documents")
     assert table(report, "evaluation", "Held-out rows").rows == (
         ("pretrain", "Held-out text during training", "8.000", "2.100"),
         ("prefer", "Preference accuracy, held out", "0.8000", "0.8000"),

@@ -137,7 +137,7 @@ def test_rows_are_read_at_addresses_whose_content_is_in_their_key(
     tasks = "evaluate.tasks=[{name: names, kind: generate, rows: 's3://bucket/own rows/eval/*.jsonl'}]"
     run = config(address, "s3://bucket/own rows/pairs.jsonl", tasks)
     key = keys.rows(run)
-    assert [file.name for file in keys.evaluation_files(run)] == ["a.jsonl", "b.jsonl"]
+    assert [file.name for file in keys.evaluation_files(run)["names"]] == ["a.jsonl", "b.jsonl"]
     assert address not in str(key)
     out = tmp_path / "out"
     out.mkdir()

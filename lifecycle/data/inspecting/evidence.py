@@ -1,6 +1,6 @@
-"""What the steps that compare documents say of those they removed: groups of duplicates, and hits of test items.
+"""What deduplication says of the documents that it removed: groups of duplicates.
 
-Their details are read as `dedup.py` and `decontaminate.py` write them; this file alone knows these texts.
+Its details are read as `dedup.py` writes them; this file alone knows these texts.
 """
 
 import hashlib
@@ -15,14 +15,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lifecycle.data.inspecting.selected import read_where
-from lifecycle.data.selecting.decontaminate import STEP
 from lifecycle.data.selecting.dedup import ADDRESS, EXACT, NEAR
-from lifecycle.data.selecting.eval_items import HELDOUT
 
 MEMBERS = 5  # shown of a group
 _SAME = re.compile(r"same (?:text|address) as (.*)\Z", re.DOTALL)
 _NEAR = re.compile(r"Jaccard ([\d.]+) with (.*?)(?:; kept of its group: (.*))?\Z", re.DOTALL)
-_HIT = re.compile(r"([\d.]+) of the n-grams with (.*)\Z", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -72,26 +69,6 @@ class DuplicateGroups:
 
     def _counted(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         return np.unique(np.concatenate([np.zeros(0, np.uint64), *self._hashes]), return_counts=True)
-
-
-class Hits:
-    """Training documents removed because they contain text that the model is tested on, each by the item that it
-    shares most with."""
-
-    def __init__(self) -> None:
-        self.evals: Counter[tuple[str, str]] = Counter()  # (file, row)
-        self.heldout: Counter[str] = Counter()  # by the source of the held-out document
-
-    def add(self, rows: pa.RecordBatch) -> None:
-        """Counts removed documents."""
-        names = ("step", "reason", "detail")
-        for step, reason, detail in zip(*(rows[name].to_pylist() for name in names), strict=True):
-            if step == STEP and (found := _HIT.match(detail)):
-                if reason == HELDOUT:
-                    self.heldout[found[2].partition(":")[0]] += 1
-                else:
-                    file, _, row = found[2].rpartition(":")
-                    self.evals[file, row] += 1
 
 
 def _kept_of(rows: pa.RecordBatch) -> Iterator[str | None]:

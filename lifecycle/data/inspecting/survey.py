@@ -1,4 +1,4 @@
-"""A survey of an artifact of stage `documents`, in one pass: counts, distributions of scores, samples, groups, hits.
+"""A survey of an artifact of stage `documents`, in one pass: counts, distributions of scores, samples, groups.
 
 What must hold: memory does not grow with the documents, but for 8 bytes for each removed duplicate; and the same
 documents and seed give the same survey.
@@ -17,7 +17,7 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.documents import Split
 from lifecycle.data.inspecting.breakdown import KINDS, REASONS, Breakdown, ReasonCounts, reasons_of
 from lifecycle.data.inspecting.distributions import Score, distributions_of
-from lifecycle.data.inspecting.evidence import DuplicateGroups, Group, Hits
+from lifecycle.data.inspecting.evidence import DuplicateGroups, Group
 from lifecycle.data.inspecting.samples import Keys, Place, Sample, Smallest, draw_keys, read_samples
 from lifecycle.data.inspecting.selected import Part, column_ranges, columns_of, id_numbers, num_documents, read_parts
 from lifecycle.data.measures.steps import DocumentStep
@@ -50,7 +50,7 @@ class Survey:
         ranges = column_ranges(folder, {score.column for score in scores})
         self.breakdown, self.reasons = Breakdown(edits), ReasonCounts()
         self.distributions = distributions_of(scores, ranges, columns_of(folder))
-        self.duplicates, self.hits = DuplicateGroups(), Hits()
+        self.duplicates = DuplicateGroups()
         self.columns = tuple(dict.fromkeys((*_READ, *edits, *(d.score.column for d in self.distributions))))
         self._drawn: Smallest[tuple[Place, str]] = Smallest(SAMPLES)
         self._samples: Mapping[Place, Sample] = {}
@@ -69,7 +69,6 @@ class Survey:
         if is_removed:
             self.reasons.add(rows)
             self.duplicates.add(rows)
-            self.hits.add(rows)
             for reason, places, details in reasons_of(rows):
                 self._draw_removed(part, reason, keys, places, details)
         else:

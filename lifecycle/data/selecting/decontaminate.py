@@ -9,17 +9,19 @@ the test item contains (an excerpt of a held-out document must not be trained on
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import batched, chain
+from itertools import batched
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DecontaminationConfig
-from lifecycle.data.documents import PIECE, Stretch
+from lifecycle.data.documents import PIECE, Stretch, names_of
 from lifecycle.data.measures.steps import Failure
+from lifecycle.data.selecting.contamination import FILE, HITS, hit_table
 from lifecycle.data.selecting.eval_items import TestItem
 from lifecycle.data.selecting.overlap_index import Lookup, Match, OverlapIndex
 from lifecycle.data.selecting.selection import removals
@@ -33,12 +35,13 @@ type Matches = Iterator[tuple[int, Match]]  # of the documents that have one, by
 
 def decontaminate(
     stretches: Sequence[Stretch], chosen: Chosen, items: Sequence[TestItem], config: DecontaminationConfig,
-    engine: Engine, scratch: Path, progress: Progress,
-) -> tuple[pa.Table, int]:  # fmt: skip
-    """The removals of chosen documents that overlap an item, and the number of items too short to compare; `chosen`
-    has an entry for each document. What they have in common lies in files: of boilerplate that is much."""
+    engine: Engine, out: Path, progress: Progress,
+) -> tuple[pa.Table, NDArray[np.bool_]]:  # fmt: skip
+    """The removals of chosen documents that overlap an item, and which items are too short to compare; `chosen` has an
+    entry for each document. Writes all hits into `out` (`contamination.py`). What documents and items have in common
+    lies in files: of boilerplate that is much."""
     index = OverlapIndex(items, config.ngram)
-    with tempfile.TemporaryDirectory(prefix="decontamination-", dir=scratch) as name:
+    with tempfile.TemporaryDirectory(prefix="decontamination-", dir=out) as name:
         folder = Path(name)
         index.lookup.save(folder)
         parts = [(stretch, chosen[stretch.first : stretch.end]) for stretch in stretches]
@@ -46,8 +49,13 @@ def decontaminate(
         files = [folder / f"matches-{number:05d}.npz" for number in range(len(pieces))]
         ordered_results(engine, _write_matches, list(zip(pieces, files, strict=True)), progress, STEP)
         index.drop_boilerplate(match for file in files for _, match in _read_matches(file))
-        matches = chain.from_iterable(map(_read_matches, files))
-        return removals(STEP, _failures(matches, index, config.min_overlap)), index.num_too_short
+        with pq.ParquetWriter(out / FILE, HITS, compression="zstd") as writer:
+            failures = [
+                failure
+                for piece, file in zip(pieces, files, strict=True)
+                for failure in _failures([stretch for stretch, _ in piece], file, index, config.min_overlap, writer)
+            ]
+        return removals(STEP, failures), index.too_short
 
 
 def _write_matches(piece: tuple[Sequence[tuple[Stretch, Chosen]], Path]) -> None:
@@ -93,8 +101,17 @@ def _opened(folder: Path) -> Lookup:
     return Lookup.load(folder)
 
 
-def _failures(matches: Matches, index: OverlapIndex, min_overlap: float) -> Iterator[Failure]:
-    for ordinal, match in matches:
-        hit = index.worst(match)
-        if hit is not None and hit.share >= min_overlap:
-            yield Failure(ordinal, hit.item.kind, f"{hit.share:.2f} of the n-grams with {hit.item.name}")
+def _failures(
+    stretches: Sequence[Stretch], file: Path, index: OverlapIndex, min_overlap: float, writer: pq.ParquetWriter
+) -> Iterator[Failure]:
+    """The documents of some stretches that overlap an item, each with the one that it overlaps most; writes all."""
+    matches = [(ordinal, match, index.hits(match, min_overlap)) for ordinal, match in _read_matches(file)]
+    found = [entry for entry in matches if entry[2]]
+    if not found:
+        return
+    names = names_of(stretches, np.array([ordinal for ordinal, _, _ in found]))
+    rows = ((ordinal, hit, index.common(match, hit.ngram)) for ordinal, match, hits in found for hit in hits)
+    writer.write_table(hit_table(rows, names))
+    for ordinal, _, hits in found:
+        worst = hits[0]
+        yield Failure(ordinal, worst.item.kind, f"{worst.share:.2f} of the n-grams with {worst.item.name}")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class TestItem:
     name: str  # shown in the removed document's detail
     kind: str  # the reason: `HELDOUT` or `EVAL`
     text: str
+    tasks: tuple[str, ...] = ()  # that have the row
 
     __test__ = False  # not a pytest class
 
@@ -47,6 +48,15 @@ def joined_words(items: Iterable[TestItem]) -> Iterator[TestItem]:
     for item in items:
         if item.kind == EVAL and (text := _INNER_MARKS.sub("", item.text)) != item.text:
             yield replace(item, text=text)
+
+
+def task_items(files: Mapping[str, Sequence[Path]]) -> list[TestItem]:
+    """`eval_items` of each task's files, with the names of the tasks; a file that several have is read once."""
+    tasks: dict[Path, list[str]] = {}
+    for task, own in files.items():
+        for path in own:
+            tasks.setdefault(path, []).append(task)
+    return [replace(item, tasks=tuple(names)) for path, names in tasks.items() for item in eval_items([path])]
 
 
 def _eval_file(path: Path) -> Iterator[TestItem]:

@@ -4,7 +4,7 @@ A text's n-grams are looked up in a table of bits first: one in sixteen bits is 
 What is left is found in sorted hashes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,11 @@ _BITS_EACH = 16  # of the table, for each n-gram
 
 @dataclass(frozen=True)
 class Hit:
-    """The test item that a document overlaps most, and the share."""
+    """A test item that a document overlaps, the share, and the words in each n-gram that they were compared by."""
 
     item: TestItem
     share: float
+    ngram: int
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,16 @@ class OverlapIndex:
     def __init__(self, items: Sequence[TestItem], ngram: int) -> None:
         self.items = [*items, *joined_words(items)]
         self.ngram = ngram
-        self.num_too_short = 0
+        too_short = np.zeros(len(self.items), bool)
         grams: dict[int, list[tuple[int, Hashes]]] = {}
         for number, item in enumerate(self.items):
             words = word_hashes(item.text)
             n = min(ngram, len(words))
             if n < min(MIN_ITEM_WORDS, ngram):
-                self.num_too_short += number < len(items)
+                too_short[number] = True
             else:
                 grams.setdefault(n, []).append((number, np.unique(ngram_hashes(words, n))))
+        self.too_short = too_short[: len(items)]
         self._tables = {n: _Table.of(entries, len(self.items)) for n, entries in grams.items()}
         self._is_heldout = np.array([item.kind == HELDOUT for item in self.items], bool)
         self.lookup = Lookup.of({n: table.hashes for n, table in self._tables.items()}, ngram)
@@ -132,18 +134,36 @@ class OverlapIndex:
     def worst(self, match: Match) -> Hit | None:
         """The item with the largest share in common with a text; for each item, the larger of the two sides' shares."""
         best: Hit | None = None
+        for n, shares in self._shares(match):
+            at = int(shares.argmax())
+            if shares[at] > (0 if best is None else best.share):
+                best = Hit(self.items[at], float(shares[at]), n)
+        return best
+
+    def hits(self, match: Match, min_overlap: float) -> list[Hit]:
+        """All items with at least this share in common with a text, the largest first; one that is there without its
+        punctuation, too, once."""
+        found = [
+            Hit(self.items[at], float(shares[at]), n)
+            for n, shares in self._shares(match)
+            for at in np.flatnonzero(shares >= min_overlap).tolist()
+        ]
+        largest: dict[str, Hit] = {}
+        for hit in sorted(found, key=lambda hit: -hit.share):
+            largest.setdefault(hit.item.name, hit)
+        return list(largest.values())
+
+    def common(self, match: Match, n: int) -> Hashes:
+        """The hashes of a match's n-grams of this length."""
+        return self._tables[n].hashes[match.positions[n]]
+
+    def _shares(self, match: Match) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """For each length of n-grams the share of every item."""
         for n, positions in match.positions.items():
             table = self._tables[n]
             common = table.count(positions)
-            if not common.any():
-                continue
             shares = common / np.maximum(table.sizes, 1)
-            if n == self.ngram:
-                shares = np.maximum(shares, common / match.num_own)
-            at = int(shares.argmax())
-            if best is None or shares[at] > best.share:
-                best = Hit(self.items[at], float(shares[at]))
-        return best
+            yield n, np.maximum(shares, common / match.num_own) if n == self.ngram and match.num_own else shares
 
 
 @dataclass

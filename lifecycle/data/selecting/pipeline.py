@@ -9,7 +9,7 @@ stays in memory is a few numbers for each, and the reason of each that a compari
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +25,11 @@ from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import SPLITS, DocumentWriter, Split, Stretch, num_documents, tagged_documents
 from lifecycle.data.measures.filters import document_steps, joined_steps
 from lifecycle.data.measures.steps import DocumentStep, MapStep
+from lifecycle.data.selecting.contamination import contamination
 from lifecycle.data.selecting.decontaminate import decontaminate
 from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.earlier import SIGNATURE, EarlierCorpus, Pool, signature_of
-from lifecycle.data.selecting.eval_items import eval_items, heldout_items
+from lifecycle.data.selecting.eval_items import heldout_items, task_items
 from lifecycle.data.selecting.funnel import Funnel, require_training_text
 from lifecycle.data.selecting.preference import ranks
 from lifecycle.data.selecting.selection import (
@@ -77,22 +78,24 @@ class Selection:
 
 
 def prepare_documents(
-    tagging: Path, config: DataConfig, out: Path, progress: Progress, seed: int, eval_rows: Sequence[Path] = (),
-    earlier: Sequence[EarlierCorpus] = (),
+    tagging: Path, config: DataConfig, out: Path, progress: Progress, seed: int,
+    eval_rows: Mapping[str, Sequence[Path]] | None = None, earlier: Sequence[EarlierCorpus] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes `kept-*`, `heldout-*` and `removed-*.parquet` and `funnel.json` into `out`; returns their summary.
+    """Writes `kept-*`, `heldout-*` and `removed-*.parquet`, `funnel.json` and `contamination.parquet` into `out`;
+    returns their summary.
 
-    `tagging` is the folder that `tag_documents` wrote. `eval_rows` are JSONL and Parquet files whose texts must not be
-    in the training documents; `earlier`: corpora whose documents must not be in the new one. Raises `ConfigError` if no
-    training document is left, naming the steps and settings that removed them.
+    `tagging` is the folder that `tag_documents` wrote. `eval_rows` are, by task, JSONL and Parquet files whose texts
+    must not be in the training documents; `earlier`: corpora whose documents must not be in the new one. Raises
+    `ConfigError` if no training document is left, naming the steps and settings that removed them.
     """
-    rows = eval_items(eval_rows)
+    rows = task_items(eval_rows or {})
     reading, stretches, steps = read_reading(tagging), tagged_documents(tagging), document_steps(config)
     engine = engine_of(config, reading.num_bytes)
     schema = tagged_schema(config)
     joins = joined_steps(config)
     chosen = _chosen(stretches, steps, joins, [name for name in schema.names if name not in LARGE])
-    removed, is_heldout, too_short = REMOVALS.empty_table(), np.zeros_like(chosen), 0
+    removed, is_heldout = REMOVALS.empty_table(), np.zeros_like(chosen)
+    items, too_short = rows, np.zeros(len(rows), bool)
     if chosen.any():
         progress.note(f"looking for duplicates among {chosen.sum():,} documents")
         pool = Pool.of(stretches, ranks(stretches, config), earlier)
@@ -103,13 +106,16 @@ def prepare_documents(
             f"comparing {(chosen & ~is_heldout).sum():,} training documents with {is_heldout.sum():,} held-out ones "
             f"and {len(rows):,} texts of evaluation rows"
         )
+        items = [*heldout_items(_documents(stretches, is_heldout)), *rows]
         overlaps, too_short = decontaminate(
-            stretches, chosen & ~is_heldout, [*heldout_items(_documents(stretches, is_heldout)), *rows],
-            config.decontamination, engine, out, progress,
-        )  # fmt: skip
+            stretches, chosen & ~is_heldout, items, config.decontamination, engine, out, progress
+        )
         removed = pa.concat_tables([removed, overlaps]).sort_by("ordinal")
     stats = _write(Selection(stretches, steps, joins, removed, is_heldout), reading, config, out, progress)
-    return stats | {"items_too_short_to_compare": too_short, SIGNATURE: signature_of(config.dedup)}
+    return stats | {
+        "items_too_short_to_compare": int(too_short.sum()), SIGNATURE: signature_of(config.dedup),
+        "contamination": contamination(out, items, too_short, removed["ordinal"].to_numpy()),
+    }  # fmt: skip
 
 
 def _chosen(

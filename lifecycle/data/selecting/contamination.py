@@ -1,0 +1,121 @@
+"""Hits of test items in documents: `contamination.parquet`, and what it comes to for each task.
+
+A row for each training document and each task's row, or held-out document, that have too much text in common; the
+documents are those that had passed every step before decontamination. All of them were removed: `left` counts the items
+for which that is not so.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lifecycle.data.documents import ROW_GROUP
+from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes
+from lifecycle.data.selecting.eval_items import TestItem
+from lifecycle.data.selecting.overlap_index import Hit
+
+FILE = "contamination.parquet"
+# `task` is null for a held-out document; `item`: FILE:LINE of a task's row, or a document's name; `ordinal`: of the
+# training document among the tagged ones; `share`: as decontamination compares it; `excerpt`: the longest run of words
+# in common, as the item has it.
+HITS = pa.schema([
+    ("task", pa.string()), ("item", pa.string()), ("ordinal", pa.int64()), ("document", pa.string()),
+    ("share", pa.float64()), ("excerpt", pa.string()),
+])  # fmt: skip
+EXCERPT_CHARS = 200
+_WORD = re.compile(r"\w+")
+
+type Key = tuple[str | None, str]  # task and item; without a task a held-out document
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The documents that had an item's text: how many, and the one with the largest share."""
+
+    num_documents: int
+    document: str
+    share: float
+    excerpt: str
+
+
+def hit_table(hits: Iterable[tuple[int, Hit, Hashes]], names: Mapping[int, str]) -> pa.Table:
+    """The rows of hits: a document's ordinal, the hit, and the n-grams that the document has in common with all items;
+    `names` of the documents, by ordinal."""
+    rows = [
+        {
+            "task": task, "item": hit.item.name, "ordinal": ordinal, "document": names[ordinal], "share": hit.share,
+            "excerpt": excerpt,
+        }
+        for ordinal, hit, common in hits
+        for excerpt in [longest_common(hit.item.text, hit.ngram, common)]
+        for task in hit.item.tasks or (None,)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=HITS)
+
+
+def longest_common(text: str, n: int, common: Hashes) -> str:
+    """The longest run of words of a text whose n-grams are all in `common`, cut to `EXCERPT_CHARS`."""
+    flags = np.isin(ngram_hashes(word_hashes(text), n), common)
+    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False)).reshape(-1, 2)  # runs: begin, end
+    begin, end = edges[np.diff(edges).ravel().argmax()].tolist()
+    words = list(_WORD.finditer(text))
+    run = " ".join(text[words[begin].start() : words[end + n - 2].end()].split())
+    return run if len(run) <= EXCERPT_CHARS else run[: EXCERPT_CHARS - 1] + "…"
+
+
+def contamination(
+    folder: Path, items: Sequence[TestItem], too_short: NDArray[np.bool_], removed: NDArray[np.int64]
+) -> dict[str, Any]:
+    """By task, and for the held-out documents: rows with text, those long enough to be compared, those found in
+    documents, those left in documents that were not removed, and the documents that they were found in.
+
+    `removed`: the ordinals of the documents that comparisons have removed.
+    """
+    rows, compared = defaultdict[str | None, set[str]](set), defaultdict[str | None, set[str]](set)
+    for item, is_short in zip(items, too_short.tolist(), strict=True):
+        for task in item.tasks or (None,):
+            rows[task].add(item.name)
+            if not is_short:
+                compared[task].add(item.name)
+    found, left = defaultdict[str | None, set[str]](set), defaultdict[str | None, set[str]](set)
+    documents = defaultdict[str | None, set[int]](set)
+    for hits in read_hits(folder, ["task", "item", "ordinal"]):
+        stays = ~np.isin(hits["ordinal"].to_numpy(), removed)
+        columns = (hits[name].to_pylist() for name in ("task", "item", "ordinal"))
+        for task, item, ordinal, is_left in zip(*columns, stays.tolist(), strict=True):
+            found[task].add(item)
+            documents[task].add(ordinal)
+            if is_left:
+                left[task].add(item)
+    amounts = {"rows": rows, "compared": compared, "found": found, "left": left, "documents": documents}
+    counts = {task: {name: len(of[task]) for name, of in amounts.items()} for task in [*rows]}
+    heldout = counts.pop(None, dict.fromkeys(amounts, 0))
+    return {"tasks": {task: own for task, own in counts.items() if task is not None}, "heldout": heldout}
+
+
+def read_hits(folder: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The hits in an artifact of stage `documents`, some at a time."""
+    with pq.ParquetFile(folder / FILE) as file:
+        yield from file.iter_batches(ROW_GROUP, columns=list(columns))
+
+
+def evidence_of(folder: Path) -> dict[Key, Evidence]:
+    """What was found of each item, those found in the most documents first."""
+    counts, best = Counter[Key](), dict[Key, Evidence]()
+    names = ["task", "item", "document", "share", "excerpt"]
+    for hits in read_hits(folder, names):
+        for task, item, document, share, excerpt in zip(*(hits[name].to_pylist() for name in names), strict=True):
+            key = (task, item)
+            counts[key] += 1
+            if key not in best or share > best[key].share:
+                best[key] = Evidence(0, document, share, excerpt)
+    order = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0][0] or "", entry[0][1]))
+    return {key: replace(best[key], num_documents=n) for key, n in order}
