@@ -14,6 +14,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import local_file
 from lifecycle.core.file_hashes import file_hashes, hash_files
 from lifecycle.core.web_address import shown
+from lifecycle.data.config import DedupConfig
 from lifecycle.inference.defaults import generation_of_run, sampling_of
 from lifecycle.model.config import ModelConfig
 from lifecycle.rl.config import RolloutConfig
@@ -40,16 +41,19 @@ def tagging(config: RunConfig) -> dict[str, Any]:
 def documents(config: RunConfig) -> dict[str, Any]:
     """The key of the documents: the selection, the evaluation rows that must not be in them, and the names of earlier
     corpora, as reasons have them; their contents are inputs."""
-    from lifecycle.data.selecting.earlier import earlier_corpora  # as below
-
     assert config.data is not None
     rights = config.data.rights
     places = (*rights.forget, *(place for own in rights.opt_outs.values() for place in own))
     lists = {"lists": [_content_of(place, "data.rights") for place in places]} if places else {}
-    earlier = [corpus.name for corpus in earlier_corpora(config.data.dedup)]
-    against = {"against": earlier} if earlier else {}
+    against = {"against": _earlier_names(config.data.dedup)} if config.data.dedup.against else {}
     rows = evaluation_rows(config)
     return {"data": config.data.selection(), **lists, **against, "eval_rows": rows, "seed": config.seed}
+
+
+def _earlier_names(config: DedupConfig) -> list[str]:
+    from lifecycle.data.selecting.earlier import earlier_corpora  # imported only if a stage may run, as above
+
+    return [corpus.name for corpus in earlier_corpora(config)]
 
 
 def tokenizer(config: RunConfig) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def _of_text(text: str) -> str | None:
     text = _SLASHES.sub(lambda found: f"{found[1]}-{found[2]:0>2}-{found[3]:0>2}", text).removesuffix(" UTC")
     try:
         found = datetime.fromisoformat(text)
-        return text if len(text) == len("2024-01-02") and "T" not in text else _iso(found)
+        is_date = len(text) == len("2024-01-02") and "T" not in text  # also `2024-W01-2`, its week and day
+        return found.date().isoformat() if is_date else _iso(found)
     except ValueError:
         pass
     try:
