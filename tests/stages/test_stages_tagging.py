@@ -6,10 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from obstore.store import MemoryStore
 
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
+from lifecycle.core.store import Store
 from lifecycle.data.documents import read_documents
 from lifecycle.stages import tagging
 from lifecycle.stages.chain import bring_up_to_date
@@ -61,7 +63,10 @@ def test_what_decides_the_columns_tags_again(corpus: Path) -> None:
     assert made(corpus, "data.pii.keep=[email]")["tagging"].path != after["tagging"].path
 
 
-def test_a_run_leaves_out_what_an_earlier_one_has(corpus: Path) -> None:
+def test_a_run_leaves_out_what_an_earlier_one_has(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(corpus.parent / "cache"))
     earlier = made(corpus, "name=before")["documents"]
     (corpus / "0.txt").rename(corpus / "again.txt")
     for number in range(1, 6):
@@ -76,6 +81,9 @@ def test_a_run_leaves_out_what_an_earlier_one_has(corpus: Path) -> None:
     assert manifest.input_hashes["against_0"] == earlier.content_hash
     moved = earlier.path.rename(corpus.parent / "moved")
     assert made(corpus, f"data.dedup.against=[{moved}]")["documents"].manifest == manifest
+    for file in moved.iterdir():
+        Store("s3://bucket/earlier").upload(file, file.name)
+    assert made(corpus, "data.dedup.against=[s3://bucket/earlier]")["documents"].manifest == manifest
     with pytest.raises(ConfigError, match=r"dedup\.rows=8, this run's of data\.dedup\.rows=6"):
         made(corpus, f"data.dedup.against=[{moved}]", "data.dedup.rows=6")
     with pytest.raises(ConfigError, match=r"dedup\.against: .*no finished artifact here"):
