@@ -105,7 +105,7 @@ def _failures(
     stretches: Sequence[Stretch], file: Path, index: OverlapIndex, min_overlap: float, writer: pq.ParquetWriter
 ) -> Iterator[Failure]:
     """The documents of some stretches that overlap an item, each with the one that it overlaps most; writes all."""
-    matches = [(ordinal, match, index.hits(match, min_overlap)) for ordinal, match in _read_matches(file)]
+    matches = ((ordinal, match, index.hits(match, min_overlap)) for ordinal, match in _read_matches(file))
     found = [entry for entry in matches if entry[2]]
     if not found:
         return
