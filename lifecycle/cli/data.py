@@ -15,6 +15,7 @@ from lifecycle.cli.data_fertility import fertility
 from lifecycle.cli.data_perplexity import perplexity
 from lifecycle.cli.data_plan import plan
 from lifecycle.cli.data_score import score
+from lifecycle.cli.data_signatures import signatures
 from lifecycle.cli.data_synthesise import synthesise
 from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import data_of, data_run, documents_folder
@@ -32,7 +33,7 @@ data = App(name="data", help="Prepare documents, token shards and rows; show the
 data.command(plan)
 data.command(fertility)
 data.command(train_classifier)
-for verb in (score, synthesise, perplexity):
+for verb in (score, synthesise, perplexity, signatures):
     data.command(verb)
 
 type Out = Annotated[Path | None, Parameter(help="A file for the page; NAME-data.html by default.")]

@@ -196,7 +196,7 @@ class DedupConfig(Section):
     # Which of a group of duplicates stays: the first of these that tells two apart decides, and in the end the order of
     # the sources and of the documents in them (`preference.py`).
     prefer: tuple[Annotated[str, AfterValidator(_criterion)], ...] = ("source",)
-    # Documents of other runs, the folders of their artifacts or addresses of these: what is there already is removed.
+    # Documents of other runs, or their signatures, by folder or address of the artifact: what they have is removed.
     # Left out of keys, where the artifacts' contents are (`earlier.py`).
     against: tuple[Annotated[str, AfterValidator(path_or_url)], ...] = Field(default=(), exclude=True)
     jaccard: float = Field(default=0.8, ge=0.3, le=1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from document_tables import table_of
 from duplicates import WORDS, removed_of, signed
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from lifecycle.core.artifact import Draft
 from lifecycle.core.config import ConfigError
+from lifecycle.core.progress import Silent
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.documents import DocumentWriter
+from lifecycle.data.documents import DocumentWriter, document_files
 from lifecycle.data.selecting.earlier import EarlierCorpus, earlier_corpora
+from lifecycle.data.selecting.signatures import write_signatures
 from lifecycle.data.selecting.similarity import SimilarGroups
 
 BASE = WORDS[:200]
@@ -28,19 +31,33 @@ def corpus(folder: Path, kept: Sequence[str], heldout: Sequence[str] = ()) -> Ea
         rows = signed(table_of(texts or ["none"], "old")).drop_columns("ordinal")
         with DocumentWriter(folder, split, rows.schema) as writer:
             writer.write(rows.slice(0, len(texts)))
-    return EarlierCorpus(f"documents-{folder.name}", folder)
+    return EarlierCorpus(f"documents-{folder.name}", document_files(folder, "kept") + document_files(folder, "heldout"))
+
+
+def signed_only(made: EarlierCorpus) -> EarlierCorpus:
+    """The corpus without its texts."""
+    folder = made.files[0].parent
+    out = folder.with_name(f"{folder.name}-signatures")
+    out.mkdir()
+    assert write_signatures(folder, out, Silent()) == sum(pq.read_metadata(file).num_rows for file in made.files)
+    files = document_files(out, "signatures")
+    assert not any("text" in pq.read_schema(file).names for file in files)
+    return EarlierCorpus(made.name, files)
 
 
 def changed(*places: int) -> str:
     return " ".join("new" if at in places else word for at, word in enumerate(BASE))
 
 
-def test_what_earlier_corpora_have_is_removed_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_text", [True, False])
+def test_what_earlier_corpora_have_is_removed_and_named(tmp_path: Path, has_text: bool) -> None:
     base, far = changed(), changed(20, 60, 90, 120, 150)
     earlier = [
         corpus(tmp_path / "one", [base, "a text of its own"], ["a text that is held out"]),
         corpus(tmp_path / "two", [base, "old alone", "old alone"]),
     ]
+    if not has_text:
+        earlier = [signed_only(made) for made in earlier]
     texts = ["new twice", base, "a text that is held out", "new twice", changed(20, 60), far, "a text that is new"]
     removed = removed_of(table_of(texts, "new"), tmp_path / "new", earlier=earlier, among=[0, 1, 2, 3, 4, 5])
     rows = {row["ordinal"]: (row["reason"], row["detail"]) for row in removed.to_pylist()}
@@ -85,7 +102,8 @@ def reached(start: int, pairs: Sequence[tuple[int, int]]) -> set[int]:
 
 def artifact(root: Path, stage: str, stats: dict) -> Path:
     draft = Draft(root, stage, {}, {})
-    (draft.open() / "kept-00000.parquet").touch()
+    for split in ("kept", "heldout"):
+        (draft.open() / f"{split}-00000.parquet").touch()
     return draft.commit(stats).path
 
 

@@ -8,11 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from obstore.store import MemoryStore
 
+from lifecycle.cli.data_signatures import signatures
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.core.store import Store
+from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import read_documents
+from lifecycle.data.selecting.earlier import earlier_corpora
 from lifecycle.stages import tagging
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
@@ -64,7 +67,10 @@ def test_what_decides_the_columns_tags_again(corpus: Path) -> None:
 
 
 def test_a_run_leaves_out_what_an_earlier_one_has(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch, in_memory: dict[str, MemoryStore]
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_memory: dict[str, MemoryStore],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(corpus.parent / "cache"))
     earlier = made(corpus, "name=before")["documents"]
@@ -81,6 +87,14 @@ def test_a_run_leaves_out_what_an_earlier_one_has(
     assert manifest.input_hashes["against_0"] == earlier.content_hash
     moved = earlier.path.rename(corpus.parent / "moved")
     assert made(corpus, f"data.dedup.against=[{moved}]")["documents"].manifest == manifest
+    for _ in range(2):  # made once, and found
+        signatures(str(moved), corpus.parent / "hashes")
+    shown, again = map(Path, capsys.readouterr().out.split())
+    assert shown == again
+    tables = [pq.read_table(file) for file in sorted(shown.glob("*.parquet"))]
+    assert sum(map(len, tables)) == 6 and "text" not in tables[0].column_names
+    (found,) = earlier_corpora(DedupConfig(against=(str(shown),)))
+    assert found.name == shown.name and len(found.files) == len(tables)
     for file in moved.iterdir():
         Store("s3://bucket/earlier").upload(file, file.name)
     assert made(corpus, "data.dedup.against=[s3://bucket/earlier]")["documents"].manifest == manifest

@@ -1,10 +1,10 @@
-"""Earlier corpora: documents artifacts of other runs, whose documents count as taken.
+"""Earlier corpora: documents artifacts of other runs, or their signatures, whose documents count as taken.
 
 A new document that is the same as one of theirs, or nearly, is removed; nothing of theirs is written to the new corpus.
 Their held-out documents count too: a model that is measured on them must not learn them later. datatrove keeps an index
 of signatures for this (`MinhashBuildIndex`) and removes what meets one of them. Here a pair counts as it does within a
-corpus, by the true Jaccard similarity, so the earlier corpus is needed with its texts; Lee et al. 2022
-(arXiv:2107.06499, section 4.2) look at the texts of MinHash's candidates, too.
+corpus, by the true Jaccard similarity, so the earlier corpus is needed with its texts or with all their shingles
+(`signatures.py`); Lee et al. 2022 (arXiv:2107.06499, section 4.2) look at the texts of MinHash's candidates, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,21 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import place_here
 from lifecycle.core.web_address import shown
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.documents import Split, Stretch, document_files, names_of, num_documents, stretches_of
+from lifecycle.data.documents import Stretch, document_files, names_of, num_documents, stretches_of
+from lifecycle.data.selecting.signatures import FILES as SIGNATURES
+from lifecycle.data.selecting.signatures import TAKEN
 
-STAGE = "documents"  # that makes such an artifact
+# The files with the documents, by the stage or verb that makes such an artifact.
+PREFIXES: Mapping[str, Sequence[str]] = {"documents": TAKEN, SIGNATURES: (SIGNATURES,)}
 SIGNATURE = "signature"  # in its stats: the settings that decide `bands`
-TAKEN: tuple[Split, ...] = ("kept", "heldout")
 
 
 @dataclass(frozen=True)
 class EarlierCorpus:
-    """An earlier corpus: the name of its artifact, as its stage gave it, and its folder."""
+    """An earlier corpus: the name of its artifact, as its stage gave it, and the files with its documents."""
 
     name: str
-    folder: Path
+    files: Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,7 @@ class Pool:
         stretches, corpora = list(own), list[tuple[int, str]]()
         for corpus in earlier:
             corpora.append((num_documents(stretches), corpus.name))
-            files = [file for split in TAKEN for file in document_files(corpus.folder, split)]
-            stretches += stretches_of(files, num_documents(stretches))
+            stretches += stretches_of(corpus.files, num_documents(stretches))
         num_own, num_earlier = len(ranks), num_documents(stretches) - len(ranks)
         return cls(stretches, np.concatenate([ranks + num_earlier, np.arange(num_earlier)]), num_own, corpora)
 
@@ -90,12 +91,12 @@ def _opened(place: str, config: DedupConfig) -> EarlierCorpus:
         artifact = open_artifact(folder)
     except ArtifactError as error:
         raise ConfigError(f"{at}: {error}; give the folder documents-... of a finished run") from None
-    if artifact.manifest.stage != STAGE:
-        raise ConfigError(
-            f"{at}: made by stage {artifact.manifest.stage}; give the folder of stage {STAGE}, documents-..."
-        )
+    manifest = artifact.manifest
+    if manifest.stage not in PREFIXES:
+        raise ConfigError(f"{at}: made by stage {manifest.stage}; give the folder of stage documents, documents-...")
     _require_same_keys(at, artifact, signature_of(config))
-    return EarlierCorpus(artifact_path(folder, STAGE, artifact.manifest.key).name, folder.absolute())
+    files = [file for prefix in PREFIXES[manifest.stage] for file in document_files(folder.absolute(), prefix)]
+    return EarlierCorpus(artifact_path(folder, manifest.stage, manifest.key).name, files)
 
 
 def _require_same_keys(at: str, artifact: Artifact, own: Mapping[str, int]) -> None:

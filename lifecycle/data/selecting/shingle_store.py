@@ -4,17 +4,20 @@ Comparing two documents takes two reads of some kilobytes, and memory stays the 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lifecycle.data.documents import Stretch
 from lifecycle.data.ngrams import Hashes
+from lifecycle.data.selecting.signatures import SHINGLES
 from lifecycle.data.selecting.similarity import jaccard_similarity, shingles
 
 CACHED = 4096  # sets that are kept in memory
@@ -28,12 +31,17 @@ def write_shingles(piece: tuple[Sequence[tuple[Stretch, NDArray[np.int64]]], Pat
     sizes: list[int] = []
     with open(path, "wb") as file:
         for stretch, chosen in stretches:
-            texts = stretch.read(["text"])["text"].combine_chunks()
-            for text in pc.take(texts, chosen - stretch.first).to_pylist():
-                found = shingles(text)
+            for found in _shingles(stretch, chosen - stretch.first):
                 file.write(found.tobytes())
                 sizes.append(len(found))
     return np.array(sizes, np.int64)
+
+
+def _shingles(stretch: Stretch, positions: NDArray[np.int64]) -> Iterator[Hashes]:
+    """The shingles of some documents: of their texts, or as they are there without one."""
+    column = SHINGLES if SHINGLES in pq.read_schema(stretch.path).names else "text"
+    for value in pc.take(stretch.read([column])[column].combine_chunks(), pa.array(positions)):
+        yield shingles(value.as_py()) if column == "text" else value.values.to_numpy()
 
 
 class ShingleStore:
