@@ -1,5 +1,6 @@
 """Which of a group of duplicates stays: the order is that of Python's sort, and each step keeps the preferred one."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def test_mistakes_are_told() -> None:
         criteria_of(config(["highest word_cuont"]))
     with pytest.raises(ConfigError, match=r"'lowest url': documents have no column of numbers 'url'"):
         criteria_of(config(["lowest url"]))
+
+
+def test_scores_that_were_made_elsewhere_can_decide(tmp_path: Path) -> None:
+    documents = table_of(["a", "b", "c"]).append_column("id", pa.array([digit * 32 for digit in "abc"]))
+    rows = [{"id": "b" * 32, "score": 3.0}, {"id": "c" * 32, "score": 5}]
+    (tmp_path / "grades.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = [{"name": "grade", "path": str(tmp_path / "grades.jsonl")}]
+    found = ranks(stored(documents, tmp_path / "rows"), config(["highest grade_score"], scores=scores))
+    with pytest.raises(ConfigError, match="no column of numbers 'grade_score'"):
+        criteria_of(config(["highest grade_score"]))
+    assert found.tolist() == [2, 1, 0]
 
 
 def test_the_preference_is_a_part_of_selection_only() -> None:

@@ -6,7 +6,7 @@ whatever group they meet in, and the choice depends neither on partitions nor on
 criterion knows nothing (no time, no score) comes behind all others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from lifecycle.core.config import ConfigError, nearest
 from lifecycle.data.config import UNKNOWN, DataConfig
 from lifecycle.data.documents import Stretch, num_documents
+from lifecycle.data.measures.filters import joined_steps
 from lifecycle.data.measures.rights import license_choices
+from lifecycle.data.selecting.selection import joined
 from lifecycle.data.tagging.partitions import tagged_schema
 
 type Numbers = NDArray[np.float64]  # one for each document; lower is better, NaN if it is not known
@@ -40,10 +42,13 @@ def ranks(stretches: Sequence[Stretch], config: DataConfig) -> NDArray[np.int64]
     """The place of each document in the order of preference, from 0, the best. While it is found, it takes 8 bytes of
     memory for each document and criterion."""
     criteria = criteria_of(config)
-    columns = list(dict.fromkeys(criterion.column for criterion in criteria))
+    columns = dict.fromkeys(criterion.column for criterion in criteria)
+    joins = [step for step in joined_steps(config) if columns.keys() & {*step.columns.names}]
+    added = {name for step in joins for name in step.columns.names}
+    read = [*(name for name in columns if name not in added), *(["id"] if joins else [])]
     found = np.empty((len(criteria), num_documents(stretches)))
     for stretch in stretches:
-        documents = stretch.read(columns)
+        documents = joined(stretch.read(read), joins)
         for row, criterion in zip(found, criteria, strict=True):
             row[stretch.first : stretch.end] = criterion.numbers(documents[criterion.column])
     order = np.lexsort((np.arange(found.shape[1]), *found[::-1]))  # the last key counts first; NaN comes last
@@ -63,7 +68,8 @@ def _criterion(name: str, config: DataConfig) -> Criterion:
         case ["newest" | "oldest" as age]:
             return Criterion("time", partial(_times, is_newest=age == "newest"))
         case [best, column]:
-            _require_numbers(name, column, tagged_schema(config))
+            joins = [field for step in joined_steps(config) for field in step.columns]
+            _require_numbers(name, column, [*tagged_schema(config), *joins])
             return _by_number(column, best == "highest")
     raise AssertionError(name)
 
@@ -110,8 +116,8 @@ def _place_of_license(allowed: Sequence[str], expression: str) -> float:
     return min(max(map(place, choice)) for choice in license_choices(expression))
 
 
-def _require_numbers(name: str, column: str, schema: pa.Schema) -> None:
-    numeric = [field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
+def _require_numbers(name: str, column: str, fields: Iterable[pa.Field]) -> None:
+    numeric = [field.name for field in fields if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
     if column not in numeric:
         raise ConfigError(
             f"data.dedup.prefer: {name!r}: documents have no column of numbers {column!r}{nearest(column, numeric)}"
