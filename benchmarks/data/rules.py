@@ -265,7 +265,7 @@ def compare_pages(texts: Sequence[str]) -> None:
 
 def sentences(line: str) -> int:
     """How many sentences we count in a line."""
-    return prose_measures(pa.array([line]), np.ones(1, bool), FINEWEB.short_line)["sentence_count"].item()
+    return int(prose_measures(pa.array([line]), np.ones(1, bool), FINEWEB.short_line)["sentence_count"].item())
 
 
 def shown(counts: Counter[str]) -> str:

@@ -141,16 +141,16 @@ class OverlapIndex:
         return best
 
     def hits(self, match: Match, min_overlap: float) -> list[Hit]:
-        """All items with at least this share in common with a text, the largest first; one that is there without its
-        punctuation, too, once."""
+        """The items with at least this share in common with a text, the largest first; of a row's texts, and of a text
+        with and without its punctuation, the one with the largest."""
         found = [
             Hit(self.items[at], float(shares[at]), n)
             for n, shares in self._shares(match)
             for at in np.flatnonzero(shares >= min_overlap).tolist()
         ]
-        largest: dict[str, Hit] = {}
+        largest: dict[tuple[str, tuple[str, ...]], Hit] = {}
         for hit in sorted(found, key=lambda hit: -hit.share):
-            largest.setdefault(hit.item.name, hit)
+            largest.setdefault((hit.item.name, hit.item.tasks), hit)
         return list(largest.values())
 
     def common(self, match: Match, n: int) -> Hashes:
