@@ -25,7 +25,7 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding  # pyright:
 
 from lifecycle.data.config import DataConfig
 from lifecycle.data.reading.extract import extract_file
-from lifecycle.data.reading.markup import parse_html
+from lifecycle.data.reading.html_text import parse_html
 from lifecycle.data.reading.raw import RawDocument
 from lifecycle.data.reading.sources import list_files
 from lifecycle.data.reading.streams import inner_name

@@ -7,10 +7,11 @@ from typing import Any
 
 from lifecycle.data.config import SourceConfig
 from lifecycle.data.reading.decoding import decode, require_text
+from lifecycle.data.reading.html_text import parse_html
 from lifecycle.data.reading.latex import parse_latex
 from lifecycle.data.reading.mail import parse_mail
 from lifecycle.data.reading.man_pages import parse_man
-from lifecycle.data.reading.markup import parse_html, parse_markdown, parse_python_dict
+from lifecycle.data.reading.markup import parse_markdown, parse_python_dict
 from lifecycle.data.reading.raw import SURROGATES, Content, RawDocument, UnreadableError
 from lifecycle.data.reading.times import iso_time
 

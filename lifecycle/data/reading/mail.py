@@ -19,7 +19,7 @@ from email.message import Message
 from typing import Any
 
 from lifecycle.data.reading.decoding import decode
-from lifecycle.data.reading.markup import parse_html
+from lifecycle.data.reading.html_text import parse_html
 from lifecycle.data.reading.raw import Content, Refused, UnreadableError
 from lifecycle.data.reading.row_parts import MAIL_BEGIN, RowPart
 from lifecycle.data.reading.streams import lines

@@ -1,4 +1,4 @@
-"""Mark-up to text: pages, Markdown, and the dicts of Python modules. Nothing is executed."""
+"""Mark-up to text: Markdown and the dicts of Python modules. Nothing is executed."""
 
 import ast
 import re
@@ -7,24 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
-from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
-from resiliparse.parse.html import HTMLTree
 
 from lifecycle.core.strict_yaml import parse_yaml
 from lifecycle.data.reading.raw import UnreadableError, plain_values
 
 _YAML_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _TOML_FRONT = re.compile(r"\A\+\+\+[ \t]*\n(.*?)\n\+\+\+[ \t]*(?:\n|\Z)", re.DOTALL)
-
-
-def parse_html(html: str) -> tuple[str, dict[str, Any]]:
-    """The readable text and the title of a page, however broken its markup, without navigation and footers."""
-    tree = HTMLTree.parse(html)
-    text = extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False)
-    if not text.strip():  # nothing in the page looks like an article
-        text = extract_plain_text(tree, preserve_formatting=True, alt_texts=False)
-    title = (tree.title or "").strip()
-    return text, {"title": title} if title else {}
 
 
 def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,127 @@
+"""The readable text of a web page: headings, paragraphs, lists, tables, code and formulas, however broken the mark-up.
+
+resiliparse parses the page and makes text of it. What its text does not tell, where links, headings, cells and code
+begin, is marked in the page beforehand (`html_marks.py`); `html_lines.py` reads the marks and takes them out again.
+Formulas become TeX, as MathML carries it along (MathML Core, 6.1; LaTeXML) or MathJax is given it.
+"""
+
+import html as entities
+import re
+from typing import Any
+
+from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.parse.html import ElementNode, HTMLTree, Node
+
+from lifecycle.data.reading.html_blocks import Names
+from lifecycle.data.reading.html_lines import all_lines, main_lines
+from lifecycle.data.reading.html_marks import (
+    ARTICLE,
+    ARTICLE_END,
+    CELL,
+    CODE,
+    CODE_END,
+    HEADING,
+    LINK,
+    LINK_END,
+    ROW,
+    TABLE_END,
+    unmarked,
+)  # fmt: skip
+
+# What is never text: other than words, and beside a formula or code the same once more.
+_NO_TEXT = ("img", "svg", "[hidden]")
+_DRAWN = (".katex-html", ".MathJax_Preview", ".MathJax", ".MathJax_Display")  # formulas, which are there as TeX too
+_BESIDE = ("nav", "aside", "footer")
+_MARKED = (
+    ("<a ", LINK + "<a "), ("</a>", "</a>" + LINK_END), ("<pre", CODE + "<pre"), ("</pre>", "</pre>" + CODE_END),
+)  # fmt: skip
+_HEADING = re.compile("<h(?=[1-6])")
+_UPPER = re.compile(r"</?(?:A|PRE|TABLE|T[DRH]|H[1-6])\b")
+_UPPER_SIGNS = ("</A>", "<TD")
+_CELL = re.compile(r"(<tr\b[^>]*>\s*)?<t[dh]\b[^>]*>")
+_TEX_SCRIPT = re.compile(
+    r"""<script[^>]*type\s*=\s*["']?math/tex(;\s*mode=display)?[^>]*>(.*?)</script\s*>""", re.IGNORECASE | re.DOTALL
+)
+_DISPLAY_STYLE = re.compile(r"^\{\\(?:display|text)style (.*)\}$", re.DOTALL)
+
+
+def parse_html(html: str) -> tuple[str, dict[str, Any]]:
+    """The readable text and the title of a page, without what is beside the text; of a page that has no more than that,
+    all of it."""
+    html = unmarked(html)
+    names = Names.of(html)
+    article = names.around_text()
+    tree = HTMLTree.parse(_marked(html if article else _with_article(html)))
+    if article:
+        _mark_article(tree, article)
+    if "<math" in html:
+        _write_formulas(tree)
+    no_text = [*_NO_TEXT, *(_DRAWN if "katex" in html or "MathJax" in html else ())]
+    text = main_lines(_text(tree, [*no_text, *_BESIDE, *names.beside_text()]))
+    if not text.strip():
+        text = all_lines(_text(tree, no_text))
+    title = unmarked(tree.title or "").strip()
+    return text, {"title": title} if title else {}
+
+
+def _text(tree: HTMLTree, skipped: list[str]) -> str:
+    return extract_plain_text(tree, preserve_formatting=True, alt_texts=True, skip_elements=skipped)
+
+
+def _marked(html: str) -> str:
+    """The page with marks at its links, headings, cells and code."""
+    if any(sign in html for sign in _UPPER_SIGNS):
+        html = _UPPER.sub(lambda found: found[0].lower(), html)
+    for tag, marked in _MARKED:
+        html = html.replace(tag, marked)
+    html = _HEADING.sub(HEADING + "<h", html)
+    if "math/tex" in html:
+        html = _TEX_SCRIPT.sub(lambda found: entities.escape(_formula(found[2], bool(found[1])), quote=False), html)
+    if "<td" not in html:
+        return html
+    html = _CELL.sub(lambda found: f"{found[0]}{ROW if found[1] else ''}{CELL}", html)
+    return html.replace("</table>", "</table>" + TABLE_END)
+
+
+def _with_article(html: str) -> str:
+    """The page with marks at the one element that its text is in, if it says so."""
+    for tag in ("article", "main"):
+        if html.count(f"<{tag}") == 1:
+            return html.replace(f"<{tag}", f"{ARTICLE}<{tag}").replace(f"</{tag}>", f"</{tag}>{ARTICLE_END}")
+    return html
+
+
+def _mark_article(tree: HTMLTree, selector: str) -> None:
+    """The same, by the element's name."""
+    found = _elements(tree, selector)
+    if len(found) == 1 and found[0].first_child is not None:
+        found[0].insert_before(_text_node(tree, ARTICLE), found[0].first_child)
+        found[0].append_child(_text_node(tree, ARTICLE_END))
+
+
+def _write_formulas(tree: HTMLTree) -> None:
+    """Puts TeX in the place of formulas in MathML that have it."""
+    for formula in _elements(tree, "math"):
+        notes = formula.query_selector_all('annotation[encoding="application/x-tex"]')
+        tex = notes[0].text if len(notes) else formula.getattr("alttext")
+        if tex and tex.strip() and formula.parent is not None:
+            text = _text_node(tree, _formula(tex, formula.getattr("display") == "block"))
+            formula.parent.replace_child(text, formula)
+
+
+def _elements(tree: HTMLTree, selector: str) -> list[ElementNode]:
+    assert tree.document is not None
+    return list(tree.document.query_selector_all(selector))
+
+
+def _text_node(tree: HTMLTree, text: str) -> Node:
+    node = tree.create_text_node(text)
+    assert node is not None
+    return node
+
+
+def _formula(tex: str, is_displayed: bool) -> str:
+    tex = " ".join(tex.split())
+    if found := _DISPLAY_STYLE.match(tex):
+        tex = found[1].strip()
+    return f"$${tex}$$" if is_displayed else f"${tex}$"

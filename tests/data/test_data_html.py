@@ -1,0 +1,130 @@
+"""Web pages: the words of forty against texts made by hand, and what becomes of tables, code, formulas and notices."""
+
+import re
+import statistics
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.data.reading.html_text import parse_html
+
+PAGES = Path(__file__).with_name("pages")
+REACHED = 0.99  # mean F1 of the words
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+PROSE = "<p>A sentence that is long enough to be one, with a full stop.</p>"
+
+
+def text_of(body: str) -> str:
+    return parse_html(f"<html><head><title>T</title></head><body>{body}</body></html>")[0]
+
+
+def words(text: str) -> Counter[str]:
+    return Counter(_WORD.findall(unicodedata.normalize("NFKC", text)))
+
+
+def test_the_words_of_pages_are_those_that_a_reader_takes() -> None:
+    scores = {}
+    for page in sorted(PAGES.glob("*.html")):
+        found = words(parse_html(page.read_text(encoding="utf-8"))[0])
+        meant = words(page.with_suffix(".txt").read_text(encoding="utf-8"))
+        scores[page.stem] = 2 * (found & meant).total() / (found.total() + meant.total())
+    assert len(scores) == 40
+    assert statistics.mean(scores.values()) > REACHED, sorted(scores.items(), key=lambda item: item[1])[:5]
+
+
+def lines_of(name: str) -> list[str]:
+    (page,) = PAGES.glob(f"{name}*.html")
+    return [line.strip() for line in parse_html(page.read_text(encoding="utf-8"))[0].split("\n")]
+
+
+@pytest.mark.parametrize("name", ["05", "22", "23", "28", "40"])
+def test_a_row_of_a_table_is_a_line_with_its_cells_apart(name: str) -> None:
+    (meant,) = PAGES.glob(f"{name}*.txt")
+    rows = [line for line in meant.read_text(encoding="utf-8").split("\n") if " | " in line]
+    assert rows and [line for line in lines_of(name) if " | " in line] == rows
+
+
+def test_cells_of_several_lines_stay_in_their_row_and_columns_of_a_layout_do_not() -> None:
+    rows = "<tr><td><p>one</p><p>two</p></td><td></td><td>three<br>four</td></tr>"
+    assert text_of(f"{PROSE}<table>{rows}</table>").split("\n")[-1] == "one two |  | three four"
+    column = "<p>" + "Words of a column. " * 20 + "</p>"
+    assert "|" not in text_of(f"<table><tr><td>{column}</td><td>{column}</td></tr></table>")
+
+
+@pytest.mark.parametrize("name", ["04", "25", "30"])
+def test_code_keeps_its_lines_and_indentation(name: str) -> None:
+    (page,) = PAGES.glob(f"{name}*.html")
+    found = parse_html(page.read_text(encoding="utf-8"))[0]
+    meant = page.with_suffix(".txt").read_text(encoding="utf-8")
+    indented = [line for line in meant.split("\n") if line[:1] in (" ", "\t")]
+    assert indented and not set(indented) - set(found.split("\n"))
+
+
+def test_links_headings_and_empty_lines_in_code_are_left_alone() -> None:
+    code = "<a href=x>share</a>\n\n\n\n  # print\nlog in"
+    assert "share\n\n\n\n  # print\nlog in" in text_of(f"{PROSE}<pre>{code}</pre>{PROSE}")
+
+
+@pytest.mark.parametrize(
+    ("formula", "tex"),
+    [
+        ('<math alttext="a&lt;b"><mi>a</mi><mo>&lt;</mo><mi>b</mi></math>', "$a<b$"),
+        ('<math alttext="{\\displaystyle x}"><mi>x</mi></math>', "$x$"),
+        ('<math display="block"><semantics><mi>x</mi><annotation encoding="application/x-tex">\\frac{1}{2}'
+         "</annotation></semantics></math>", "$$\\frac{1}{2}$$"),
+        ('<span class="katex"><span class="katex-mathml"><math><semantics><mi>y</mi><annotation encoding='
+         '"application/x-tex">y</annotation></semantics></math></span><span class="katex-html">y</span></span>', "$y$"),
+        ('<span class="MathJax_Preview">i</span><script type="math/tex">a < b & c</script>', "$a < b & c$"),
+        ('<script type="math/tex; mode=display">E = m</script>', "$$E = m$$"),
+    ],
+)  # fmt: skip
+def test_formulas_become_tex(formula: str, tex: str) -> None:
+    assert f"is {tex} of it." in text_of(f"<p>This is {formula} of it.</p>")
+
+
+def test_a_formula_without_tex_keeps_its_characters() -> None:
+    assert "is x=2 of" in text_of("<p>This is <math><mi>x</mi><mo>=</mo><mn>2</mn></math> of it.</p>")
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        "<div>© 2024 Somebody. All rights reserved.</div>",
+        "<div class='cookie-bar'><p>We set cookies.</p></div>",
+        "<div>This website uses cookies. By continuing you accept that they are set for you.</div>",
+        "<ul><li><a href=1>One</a></li><li><a href=2>Two</a></li></ul>",
+        "<p><a href=x>Read more</a></p>",
+        "<p>Share this article</p>",
+        "<h3>Elsewhere</h3><div><a href=1>One thing</a></div><div><a href=2>Another thing</a></div>",
+        "<a href=x><div>A card</div><div>of two lines</div></a>",
+        "<aside>Aside</aside>",
+    ],
+)
+def test_what_is_beside_the_text_goes(notice: str) -> None:
+    assert text_of(f"<h1>Title</h1>{PROSE}{PROSE}{notice}") == text_of(f"<h1>Title</h1>{PROSE}{PROSE}")
+
+
+def test_links_in_sentences_stay_and_so_does_a_page_of_links() -> None:
+    assert "See here for the rest of it." in text_of("<p>See <a href=x>here</a> for the rest of it.</p>")
+    assert text_of("<ul><li><a href=1>One</a><li><a href=2>Two</a></ul>").split() == ["•", "One", "•", "Two"]
+
+
+def test_a_block_with_the_article_in_it_is_not_beside_it() -> None:
+    page = f'<body class="has-sidebar cookie"><div class="sidebar-layout"><h1>Title</h1>{PROSE}</div>'
+    assert parse_html(page)[0].startswith("Title\n\nA sentence")
+
+
+@given(st.lists(st.sampled_from(
+    ["<a href=x>", "</a>", "<pre>", "</pre>", "<table>", "<tr><td>", "</table>", "<h2>", "</h2>", "<article>", "</p>",
+     "<li>", "text of it ", "\n", "\x01", "\x0e", "<math alttext=x>", "<p>", "</article>", '<div class="share">',
+     "</div>"]
+), max_size=30))  # fmt: skip
+def test_no_mark_is_left_in_a_text_however_broken(parts: list[str]) -> None:
+    text, _ = parse_html("".join(parts))
+    assert not re.search("[\x00-\x08\x0e-\x1f]", text)
+    if "text of it " in parts and "<div class" not in "".join(parts):
+        assert text.strip()
