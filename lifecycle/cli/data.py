@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.cli.data_fertility import fertility
+from lifecycle.cli.data_fetch import fetch
 from lifecycle.cli.data_perplexity import perplexity
 from lifecycle.cli.data_plan import plan
 from lifecycle.cli.data_score import score
@@ -30,6 +31,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, present
 
 data = App(name="data", help="Prepare documents, token shards and rows; show them, and what became of each document.")
+data.command(fetch)
 data.command(plan)
 data.command(fertility)
 data.command(train_classifier)

@@ -1,0 +1,1 @@
+"""Pages of the web, fetched into archives that are then a source like any other."""
