@@ -12,6 +12,7 @@ from lifecycle.data.reading.latex import parse_latex
 from lifecycle.data.reading.mail import parse_mail
 from lifecycle.data.reading.man_pages import parse_man
 from lifecycle.data.reading.markup import parse_markdown, parse_python_dict
+from lifecycle.data.reading.pdf import parse_pdf
 from lifecycle.data.reading.raw import SURROGATES, Content, RawDocument, UnreadableError
 from lifecycle.data.reading.times import iso_time
 
@@ -28,6 +29,8 @@ def documents_of(content: Content, source: SourceConfig) -> Iterator[RawDocument
     """The documents in a content: one, or of a Python module those in its dicts. Raises `UnreadableError` for none."""
     if content.format == "mail":
         content = parse_mail(content)
+    elif content.format == "pdf":
+        content = parse_pdf(content)
     text = _characters(content)
     license = content.license or license_in(text) or source.license
     if content.format == "python_dict":

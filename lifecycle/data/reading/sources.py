@@ -31,11 +31,12 @@ FORMAT_OF_SUFFIX = {
     ".txt": "text", ".text": "text", ".md": "markdown", ".markdown": "markdown", ".rst": "rst", ".rest": "rst",
     ".html": "html", ".htm": "html", ".xhtml": "html", ".tex": "latex", ".ltx": "latex", ".eml": "mail",
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv",
-    ".tsv": "csv", ".warc": "warc", ".wet": "warc", ".mbox": "mbox", ".epub": "epub", ".tar": "tar", ".zip": "zip",
+    ".tsv": "csv", ".warc": "warc", ".wet": "warc", ".mbox": "mbox", ".epub": "epub", ".pdf": "pdf", ".tar": "tar",
+    ".zip": "zip",
 }  # fmt: skip
 ARCHIVES = ("tar", "zip")
 # Formats that a source's `format` does not replace: they hold what is in it.
-CONTAINERS = ("jsonl", "json", "parquet", "arrow", "csv", "warc", "mbox", "epub", *ARCHIVES)
+CONTAINERS = ("jsonl", "json", "parquet", "arrow", "csv", "warc", "mbox", "epub", "pdf", *ARCHIVES)
 TEXT_NAMES = (
     "license", "licence", "copying", "copyright", "readme", "notice", "authors", "changelog", "changes", "news", "todo",
 )  # fmt: skip

