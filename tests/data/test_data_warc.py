@@ -67,10 +67,10 @@ def test_answers_as_servers_send_them(tmp_path: Path, block: bytes, text: str) -
 @pytest.mark.parametrize(
     ("one", "reason", "detail"),
     [
-        (record("response", answer(b"<p>Moved", status="301 Moved")), "no_text", "HTTP status 301"),
+        (record("response", answer(b"<p>Moved", status="301 Moved")), "status", "HTTP status 301"),
         (record("response", answer(b"\x89PNG", "image/png")), "no_text", "content of type 'image/png'"),
         (record("response", answer(b"<p>a", None)), "no_text", "content of type ''"),
-        (record("response", b"192.0.2.1", "text/dns"), "no_text", "HTTP status None"),
+        (record("response", b"192.0.2.1", "text/dns"), "no_text", "no HTTP answer"),
         (record("response", answer(b"<p>" + b"a" * 200_000)), "too_large", "a record of 200"),
         (
             record("response", answer(gzip.compress(b"<p>a" * 90_000), Content_Encoding="gzip")),
@@ -78,7 +78,7 @@ def test_answers_as_servers_send_them(tmp_path: Path, block: bytes, text: str) -
             "more than",
         ),
         (record("response", answer(b"<p>a\0b")), "binary", "NUL"),
-        (record("response", b"nothing"), "no_text", "HTTP status None"),
+        (record("response", b"nothing"), "no_text", "no HTTP answer"),
         (record("new", b"a", "text/plain"), "broken_record", "of unknown type 'new'"),
         (b"WARC/1.0\r\nWARC-Type: response\r\n\r\n", "broken_record", "no Content-Length"),
         (b"nothing\r\n\r\n", "broken_record", "no WARC header"),

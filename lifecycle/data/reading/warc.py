@@ -256,8 +256,10 @@ def _http(data: bytes, limit: int, decode: Literal["all", "none"]) -> tuple[byte
     record = WarcRecord.from_bytes(data + b"\r\n\r\n")
     record.parse_http(decode, MAX_HEAD, strict_mode=False)
     status = record.http_headers.status_code if record.is_http_parsed else None
+    if status is None:
+        raise UnreadableError("no_text", "no HTTP answer")
     if status != 200:
-        raise UnreadableError("no_text", f"HTTP status {status}")
+        raise UnreadableError("status", f"HTTP status {status}")
     body = record.reader.read(limit + 1)
     if len(body) > limit:
         raise UnreadableError("too_large", f"an answer of more than {limit} bytes")
