@@ -24,13 +24,13 @@ _WHOLE = (
     r"(?:site|page|global|main|top|left|right|bottom|primary|secondary|sub|side|app|mobile|header|footer|foot|wp|l|m|"
     r"wy|mw|js)?[-_]*(?:nav(?:bar|igation|links?)?|menus?|menubar|breadcrumbs?|crumbs?|footer|foot|masthead|toolbar|toc|"
     r"sitesub|postprofile|signature|linklist|comments?|reply|respond|search|share|tags?|ads?|logo|panel|login|pager|"
-    r"pagination|copyright|meta|author|autor|date|datum|timestamp|dateline|linenos?|lineno|line-numbers|headerlink|"
+    r"pagination|copyright|meta|author|autor|date|datum|timestamp|dateline|gallery|carousel|slideshow|linenos?|lineno|line-numbers|headerlink|"
     r"anchor-link|mw-editsection|printfooter|hatnote|stats|byline|print|jumpbox|sns|colophon|votecell|bottom-?nav)"
 )
 _PART = (
     r"[\w-]*cookie[\w-]*|[\w-]*consent[\w-]*|gdpr|newsletter|sidebar|share(?:daddy|s|d|bar)?|sharing|social|"
     r"related(?:posts|links)?|recommend(?:ed|ations?)?|byline|breadcrumbs?|advert(?:isement|isements)?|ad|ads|popup|modal|promo|paywall|"
-    r"subscribe|subscription|signup|trending|sponsored|outbrain|taboola|pagination|skiplink|catlinks|postprofile|"
+    r"subscribe|subscription|signup|trending|sponsored|outbrain|taboola|gallery|carousel|slideshow|pagination|skiplink|catlinks|postprofile|"
     r"bottom-nav|toc|signin|lightbox|mailchimp|disqus|donate"
 )
 _PAIRS = (

@@ -32,10 +32,14 @@ from lifecycle.data.reading.html_marks import (
 _NO_TEXT = ("img", "svg", "[hidden]")
 _DRAWN = (".katex-html", ".MathJax_Preview", ".MathJax", ".MathJax_Display")  # formulas, which are there as TeX too
 _BESIDE = ("nav", "aside", "footer")
+_SCRIPTS = (("<script", "</script>"), ("<style", "</style>"))
 _MARKED = (
     ("<a ", LINK + "<a "), ("</a>", "</a>" + LINK_END), ("<pre", CODE + "<pre"), ("</pre>", "</pre>" + CODE_END),
 )  # fmt: skip
 _HEADING = re.compile("<h(?=[1-6])")
+SHORT = 600  # characters: so little text may be what is left of a page whose names mislead
+FEW = 4  # paragraphs of a page that has no more text
+MISSED = 3  # times as much text as that without a look at names is the page's text
 _UPPER = re.compile(r"</?(?:A|PRE|TABLE|T[DRH]|H[1-6])\b")
 _UPPER_SIGNS = ("</A>", "<TD")
 _CELL = re.compile(r"(<tr\b[^>]*>\s*)?<t[dh]\b[^>]*>")
@@ -48,20 +52,39 @@ _DISPLAY_STYLE = re.compile(r"^\{\\(?:display|text)style (.*)\}$", re.DOTALL)
 def parse_html(html: str) -> tuple[str, dict[str, Any]]:
     """The readable text and the title of a page, without what is beside the text; of a page that has no more than that,
     all of it."""
-    html = unmarked(html)
+    html = unmarked(_without_scripts(html))
     names = Names.of(html)
     article = names.around_text()
     tree = HTMLTree.parse(_marked(html if article else _with_article(html)))
     if article:
         _mark_article(tree, article)
-    if "<math" in html:
+    has_formulas = "math" in html
+    if has_formulas and "<math" in html:
         _write_formulas(tree)
-    no_text = [*_NO_TEXT, *(_DRAWN if "katex" in html or "MathJax" in html else ())]
+    no_text = [*_NO_TEXT, *(_DRAWN if has_formulas or "MathJax" in html else ())]
     text = main_lines(_text(tree, [*no_text, *_BESIDE, *names.beside_text()]))
+    if len(text) < SHORT and html.count("</p>") > FEW:
+        other = main_lines(_text(tree, [*no_text, *_BESIDE]))
+        text = other if len(other) > MISSED * len(text) else text
     if not text.strip():
         text = all_lines(_text(tree, no_text))
     title = unmarked(tree.title or "").strip()
     return text, {"title": title} if title else {}
+
+
+def _without_scripts(html: str) -> str:
+    """The page without scripts, but for formulas, and style sheets: half of a page of news, which nothing reads."""
+    for begin, end in _SCRIPTS:
+        kept: list[str] = []
+        at = 0
+        while (opened := html.find(begin, at)) >= 0 and (closed := html.find(end, opened)) >= 0:
+            if "math/tex" in html[opened : html.find(">", opened)]:
+                opened = closed + len(end)
+            kept.append(html[at:opened])
+            at = closed + len(end)
+        if kept:
+            html = "".join((*kept, html[at:]))
+    return html
 
 
 def _text(tree: HTMLTree, skipped: list[str]) -> str:
