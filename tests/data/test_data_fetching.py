@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,9 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from extraction import documents
 from fastwarc.warc import ArchiveIterator, WarcRecordType  # pyright: ignore[reportMissingModuleSource]
 
@@ -25,7 +32,7 @@ from lifecycle.data.config import DataConfig
 from lifecycle.data.reading.extract import extract_file
 from lifecycle.data.reading.raw import RawDocument
 from lifecycle.data.reading.sources import list_files
-from tests.web_server import QuietHandler, answering
+from tests.web_server import QuietHandler, Server, answering
 
 MANNERS = Manners("mailto:tests@example.org", 0.0, pauses_s=(0.0, 0.0), private=True)
 type Reply = tuple[int, dict[str, str], bytes]
@@ -217,6 +224,41 @@ def test_private_addresses_are_refused_unless_allowed(sites: Callable[[], Site],
             ask(f"http://{host}:{port}/a", public)
     assert fetch_list([f"{site.url}/a"], tmp_path, public).failed == {"private": 1} and not site.asked
     assert server_of("HTTP://[::1]/a") == "http://[::1]:80" and server_of("https://A.org/b") == "https://a.org:443"
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate of `localhost`, signed by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "server.pem"
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(secret + made.public_bytes(Encoding.PEM))
+    return file
+
+
+def test_a_server_must_have_a_certificate_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, site = certificate(tmp_path), Site()
+    site.pages = {"/a": page("A")}
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    with Server(("127.0.0.1", 0), type("SiteHandler", (Handler,), {"site": site})) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        port = server.server_port
+        with pytest.raises(FetchError, match="CERTIFICATE_VERIFY_FAILED"):
+            ask(f"https://localhost:{port}/a", MANNERS)
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        assert ask(f"https://localhost:{port}/a", MANNERS).body == page("A")[2]
+        with pytest.raises(FetchError, match="IP address mismatch"):
+            ask(f"https://127.0.0.1:{port}/a", MANNERS)
+        server.shutdown()
 
 
 def test_requests_are_repeated_as_a_server_asks(sites: Callable[[], Site], tmp_path: Path) -> None:
