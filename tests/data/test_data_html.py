@@ -73,6 +73,7 @@ def test_links_headings_and_empty_lines_in_code_are_left_alone() -> None:
     ("formula", "tex"),
     [
         ('<math alttext="a&lt;b"><mi>a</mi><mo>&lt;</mo><mi>b</mi></math>', "$a<b$"),
+        ('<math alttext="a<b"></math>', "$a<b$"),
         ('<math alttext="{\\displaystyle x}"><mi>x</mi></math>', "$x$"),
         ('<math display="block"><semantics><mi>x</mi><annotation encoding="application/x-tex">\\frac{1}{2}'
          "</annotation></semantics></math>", "$$\\frac{1}{2}$$"),
@@ -128,3 +129,13 @@ def test_no_mark_is_left_in_a_text_however_broken(parts: list[str]) -> None:
     assert not re.search("[\x00-\x08\x0e-\x1f]", text)
     if "text of it " in parts and "<div class" not in "".join(parts):
         assert text.strip()
+
+
+@pytest.mark.parametrize(
+    "part", ["<td", "<tr ", "<pre>", "<a href=x>y", "<script ", "<script type=math/tex>x", "<math alttext=x>", "<p>x.",
+             "<math alttext=x></math>", 'class="', "<div class=share>", "<h2>x", "\n \n"]
+)  # fmt: skip
+def test_pages_of_one_thing_many_times_end(part: str) -> None:
+    """Whatever takes time with the square of their size takes hours here."""
+    num = 3000 if part == "<div class=share>" else 10_000
+    parse_html(f"<div class=sidebar><p>math/tex <td>{part * num}</div>")

@@ -31,7 +31,7 @@ LEAST_ARTICLE = 400  # characters: a shorter one is a teaser
 NEAR = 200  # characters: a heading that is not so near to the article's begin is before it
 EDGE = 12  # lines at either end in which a legal phrase is looked for
 
-_CODE = re.compile(f"{CODE}\n?([^{CODE_END}]*){CODE_END}")
+_CODE = re.compile(f"{CODE}\n?([^{CODE}{CODE_END}]*){CODE_END}")
 _CODE_PLACE = re.compile(f"{CODE}(\\d+){CODE_END}")
 _ROW = re.compile(f"{ROW}([^{ROW}{TABLE_END}]*)")
 _BEFORE_ROW = re.compile(rf"(?<=\n)\s*\n(?={ROW})")

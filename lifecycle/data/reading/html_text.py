@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
-from resiliparse.parse.html import ElementNode, HTMLTree, Node
+from resiliparse.parse.html import HTMLTree
 
 from lifecycle.data.reading.html_blocks import Names
 from lifecycle.data.reading.html_lines import all_lines, main_lines
@@ -32,7 +32,7 @@ from lifecycle.data.reading.html_marks import (
 _NO_TEXT = ("img", "svg", "[hidden]")
 _DRAWN = (".katex-html", ".MathJax_Preview", ".MathJax", ".MathJax_Display")  # formulas, which are there as TeX too
 _BESIDE = ("nav", "aside", "footer")
-_SCRIPTS = (("<script", "</script>"), ("<style", "</style>"))
+_SCRIPTS = (("<script", "</script"), ("<style", "</style"))
 _MARKED = (
     ("<a ", LINK + "<a "), ("</a>", "</a>" + LINK_END), ("<pre", CODE + "<pre"), ("</pre>", "</pre>" + CODE_END),
 )  # fmt: skip
@@ -42,10 +42,14 @@ FEW = 4  # paragraphs of a page that has no more text
 MISSED = 3  # times as much text as that without a look at names is the page's text
 _UPPER = re.compile(r"</?(?:A|PRE|TABLE|T[DRH]|H[1-6])\b")
 _UPPER_SIGNS = ("</A>", "<TD")
-_CELL = re.compile(r"(<tr\b[^>]*>\s*)?<t[dh]\b[^>]*>")
+_CELL = re.compile(r"(<tr\b[^>]{0,999}>\s{0,99})?<t[dh]\b[^>]{0,999}>")
 _TEX_SCRIPT = re.compile(
-    r"""<script[^>]*type\s*=\s*["']?math/tex(;\s*mode=display)?[^>]*>(.*?)</script\s*>""", re.IGNORECASE | re.DOTALL
+    r"""<script[^>]{0,99}type\s?=\s?["']?math/tex(;\s?mode=display)?[^>]{0,99}>(.{0,9999}?)</script\s?>""",
+    re.IGNORECASE | re.DOTALL,
 )
+_TEX_NOTE = re.compile(r"""<annotation[^>]{0,99}application/x-tex[^>]{0,99}>(.{0,9999}?)</annotation>""", re.DOTALL)
+_TEX_ATTRIBUTE = re.compile(r"""\balttext=("[^"]*"|'[^']*')""")
+LONGEST_TAG = 5000  # characters of a formula's tag
 _DISPLAY_STYLE = re.compile(r"^\{\\(?:display|text)style (.*)\}$", re.DOTALL)
 
 
@@ -55,12 +59,12 @@ def parse_html(html: str) -> tuple[str, dict[str, Any]]:
     html = unmarked(_without_scripts(html))
     names = Names.of(html)
     article = names.around_text()
+    has_formulas = "math" in html
+    if has_formulas and "<math" in html:
+        html = _with_tex(html)
     tree = HTMLTree.parse(_marked(html if article else _with_article(html)))
     if article:
         _mark_article(tree, article)
-    has_formulas = "math" in html
-    if has_formulas and "<math" in html:
-        _write_formulas(tree)
     no_text = [*_NO_TEXT, *(_DRAWN if has_formulas or "MathJax" in html else ())]
     text = main_lines(_text(tree, [*no_text, *_BESIDE, *names.beside_text()]))
     if len(text) < SHORT and html.count("</p>") > FEW:
@@ -75,13 +79,15 @@ def parse_html(html: str) -> tuple[str, dict[str, Any]]:
 def _without_scripts(html: str) -> str:
     """The page without scripts, but for formulas, and style sheets: half of a page of news, which nothing reads."""
     for begin, end in _SCRIPTS:
+        if end.upper() in html:
+            continue
         kept: list[str] = []
         at = 0
         while (opened := html.find(begin, at)) >= 0 and (closed := html.find(end, opened)) >= 0:
             if "math/tex" in html[opened : html.find(">", opened)]:
-                opened = closed + len(end)
+                opened = html.find(">", closed) + 1 or len(html)
             kept.append(html[at:opened])
-            at = closed + len(end)
+            at = html.find(">", closed) + 1 or len(html)
         if kept:
             html = "".join((*kept, html[at:]))
     return html
@@ -116,31 +122,29 @@ def _with_article(html: str) -> str:
 
 def _mark_article(tree: HTMLTree, selector: str) -> None:
     """The same, by the element's name."""
-    found = _elements(tree, selector)
-    if len(found) == 1 and found[0].first_child is not None:
-        found[0].insert_before(_text_node(tree, ARTICLE), found[0].first_child)
-        found[0].append_child(_text_node(tree, ARTICLE_END))
-
-
-def _write_formulas(tree: HTMLTree) -> None:
-    """Puts TeX in the place of formulas in MathML that have it."""
-    for formula in _elements(tree, "math"):
-        notes = formula.query_selector_all('annotation[encoding="application/x-tex"]')
-        tex = notes[0].text if len(notes) else formula.getattr("alttext")
-        if tex and tex.strip() and formula.parent is not None:
-            text = _text_node(tree, _formula(tex, formula.getattr("display") == "block"))
-            formula.parent.replace_child(text, formula)
-
-
-def _elements(tree: HTMLTree, selector: str) -> list[ElementNode]:
     assert tree.document is not None
-    return list(tree.document.query_selector_all(selector))
+    found = tree.document.query_selector_all(selector)
+    begin, end = tree.create_text_node(ARTICLE), tree.create_text_node(ARTICLE_END)
+    if len(found) == 1 and found[0].first_child is not None and begin is not None and end is not None:
+        found[0].insert_before(begin, found[0].first_child)
+        found[0].append_child(end)
 
 
-def _text_node(tree: HTMLTree, text: str) -> Node:
-    node = tree.create_text_node(text)
-    assert node is not None
-    return node
+def _with_tex(html: str) -> str:
+    """The page with TeX in the place of formulas in MathML that have it."""
+    kept: list[str] = []
+    at = 0
+    while (opened := html.find("<math", at)) >= 0 and (closed := html.find("</math>", opened)) >= 0:
+        formula = html[opened:closed]
+        tex = _TEX_NOTE.search(formula) or _TEX_ATTRIBUTE.search(formula[:LONGEST_TAG])
+        kept.append(html[at:opened])
+        if tex and tex[1].strip("\"' \n"):
+            shown = _formula(tex[1].strip("\"' \n"), 'display="block"' in formula[:LONGEST_TAG])
+            kept.append(shown.replace("<", "&lt;"))
+        else:
+            kept.append(f"{formula}</math>")
+        at = closed + len("</math>")
+    return "".join((*kept, html[at:]))
 
 
 def _formula(tex: str, is_displayed: bool) -> str:
