@@ -124,7 +124,7 @@ def selected(preset: str, folders: dict[str, Path], root: Path, eval_rows: list[
     for name in ("partitions", "tagging", "documents"):
         (out / name).mkdir()
     tag_documents(config, out / "partitions", out / "tagging", Silent())
-    prepare_documents(out / "tagging", config, out / "documents", Silent(), 0, eval_rows)
+    prepare_documents(out / "tagging", config, out / "documents", Silent(), 0, {"rows": eval_rows})
     columns = ["source", "path", "text", "step", "detail", "reasons"]
     return [
         row | {"is_heldout": split == "heldout"}
