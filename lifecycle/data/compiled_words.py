@@ -1,5 +1,5 @@
-"""The compiled loops over words, by Numba: hashes of words, MinHash signatures, sets of n-grams. Imported late, as
-`compiled_prose.py` is.
+"""The compiled loops over words, by Numba: hashes of words and their places, MinHash signatures, sets of n-grams.
+Imported late, as `compiled_prose.py` is.
 
 Texts are UTF-8, as Arrow holds them. A word is a run of characters that `folded` maps to a letter; others are mapped
 to 0 (`ngrams.folded_characters`).
@@ -13,6 +13,7 @@ from numba import njit
 from lifecycle.data.mixing import MIX, MULTIPLIER
 
 _HALF = np.uint64(32)
+_ALONE = np.uint32(1 << 31)  # beside a letter: it is a word of its own, as in scripts without spaces between words
 
 compiled: Any = njit(cache=True, nogil=True)
 inlined: Any = njit(cache=True, nogil=True, inline="always")
@@ -56,6 +57,41 @@ def hash_words(text: Any, folded: Any, most_chars: int, hashes: Any) -> int:
                 break
     if is_word:
         hashes[num] = found
+        num += 1
+    return num
+
+
+@compiled
+def find_words(text: Any, folded: Any, hashes: Any, begins: Any, ends: Any) -> int:
+    """Fills in the hash of each word of a UTF-8 text and its bytes; returns how many there are. `folded` maps
+    characters to letters, others to 0."""
+    num = at = first = 0
+    found, is_word = MIX, False
+    while at < len(text):
+        place = at
+        if text[at] < 0x80:
+            code = np.int64(text[at])
+            at += 1
+        else:
+            code, at = decoded(text, at)
+        letter = folded[code]
+        is_alone = letter >= _ALONE
+        if is_word and (is_alone or not letter):
+            hashes[num], begins[num], ends[num] = found, first, place
+            num += 1
+            found, is_word = MIX, False
+        if letter:
+            if not is_word:
+                first = place
+            found = (found ^ np.uint64(letter)) * MULTIPLIER
+            found ^= found >> _HALF
+            is_word = True
+        if is_alone:
+            hashes[num], begins[num], ends[num] = found, first, at
+            num += 1
+            found, is_word = MIX, False
+    if is_word:
+        hashes[num], begins[num], ends[num] = found, first, at
         num += 1
     return num
 

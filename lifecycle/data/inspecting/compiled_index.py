@@ -1,52 +1,16 @@
-"""The compiled loops of the text index, by Numba: words with their places, a table of n-grams, chains of hits, passages
-in common. Imported late, as `compiled_words.py` is.
+"""The compiled loops of the text index, by Numba: a table of n-grams, chains of hits, passages in common.
+Imported late, as `compiled_words.py` is.
 """
 
 from typing import Any
 
 import numpy as np
 
-from lifecycle.data.compiled_words import compiled, decoded, inlined
+from lifecycle.data.compiled_words import compiled, find_words, inlined
 from lifecycle.data.mixing import MIX, MULTIPLIER
 
 _HALF = np.uint64(32)
-_ALONE = np.uint32(1 << 31)  # beside a letter: it is a word of its own, as in scripts without spaces between words
 PRINT_BITS = 16  # of a key, besides those that its bucket is known by
-
-
-@compiled
-def find_words(text: Any, folded: Any, hashes: Any, begins: Any, ends: Any) -> int:
-    """Fills in the hash of each word of a UTF-8 text and its bytes; returns how many there are. `folded` maps
-    characters to letters, others to 0."""
-    num = at = first = 0
-    found, is_word = MIX, False
-    while at < len(text):
-        place = at
-        if text[at] < 0x80:
-            code = np.int64(text[at])
-            at += 1
-        else:
-            code, at = decoded(text, at)
-        letter = folded[code]
-        is_alone = letter >= _ALONE
-        if is_word and (is_alone or not letter):
-            hashes[num], begins[num], ends[num] = found, first, place
-            num += 1
-            found, is_word = MIX, False
-        if letter:
-            if not is_word:
-                first = place
-            found = (found ^ np.uint64(letter)) * MULTIPLIER
-            found ^= found >> _HALF
-            is_word = True
-        if is_alone:
-            hashes[num], begins[num], ends[num] = found, first, at
-            num += 1
-            found, is_word = MIX, False
-    if is_word:
-        hashes[num], begins[num], ends[num] = found, first, at
-        num += 1
-    return num
 
 
 @inlined

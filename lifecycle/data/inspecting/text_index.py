@@ -12,8 +12,7 @@ documents have, all of them had to be read, 50,000 in a gigabyte of manuals.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,8 @@ from lifecycle.core.files import alone
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import Split
 from lifecycle.data.inspecting.selected import num_documents, read_parts
-from lifecycle.data.ngrams import Hashes, folded_characters, utf8
+from lifecycle.data.ngrams import Hashes, utf8
+from lifecycle.data.placed_words import letters
 from lifecycle.data.tagging.code_version import code_version
 
 PASSAGE = 8  # words of the shortest passage that is found; the presence of shorter ones proves nothing
@@ -37,43 +37,6 @@ BLOCK_BYTES = 1 << 30
 FRAME_BYTES = 64 << 10  # of texts that are compressed together; a longer text is a frame
 _BUCKET = 32  # entries, about
 _PARTS = ("starts", "prints", "texts", "ends", "frames")  # arrays of a block
-# Letters of scripts that write no spaces between words: Thai, Lao, Burmese, Khmer, kana, ideographs.
-_ALONE = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x323AF),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Words:
-    """The words of a text: their hashes, and the bytes of each."""
-
-    hashes: Hashes
-    begins: NDArray[np.int32]
-    ends: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-
-def words_of(text: NDArray[np.uint8]) -> Words:
-    """The words of a UTF-8 text: runs of letters, digits and underscores, in lower case; an ideograph is a word."""
-    from lifecycle.data.inspecting.compiled_index import find_words
-
-    most = len(text) // 2 + 1  # a letter and a blank, or three bytes of an ideograph
-    hashes, begins, ends = np.empty(most, np.uint64), np.empty(most, np.int32), np.empty(most, np.int32)
-    num = find_words(text, letters(), hashes, begins, ends)
-    return Words(hashes[:num], begins[:num], ends[:num])
-
-
-@cache
-def letters() -> NDArray[np.uint32]:
-    """Of each code point its lower case, 0 if it is no part of a word, with the upper bit if it is one of its own."""
-    table = folded_characters().copy()
-    for first, last in _ALONE:
-        own = table[first : last + 1]
-        own[own > 0] |= np.uint32(1 << 31)
-    return table
 
 
 def made_index(documents: Artifact, progress: Progress) -> Artifact:

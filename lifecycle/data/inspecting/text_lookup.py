@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError
 from lifecycle.data.documents import Split
-from lifecycle.data.inspecting.text_index import BLOCK_TEXTS, PASSAGE, Block, Words, letters, read_blocks, words_of
+from lifecycle.data.inspecting.text_index import BLOCK_TEXTS, PASSAGE, Block, read_blocks
+from lifecycle.data.placed_words import Words, letters, words_of
 
 # For a text, at most: a hit takes 200 ns, a byte of a document 7, a step 1. They bound a lookup to some seconds.
 MOST_HITS, MOST_READ, MOST_STEPS = 8_000_000, 128 << 20, 500_000_000
