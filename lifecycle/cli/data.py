@@ -137,6 +137,7 @@ def _fates(run: RunConfig, name: str) -> list[dict[str, Any]]:
                 {"step": passed.step, "measured": passed.measured, "reasons": passed.reasons}
                 for passed in passages(fate, steps)
             ],
+            "cuts": fate.row["cuts"] or [],
             "text": fate.row["text"],
         }
         for fate in find_documents(folder, name)

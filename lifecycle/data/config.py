@@ -189,7 +189,7 @@ class DedupConfig(Section):
     """Near-duplicates: documents whose sets of word 5-grams have at least this Jaccard similarity.
 
     They are looked for by `bands` keys of `rows` hash functions each: more bands find more of them, more rows compare
-    fewer pairs in vain. Tagging makes the keys.
+    fewer pairs in vain. Tagging makes the keys. What else repeats is cut out of documents that stay (`cutting.py`).
     """
 
     addresses: bool = False  # of documents with the same address, too, only one stays
@@ -202,6 +202,13 @@ class DedupConfig(Section):
     jaccard: float = Field(default=0.8, ge=0.3, le=1)
     bands: int = Field(default=14, ge=1, le=128)
     rows: int = Field(default=8, ge=1, le=32)
+    # A line, or a paragraph, that stands in more documents is cut from all but the first so many; None: from none.
+    lines: int | None = Field(default=None, ge=1)
+    paragraphs: int | None = Field(default=None, ge=1)
+    # A passage of at least so many words that stands twice is cut where it stands again; None: none is. Lee et al. cut
+    # from 50 tokens on (arXiv:2107.06499), which are some 40 words.
+    substrings: int | None = Field(default=None, ge=10)
+    max_cut: float = Field(default=0.8, gt=0, le=1)  # a document that would lose more of its text is removed whole
 
     @model_validator(mode="after")
     def _finds_most(self) -> Self:
@@ -216,7 +223,12 @@ class DedupConfig(Section):
 
 
 class DecontaminationConfig(Section):
-    """Removes training documents that share too much with held-out documents or evaluation rows."""
+    """What becomes of training documents that share too much with held-out documents or evaluation rows.
+
+    They are removed, or what they share is cut out of them as for GPT-3 (`contaminated_passages.py`).
+    """
+
+    action: Literal["drop", "cut"] = "drop"
 
     ngram: int = Field(default=13, ge=5)  # words
     min_overlap: float = Field(default=0.5, gt=0, le=1)  # share of the n-grams of either side
@@ -228,7 +240,8 @@ _SELECTION: dict[str, Any] = {
     "language": {"keep", "scores"}, "lines": {"max_removed_words"},
     "quality": {"gopher", "repetition", "c4", "fineweb", "starcoder", "bigcode"},
     "pii": {"max_count"}, "lists": {"__all__": {"max"}},
-    "classifiers": {"__all__": {"min", "max"}}, "scores": True, "dedup": {"jaccard", "addresses", "prefer"},
+    "classifiers": {"__all__": {"min", "max"}}, "scores": True,
+    "dedup": {"jaccard", "addresses", "prefer", "lines", "paragraphs", "substrings", "max_cut"},
     "decontamination": True, "heldout_fraction": True, "heldout_bytes": True, "rights": True,
 }  # fmt: skip
 

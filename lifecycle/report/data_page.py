@@ -83,6 +83,7 @@ def _overview(run: DataRun) -> Iterator[Block]:
         documents, num_bytes, _ = splits[split][:3].tolist() if split in splits else (0, 0, 0)
         of_text = share(num_bytes / max(1, read["bytes_out"]))
         tiles.append(Tile(name, count(documents), f"documents, {size(num_bytes)}, {of_text} of the text"))
+    tiles += cut_tile(run.steps)
     if run.tokens is not None:
         for split, of_split in run.tokens.stats["splits"].items():
             tiles.append(Tile(f"tokens, {split}", count(of_split["tokens"])))
@@ -92,6 +93,13 @@ def _overview(run: DataRun) -> Iterator[Block]:
     yield Headline(tuple(tiles))
     faults = list(faults_of(run.steps, run.survey.breakdown))
     yield from map(Paragraph, faults or ["Every document read is kept, held out or removed, at every step."])
+
+
+def cut_tile(steps: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
+    """How much was cut out of documents that went on to the next step; nothing if no step cuts."""
+    if num := sum(step["edits"].get("passages_cut", 0) for step in steps):
+        lost = sum(step["edits"].get("bytes_cut", 0) for step in steps)
+        yield Tile("cut", count(num), f"passages, {size(lost)}, out of documents that went on")
 
 
 def faults_of(steps: Sequence[Mapping[str, Any]], amounts: Breakdown) -> Iterator[str]:

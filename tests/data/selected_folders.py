@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lifecycle.data.documents import SPLITS
+from lifecycle.data.selecting.cuts import CUTS
 
 _REASON = pa.struct([("step", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 COLUMNS = pa.schema([
     ("text", pa.string()), ("source", pa.string()), ("path", pa.string()), ("license", pa.string()),
     ("language", pa.string()), ("word_count", pa.int64()), ("share", pa.float64()), ("pii_email", pa.int64()),
     ("id", pa.string()), ("text_bytes", pa.int64()), ("step", pa.string()), ("reason", pa.string()),
-    ("detail", pa.string()), ("reasons", pa.list_(_REASON)),
+    ("detail", pa.string()), ("reasons", pa.list_(_REASON)), CUTS,
 ])  # fmt: skip
 
 
@@ -28,7 +29,8 @@ def document(text: str, *reasons: tuple[str, str, str], split: str = "kept", sou
         "text": text, "source": source, "path": f"{text[:20]}.txt", "license": "CC0", "language": "en",
         "word_count": len(text.split()), "share": None, "pii_email": 0, "text_bytes": len(text.encode()),
         "id": hashlib.blake2b(f"{source}\0{text}".encode(), digest_size=16).hexdigest(), **first,
-        "reasons": [dict(zip(_REASON.names, reason, strict=True)) for reason in reasons] or None, **columns,
+        "reasons": [dict(zip(_REASON.names, reason, strict=True)) for reason in reasons] or None, "cuts": None,
+        **columns,
     }  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from document_tables import Verdict, stored, table_of, verdicts
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DecontaminationConfig
+from lifecycle.data.selecting.contaminated_passages import cut_contaminated
+from lifecycle.data.selecting.cuts import CutStretch
 from lifecycle.data.selecting.decontaminate import decontaminate
 from lifecycle.data.selecting.eval_items import TestItem, eval_items
 from lifecycle.data.selecting.overlap_index import OverlapIndex
@@ -36,10 +38,9 @@ def removals(texts: list[str], items: list[TestItem], folder: Path | None = None
     with tempfile.TemporaryDirectory() as name:
         out = folder or Path(name)
         stretches = stored(table_of(texts, "train"), out)
-        removed, too_short = decontaminate(
-            stretches, np.ones(len(texts), bool), items, CONFIG, Native(1), out, Silent()
-        )
-        return removed, int(too_short.sum())
+        chosen = np.ones(len(texts), bool)
+        removed, index = decontaminate(stretches, chosen, items, CONFIG, Native(1), out, Silent())
+        return removed, int(index.too_short.sum())
 
 
 def judged(texts: list[str], items: list[TestItem]) -> list[Verdict]:
@@ -149,3 +150,68 @@ def test_rows_in_parquet_and_line_separators_within_a_row(tmp_path: Path) -> Non
     path = tmp_path / "eval.jsonl"
     path.write_text(json.dumps({"prompt": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert [found.text for found in eval_items([path])] == ["one\u2028two\x85three"]
+
+
+def cut(texts: list[str], items: list[TestItem], format: str = "text") -> tuple[list[str], list[str | None]]:
+    """What is left of each text if what it shares is cut, and why it is removed all the same."""
+    documents = table_of(texts, "train")
+    at = documents.schema.get_field_index("format")
+    documents = documents.set_column(at, "format", pa.array([format] * len(texts)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stretches = [CutStretch.of(stretch) for stretch in stored(documents, folder)]
+        chosen = np.ones(len(texts), bool)
+        found, index = decontaminate(stretches, chosen, items, CONFIG, Native(1), folder, Silent())
+        after, left = cut_contaminated(stretches, found, index.live_lookup(), Native(1), folder, Silent())
+        return [text for own in after for text in own.read(["text"])["text"].to_pylist()], [
+            verdict.reason for verdict in verdicts(documents, left)
+        ]
+
+
+def test_what_is_shared_is_cut_with_a_margin() -> None:
+    question, before, after = prose(1, 40), prose(5, 300), prose(6, 300)
+    clean = prose(4, 100)
+    left, reasons = cut([f"{before} {question.upper()}! {after}\n", clean], [item(question)])
+    assert reasons == [None, None] and left[1] == clean
+    first, second = left[0].rstrip("\n").split("\n\n")
+    assert before.startswith(first) and after.endswith(second)
+    for piece, whole in ((first, before), (second, after)):
+        assert 190 <= len(whole) - len(piece) <= 200  # whole words of 200 characters, with a blank
+
+
+def test_short_pieces_go_and_what_nothing_is_left_of_is_removed() -> None:
+    question = prose(1, 40)
+    near_begin = f"{prose(2, 60)} {question} {prose(3, 300)}"  # 60 words less 200 characters: a short piece
+    left, reasons = cut([near_begin, f"{prose(7, 50)} {question} {prose(8, 50)}", question], [item(question)])
+    assert reasons == [None, "heldout_overlap", "heldout_overlap"]
+    assert prose(3, 300).endswith(left[0])
+
+
+@pytest.mark.parametrize(("times", "reason"), [(9, None), (10, "heldout_overlap")])
+def test_a_document_in_many_pieces_is_removed(times: int, reason: str | None) -> None:
+    question = prose(1, 40)
+    text = " ".join(f"{prose(10 + number, 150)} {question}" for number in range(times)) + f" {prose(9, 150)}"
+    assert cut([text], [item(question)])[1] == [reason]
+
+
+def test_source_code_is_removed_whole() -> None:
+    question = prose(1, 40)
+    text = f"{prose(5, 300)} {question} {prose(6, 300)}"
+    assert cut([text], [item(question)], "code") == ([text], ["heldout_overlap"])
+
+
+@pytest.mark.parametrize("language", ["w", "\u00e9", "\u4e2d"])
+def test_nothing_of_the_items_is_left(language: str) -> None:
+    chance = random.Random(0)
+    items = [TestItem("e:1", "eval_overlap", prose(seed, 30).replace("w", language)) for seed in range(6)]
+    texts = []
+    for number in range(20):
+        parts = [prose(100 + 7 * number + part, chance.randint(5, 200)) for part in range(4)]
+        places = (chance.choice(items).text.split()[chance.randint(0, 10) :] for _ in range(3))
+        texts.append(" ".join(f"{part} {' '.join(place)}" for part, place in zip(parts, places, strict=False)))
+    left, reasons = cut(texts, items)
+    lookup = OverlapIndex(items, CONFIG.ngram).lookup
+    changed = [after for before, after in zip(texts, left, strict=True) if after != before]
+    assert len(changed) > 10 and reasons.count(None) > 10
+    kept = zip(texts, left, reasons, strict=True)
+    assert all(lookup.match(after) is None for before, after, reason in kept if reason is None and after != before)

@@ -28,7 +28,8 @@ from lifecycle.core.progress import Silent
 from lifecycle.data.selecting.pipeline import prepare_documents
 from lifecycle.data.tagging.tagging import tag_documents
 folder, engine, address = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-config = data_config(str(folder / "texts"), engine=engine, ray_address=address, partition_bytes=20_000)
+where = {"engine": engine, "ray_address": address, "partition_bytes": 20_000}
+config = data_config(str(folder / "texts"), dedup={"lines": 5, "substrings": 10}, **where)
 out = folder / engine
 for name in ("tagging", "documents"):
     (out / name).mkdir(parents=True)
@@ -88,7 +89,7 @@ def test_a_cluster_makes_the_same_rows(tmp_path: Path, cluster: str) -> None:
     texts.mkdir()
     for number in range(60):  # every fifth one a near-copy
         text = essay(number - 1).replace("The", "This", 1) if number % 5 == 4 else essay(number)
-        (texts / f"{number:02d}.txt").write_text(text)
+        (texts / f"{number:02d}.txt").write_text(f"{text}This line stands in all of them.\n")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     printed = {
         engine: subprocess.run(

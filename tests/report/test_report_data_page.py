@@ -10,7 +10,7 @@ from lifecycle.data.inspecting.breakdown import Breakdown
 from lifecycle.data.selecting.contamination import Evidence
 from lifecycle.report import data_page
 from lifecycle.report.blocks import Paragraph, Table
-from lifecycle.report.data_page import faults_of, kinds_tables
+from lifecycle.report.data_page import cut_tile, faults_of, kinds_tables
 from lifecycle.report.data_page_evidence import contamination_section
 
 
@@ -62,6 +62,17 @@ def test_what_was_found_of_tasks_and_of_held_out_documents_is_apart() -> None:
     assert isinstance(rows, Table) and rows.rows == (("quiz, quiz.jsonl:7", "2", "s:a.txt", "75.0 %", "what is the"),)
     nothing = stats | {"contamination": {"tasks": {}, "heldout": counts}}
     assert [type(block) for block in contamination_section(nothing, {}).blocks] == [Paragraph, Paragraph]
+
+
+def test_what_was_cut_has_a_tile() -> None:
+    steps = [
+        {"edits": {}},
+        {"edits": {"passages_cut": 3, "bytes_cut": 50}},
+        {"edits": {"passages_cut": 1, "bytes_cut": 9}},
+    ]
+    (tile,) = cut_tile(steps)
+    assert (tile.name, tile.value) == ("cut", "4") and "59 bytes" in tile.remark
+    assert not list(cut_tile(steps[:1]))
 
 
 def test_a_table_with_too_many_rows_adds_the_others_up(monkeypatch: pytest.MonkeyPatch) -> None:

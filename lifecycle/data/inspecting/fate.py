@@ -17,9 +17,10 @@ from lifecycle.data.documents import SPLITS, Split
 from lifecycle.data.inspecting.selected import read_where
 from lifecycle.data.measures.steps import DocumentStep, Limit
 from lifecycle.data.reading.raw import Skipped
-from lifecycle.data.selecting.funnel import GLOBAL_STEPS, HELDOUT_SPLIT
+from lifecycle.data.selecting.funnel import CUTTING, GLOBAL_STEPS, HELDOUT_SPLIT
 
 MOST = 20  # documents that a name may find
+SHOWN, SHOWN_CHARS = 10, 200  # cuts by a step, and of the text of each
 _ID = re.compile(r"[0-9a-f]{6,32}")
 
 
@@ -82,9 +83,22 @@ def passages(fate: Fate, steps: Sequence[DocumentStep]) -> Iterator[Passage]:
         if name == HELDOUT_SPLIT and fate.split == "heldout":
             yield Passage(name, (), ("held out to be measured on",))
             return
-        yield Passage(name, (), tuple(reasons.get(name, ())))
-        if name in reasons:
+        cuts, own = tuple(_cuts(fate.row, name)), tuple(reasons.get(name, ()))
+        if cuts or own or name not in CUTTING:
+            yield Passage(name, cuts, own)
+        if own:
             return
+
+
+def _cuts(row: dict[str, Any], step: str) -> Iterator[str]:
+    """What a step has cut out of a document that stays."""
+    found = [cut for cut in row["cuts"] or () if cut["step"] == step]
+    for cut in found[:SHOWN]:
+        text = " ".join(cut["text"].split())
+        shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
+        yield f"cut characters {cut['begin']:,} to {cut['end']:,}: {shown}"
+    if more := found[SHOWN:]:
+        yield f"and {len(more):,} more, of {sum(cut['end'] - cut['begin'] for cut in more):,} characters"
 
 
 def _edits(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:

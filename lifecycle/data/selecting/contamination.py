@@ -1,8 +1,8 @@
 """Hits of test items in documents: `contamination.parquet`, and what it comes to for each task.
 
 A row for each training document and each task's row, or held-out document, that have too much text in common; the
-documents are those that had passed every step before decontamination. All of them were removed: `left` counts the items
-for which that is not so.
+documents are those that had passed every step before decontamination. All of them were removed, or lost what they had
+in common: `left` counts the items for which that is not so.
 """
 
 import re
@@ -72,12 +72,12 @@ def longest_common(text: str, n: int, common: Hashes) -> str:
 
 
 def contamination(
-    folder: Path, items: Sequence[TestItem], too_short: NDArray[np.bool_], removed: NDArray[np.int64]
+    folder: Path, items: Sequence[TestItem], too_short: NDArray[np.bool_], handled: NDArray[np.int64]
 ) -> dict[str, Any]:
     """By task, and for the held-out documents: rows with text, those long enough to be compared, those found in
-    documents, those left in documents that were not removed, and the documents that they were found in.
+    documents, those left in documents that were not handled, and the documents that they were found in.
 
-    `removed`: the ordinals of the documents that comparisons have removed.
+    `handled`: the ordinals of the documents that decontamination has removed or cut.
     """
     rows, compared = defaultdict[str | None, set[str]](set), defaultdict[str | None, set[str]](set)
     for item, is_short in zip(items, too_short.tolist(), strict=True):
@@ -88,7 +88,7 @@ def contamination(
     found, left = defaultdict[str | None, set[str]](set), defaultdict[str | None, set[str]](set)
     documents = defaultdict[str | None, set[int]](set)
     for hits in read_hits(folder, ["task", "item", "ordinal"]):
-        stays = ~np.isin(hits["ordinal"].to_numpy(), removed)
+        stays = ~np.isin(hits["ordinal"].to_numpy(), handled)
         columns = (hits[name].to_pylist() for name in ("task", "item", "ordinal"))
         for task, item, ordinal, is_left in zip(*columns, stays.tolist(), strict=True):
             found[task].add(item)

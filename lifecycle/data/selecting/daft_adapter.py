@@ -1,4 +1,4 @@
-"""Grouping by Daft: which documents have a key in common. The same code runs on Ray.
+"""Grouping by Daft: which documents, or passages of them, have a key in common. The same code runs on Ray.
 
 The only file that imports Daft, itself imported only in a separate process (`workers.call_alone`): in a process that
 also has JAX, the interpreter has crashed at exit (3 of 100 runs).
@@ -8,7 +8,9 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 # Daft reads these when it is imported: no telemetry, and no output on the terminal, which shows the stage's progress.
 os.environ.update(dict.fromkeys(("DAFT_ANALYTICS_ENABLED", "DAFT_PROGRESS_BAR", "DAFT_SHOW_QUERY_ID"), "0"))
@@ -18,8 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from daft import col, lit
+from numpy.typing import NDArray
 
 BATCH_ROWS = 1 << 20  # that are distributed to blocks at a time
+BLOCK_ROWS = 4_000_000  # keys of passages that are grouped at a time: about 1 GB of memory
+LIMITS = ("first_half", "second_half", "place")  # uint64, uint64, int64
 LINKS = pa.schema([("first", pa.int64()), ("ordinal", pa.int64())])
 
 
@@ -75,6 +80,41 @@ def _distribute(keys: Path, columns: Sequence[str], blocks: int, own: range, fil
             ends = np.cumsum(np.bincount(block_of, minlength=blocks))
             for block, file in zip(own, opened, strict=True):
                 rows[ends[block - 1] if block else 0 : ends[block]].tofile(file)
+
+
+def write_limits(keys: Path, most: int, out: Path, num_parts: int) -> None:
+    """Writes the keys of 128 bits, columns `first_half` and `second_half` of the Parquet files in the folder `keys`,
+    that more than `most` rows have, in ascending order, and with each the `most`-th least of these rows' `place`.
+
+    Column `part`, a number below `num_parts` that ascends with the keys, says which are grouped together. The result is
+    raw numbers, a file for each column.
+    """
+    num_rows = sum(pq.read_metadata(path).num_rows for path in keys.iterdir())
+    blocks = -(-num_rows // BLOCK_ROWS)
+    edges = [block * num_parts // max(1, blocks) for block in range(blocks + 1)]
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((out / f"{name}.bin").open("wb")) for name in LIMITS}
+        for low, high in pairwise(edges):
+            rows = _shared(keys, low, high, most)
+            starts = np.flatnonzero(_differs(rows["first_half"]) | _differs(rows["second_half"]))
+            for name, file in files.items():
+                rows[name][starts + (most - 1 if name == "place" else 0)].tofile(file)
+
+
+def _shared(keys: Path, low: int, high: int, most: int) -> dict[str, NDArray[Any]]:
+    """The rows of the keys in these parts that more than `most` rows have, sorted."""
+    part, columns = col("part"), ("first_half", "second_half")
+    rows = daft.read_parquet(f"{keys}/*.parquet").where((part >= lit(low)) & (part < lit(high))).exclude("part")
+    sizes = rows.groupby(*columns).agg(col("place").count().alias("size"))
+    shared = sizes.where(col("size") > lit(most)).select(*columns)
+    found = rows.join(shared, on=list(columns)).select(*LIMITS).to_arrow()
+    found = found.sort_by([(name, "ascending") for name in LIMITS])
+    return {name: found[name].to_numpy() for name in LIMITS}
+
+
+def _differs(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each value is another one than that before it."""
+    return np.append(np.ones(min(1, len(values)), bool), values[1:] != values[:-1])
 
 
 def _links(rows: daft.DataFrame, columns: Sequence[str]) -> pa.Table:

@@ -1,4 +1,5 @@
-"""Decontamination: removes whole training documents that contain text that the model will be tested on.
+"""Decontamination: finds training documents that contain text that the model will be tested on, to remove them whole;
+or to cut it out of them (`contaminated_passages.py`).
 
 Word 13-grams by default, as in GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C). The share of n-grams in common
 decides, as in Tulu 3 (Lambert et al. 2024, arXiv:2411.15124), so that a licence header alone does not count. The share
@@ -36,10 +37,10 @@ type Matches = Iterator[tuple[int, Match]]  # of the documents that have one, by
 def decontaminate(
     stretches: Sequence[Stretch], chosen: Chosen, items: Sequence[TestItem], config: DecontaminationConfig,
     engine: Engine, out: Path, progress: Progress,
-) -> tuple[pa.Table, NDArray[np.bool_]]:  # fmt: skip
-    """The removals of chosen documents that overlap an item, and which items are too short to compare; `chosen` has an
-    entry for each document. Writes all hits into `out` (`contamination.py`). What documents and items have in common
-    lies in files: of boilerplate that is much."""
+) -> tuple[pa.Table, OverlapIndex]:  # fmt: skip
+    """The removals of chosen documents that overlap an item, and the index of the items; `chosen` has an entry for each
+    document. Writes all hits into `out` (`contamination.py`). What documents and items have in common lies in files: of
+    boilerplate that is much."""
     index = OverlapIndex(items, config.ngram)
     with tempfile.TemporaryDirectory(prefix="decontamination-", dir=out) as name:
         folder = Path(name)
@@ -55,7 +56,7 @@ def decontaminate(
                 for piece, file in zip(pieces, files, strict=True)
                 for failure in _failures([stretch for stretch, _ in piece], file, index, config.min_overlap, writer)
             ]
-        return removals(STEP, failures), index.too_short
+        return removals(STEP, failures), index
 
 
 def _write_matches(piece: tuple[Sequence[tuple[Stretch, Chosen]], Path]) -> None:

@@ -4,7 +4,7 @@ It is computed from the same removals as the Parquet files, so the two cannot di
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.measures.steps import DocumentStep
+from lifecycle.data.selecting.cut_sizes import CutSizes
+from lifecycle.data.selecting.cutting import LINES, PARAGRAPHS, SUBSTRINGS
 from lifecycle.data.selecting.decontaminate import STEP as DECONTAMINATION
 from lifecycle.data.selecting.dedup import ADDRESS, EXACT, NEAR
 from lifecycle.data.selecting.selection import remaining
@@ -27,25 +29,33 @@ GLOBAL_STEPS = {
     ADDRESS: "data.dedup.addresses",
     EXACT: "data.sources",
     NEAR: "data.dedup.jaccard",
+    PARAGRAPHS: "data.dedup.paragraphs and max_cut",
+    LINES: "data.dedup.lines and max_cut",
+    SUBSTRINGS: "data.dedup.substrings and max_cut",
     HELDOUT_SPLIT: "data.heldout_fraction",
     DECONTAMINATION: "data.decontamination.min_overlap",
 }
+CUTTING = (PARAGRAPHS, LINES, SUBSTRINGS)
 
 
 class Funnel:
     """Counts documents, batch by batch, through the steps. Steps that neither remove nor edit have no entry."""
 
-    def __init__(self, steps: Sequence[DocumentStep]) -> None:
+    def __init__(self, steps: Sequence[DocumentStep], cutting: Collection[str] = ()) -> None:
+        """`cutting`: the steps that are on of those that cut what repeats."""
         self._edits = {step.name: step.edits for step in steps if step.rules or step.edits or step.settings}
-        self._entries = {name: _Entry() for name in (*self._edits, *GLOBAL_STEPS)}
+        self._entries = {name: _Entry() for name in (*self._edits, *_present(cutting))}
 
-    def add(self, documents: pa.Table, removed: pa.Table, heldout: pa.Table) -> None:
+    def add(self, documents: pa.Table, removed: pa.Table, heldout: pa.Table, cuts: Mapping[str, CutSizes]) -> None:
         """Counts a batch of tagged documents; `removed`: the result of `removed_documents` for it; `heldout`: those of
-        it that are held out. Held-out documents leave at the split."""
+        it that are held out, which leave at the split; `cuts`: what steps cut, by their names."""
         flow = documents.select(["ordinal", "text_bytes", *(name for names in self._edits.values() for name in names)])
         for name, entry in self._entries.items():
             gone = _held_out(heldout) if name == HELDOUT_SPLIT else removed.filter(removed["step"].to_numpy() == name)
             left = remaining(flow, gone)
+            if name in cuts:
+                left, edits = cuts[name].applied(left)
+                entry.edits.update(edits)
             entry.add(flow, left, gone, self._edits.get(name, ()))
             flow = left
 
@@ -108,6 +118,11 @@ def require_training_text(funnel: Sequence[dict[str, Any]], steps: Sequence[Docu
         if removed:
             lines.append(f"{entry['step']} took {removed}{_counts(entry['reasons'])}: change {settings[entry['step']]}")
     raise ConfigError("no training document is left:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _present(cutting: Collection[str]) -> Iterator[str]:
+    """The names of the steps that compare documents, less those that cut and are off."""
+    return (name for name in GLOBAL_STEPS if name in cutting or name not in CUTTING)
 
 
 def _held_out(heldout: pa.Table) -> pa.Table:

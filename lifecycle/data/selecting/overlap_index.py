@@ -131,6 +131,11 @@ class OverlapIndex:
         for n, table in self._tables.items():
             table.drop(counts[n] > MAX_DOCUMENTS, self._is_heldout)
 
+    def live_lookup(self) -> Lookup:
+        """What finds the n-grams that count: those that are no boilerplate in some item."""
+        tables = {n: table.hashes[table.is_live()] for n, table in self._tables.items()}
+        return Lookup.of(tables, self.ngram)
+
     def worst(self, match: Match) -> Hit | None:
         """The item with the largest share in common with a text; for each item, the larger of the two sides' shares."""
         best: Hit | None = None
@@ -189,6 +194,10 @@ class _Table:
         """Marks common n-grams as boilerplate in the items selected by `of_items`; `common` is parallel to `hashes`."""
         self.live &= ~(np.repeat(common, np.diff(self.first)) & of_items[self.owners])
         self.sizes = np.bincount(self.owners[self.live], minlength=len(self.sizes))
+
+    def is_live(self) -> NDArray[np.bool_]:
+        """Whether each of `hashes` counts in some item."""
+        return np.logical_or.reduceat(self.live, self.first[:-1])
 
     def count(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Per item, how many live n-grams are at these positions."""

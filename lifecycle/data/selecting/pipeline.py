@@ -1,13 +1,15 @@
 """The document pipeline: tagged documents -> kept, held-out and removed ones, with a funnel that accounts for each.
 
 Rules over columns decide first, document by document; deduplication, the held-out split and decontamination look at
-all documents that are left. The order matters twice: near-duplicates are removed before the split, so that none
-straddles it, and decontamination comes last, when the held-out documents are known.
+all documents that are left. The order matters twice: near-duplicates are removed, and passages that repeat are cut,
+before the split, so that none straddles it, and decontamination comes last, when the held-out documents are known.
 What must hold: same tagged documents, settings and seed, same bytes out. Documents pass by a row group at a time; what
 stays in memory is a few numbers for each, and the reason of each that a comparison removes.
 """
 
 import json
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +27,11 @@ from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import SPLITS, DocumentWriter, Split, Stretch, num_documents, tagged_documents
 from lifecycle.data.measures.filters import document_steps, joined_steps
 from lifecycle.data.measures.steps import DocumentStep, MapStep
+from lifecycle.data.selecting.contaminated_passages import cut_contaminated
 from lifecycle.data.selecting.contamination import contamination
+from lifecycle.data.selecting.cut_sizes import cut_sizes
+from lifecycle.data.selecting.cuts import CUTS, CutStretch, with_passages, without_cuts
+from lifecycle.data.selecting.cutting import cut_repeats, cutting_steps
 from lifecycle.data.selecting.decontaminate import decontaminate
 from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.earlier import SIGNATURE, EarlierCorpus, Pool, signature_of
@@ -58,7 +64,7 @@ type Flags = NDArray[np.bool_]  # one for each tagged document
 class Selection:
     """What becomes of the tagged documents: the removals by comparison, sorted by ordinal, and who is held out."""
 
-    stretches: Sequence[Stretch]
+    stretches: Sequence[CutStretch]
     steps: Sequence[DocumentStep]
     joins: Sequence[MapStep]
     removed: pa.Table
@@ -67,14 +73,19 @@ class Selection:
     def parts(self, funnel: Funnel) -> Iterator[dict[Split, pa.Table]]:
         """The documents, split, a row group at a time, with the columns of `VERDICT`; the funnel counts them."""
         for stretch in self.stretches:
-            documents = joined(stretch.read(), self.joins)
+            documents = joined(stretch.tagged(), self.joins)
             compared = removals_within(self.removed, stretch.first, stretch.end)
             removals = pa.concat_tables([select(documents, self.steps), compared])
-            removed, left = removed_documents(documents, removals), remaining(documents, removals)
+            removed = removed_documents(documents, removals)
+            left = without_cuts(remaining(documents, removals), stretch)
             flags = self.is_heldout[left["ordinal"].to_numpy()]
             heldout, training = left.filter(pa.array(flags)), left.filter(pa.array(~flags))
-            funnel.add(documents, removed, heldout)
-            yield {"kept": kept_documents(training), "heldout": kept_documents(heldout), "removed": removed}
+            funnel.add(documents, removed, heldout, cut_sizes(stretch, documents))
+            yield {
+                "kept": with_passages(kept_documents(training), documents, stretch),
+                "heldout": with_passages(kept_documents(heldout), documents, stretch),
+                "removed": removed.append_column(CUTS, pa.nulls(len(removed), CUTS.type)),
+            }
 
 
 def prepare_documents(
@@ -88,33 +99,42 @@ def prepare_documents(
     must not be in the training documents; `earlier`: corpora whose documents must not be in the new one. Raises
     `ConfigError` if no training document is left, naming the steps and settings that removed them.
     """
+    for leftover in filter(Path.is_dir, out.iterdir()):  # of a killed run: what comparisons keep in files
+        shutil.rmtree(leftover)
     rows = task_items(eval_rows or {})
     reading, stretches, steps = read_reading(tagging), tagged_documents(tagging), document_steps(config)
-    engine = engine_of(config, reading.num_bytes)
+    engine, cut = engine_of(config, reading.num_bytes), [CutStretch.of(stretch) for stretch in stretches]
     schema = tagged_schema(config)
     joins = joined_steps(config)
     chosen = _chosen(stretches, steps, joins, [name for name in schema.names if name not in LARGE])
     removed, is_heldout = REMOVALS.empty_table(), np.zeros_like(chosen)
-    items, too_short = rows, np.zeros(len(rows), bool)
-    if chosen.any():
-        progress.note(f"looking for duplicates among {chosen.sum():,} documents")
-        pool = Pool.of(stretches, ranks(stretches, config), earlier)
-        removed = deduplicate(pool, chosen, config.dedup, engine, out, progress)
-        chosen[removed["ordinal"].to_numpy()] = False
-        is_heldout = _heldout(stretches, chosen, config, seed)
-        progress.note(
-            f"comparing {(chosen & ~is_heldout).sum():,} training documents with {is_heldout.sum():,} held-out ones "
-            f"and {len(rows):,} texts of evaluation rows"
-        )
-        items = [*heldout_items(_documents(stretches, is_heldout)), *rows]
-        overlaps, too_short = decontaminate(
-            stretches, chosen & ~is_heldout, items, config.decontamination, engine, out, progress
-        )
-        removed = pa.concat_tables([removed, overlaps]).sort_by("ordinal")
-    stats = _write(Selection(stretches, steps, joins, removed, is_heldout), reading, config, out, progress)
+    items, too_short, overlapping = rows, np.zeros(len(rows), bool), np.zeros(0, np.int64)
+    with tempfile.TemporaryDirectory(prefix="cuts-", dir=out) as name:
+        folder = Path(name)
+        if chosen.any():
+            progress.note(f"looking for duplicates among {chosen.sum():,} documents")
+            pool = Pool.of(stretches, ranks(stretches, config), earlier)
+            removed = deduplicate(pool, chosen, config.dedup, engine, out, progress)
+            chosen[removed["ordinal"].to_numpy()] = False
+            cut, repeated = cut_repeats(cut, chosen, config.dedup, engine, folder, progress)
+            chosen[repeated["ordinal"].to_numpy()] = False
+            is_heldout = _heldout(cut, chosen, config, seed)
+            progress.note(
+                f"comparing {(chosen & ~is_heldout).sum():,} training documents with {is_heldout.sum():,} held-out ones"
+                f" and {len(rows):,} texts of evaluation rows"
+            )
+            items = [*heldout_items(_documents(cut, is_heldout)), *rows]
+            overlaps, index = decontaminate(
+                cut, chosen & ~is_heldout, items, config.decontamination, engine, out, progress
+            )
+            too_short, overlapping = index.too_short, overlaps["ordinal"].to_numpy()
+            if config.decontamination.action == "cut":
+                cut, overlaps = cut_contaminated(cut, overlaps, index.live_lookup(), engine, folder, progress)
+            removed = pa.concat_tables([removed, repeated, overlaps]).sort_by("ordinal")
+        stats = _write(Selection(cut, steps, joins, removed, is_heldout), reading, config, out, progress)
     return stats | {
         "items_too_short_to_compare": int(too_short.sum()), SIGNATURE: signature_of(config.dedup),
-        "contamination": contamination(out, items, too_short, removed["ordinal"].to_numpy()),
+        "contamination": contamination(out, items, too_short, overlapping),
     }  # fmt: skip
 
 
@@ -157,11 +177,11 @@ def _documents(stretches: Sequence[Stretch], chosen: Flags) -> pa.Table:
 
 def _write(selection: Selection, reading: Reading, config: DataConfig, out: Path, progress: Progress) -> dict[str, Any]:
     """Writes all documents and the funnel; returns their summary."""
-    funnel = Funnel(selection.steps)
+    funnel = Funnel(selection.steps, cutting_steps(config.dedup))
     sizes: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
     of_sources: dict[str, Counter[str]] = {source.name: Counter() for source in config.sources}
     scores = [column for step in selection.joins for column in step.columns]
-    schema = pa.schema([*tagged_schema(config), *scores, *VERDICT])
+    schema = pa.schema([*tagged_schema(config), *scores, *VERDICT, CUTS])
     num_scoreless: Counter[str] = Counter()
     with ExitStack() as stack:
         writers = {split: stack.enter_context(DocumentWriter(out, split, schema)) for split in SPLITS}
