@@ -57,7 +57,7 @@ def select(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     (folder / name / "cuts-of-a-killed-run").mkdir(parents=True)
     (folder / name / "cuts-of-a-killed-run" / "part").touch()
     config = data_config(str(folder / "sources"), **SETTINGS, **changes)
-    return prepare_documents(folder / "tagging", config, folder / name, Silent(), 0, (folder / "eval.jsonl",))
+    return prepare_documents(folder / "tagging", config, folder / name, Silent(), 0, {"eval": (folder / "eval.jsonl",)})
 
 
 def test_the_funnel_counts_all_that_is_cut(selected: tuple[Path, Path, dict[str, Any]]) -> None:
