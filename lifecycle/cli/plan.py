@@ -21,6 +21,7 @@ from rich.table import Table
 
 from lifecycle.cli.arguments import ConfigPath, Overrides
 from lifecycle.cli.display import progress_on
+from lifecycle.cli.plan_mixture import show_mixtures
 from lifecycle.core.config import ConfigError, Section, load_config, nearest, said, validate
 from lifecycle.core.progress import Progress
 from lifecycle.core.strict_yaml import parse_yaml
@@ -85,6 +86,7 @@ def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
             console.print(_changes(config))
         if config.filled:
             console.print(_filled(config))
+        show_mixtures(config, console)
         return
     prepare()
     topology = parse_topology(own.topology)

@@ -28,7 +28,7 @@ from lifecycle.core.file_hashes import file_hashes
 from lifecycle.core.files import temporary, write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.measures.identity import HASH_BYTES
-from lifecycle.data.shards import ARRAYS, INDEX, SPLITS, ShardError
+from lifecycle.data.shards import ARRAYS, INDEX, SPLITS, ShardError, TokenShards
 from lifecycle.data.tagging.engine import Engine, Native
 from lifecycle.data.tagging.workers import WorkerDiedError
 from lifecycle.text.bulk import BulkEncoder, bulk_encoder
@@ -76,7 +76,11 @@ def write_token_shards(
     write_text(out / INDEX, json.dumps(index, indent=1) + "\n")
     shutil.rmtree(out / PARTS)
     counted = ("documents", "tokens", "text_bytes")
-    return {"dtype": dtype.name, "splits": {split: {key: of[key] for key in counted} for split, of in splits.items()}}
+    return {
+        "dtype": dtype.name,
+        "splits": {split: {key: of[key] for key in counted} for split, of in splits.items()},
+        "source_tokens": TokenShards(out).source_tokens(),
+    }
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,11 @@ class TokenShards:
             raise ShardError(f"{self.folder}: no document of source {name!r} in {self.split}; there are {there}")
         return SourceDocuments(self, name, own)
 
+    def source_tokens(self) -> dict[str, int]:
+        """The tokens of each source that has documents in this split."""
+        tokens = np.bincount(self._per_document("sources"), self.lengths).astype(np.int64)  # exact up to 2^53
+        return {name: int(tokens[self.index["sources"].index(name)]) for name in self.sources}
+
     def domains(self) -> dict[str, np.ndarray]:
         """The documents of each source that has some, in order, by the source's name."""
         numbers = self._per_document("sources")

@@ -40,6 +40,8 @@ CAUSES_SAID = (
 def training_section(trainings: tuple[Training, ...]) -> ReportSection:
     """Settings and speed of all stages, then the curves of each."""
     blocks: list[Block] = [_settings(trainings), _speed(trainings), Paragraph(CONVENTION)]
+    if any("mixture" in training.stats for training in trainings):
+        blocks.append(_mixtures(trainings))
     if any(training.watched.sessions for training in trainings):
         blocks += [_wall_time(trainings), Paragraph(CAUSES_SAID)]
     for training in trainings:
@@ -88,6 +90,17 @@ def _own(training: Training) -> str:
     fields = objective_kind(training.objective).settings.model_fields
     own = {name: training.settings.get(name) for name in fields if name not in TrainConfig.model_fields}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in own.items() if value not in (None, {}))
+
+
+def _mixtures(trainings: tuple[Training, ...]) -> Table:
+    """The shares of the sources, as they came out, and how often each is read in the stage's own steps."""
+    columns = ("stage", "source", "tokens", "share of the rows", "epochs")
+    rows = tuple(
+        (training.name, source, count(of["tokens"]), share(of["share"]), f"{of['epochs']:,.2f}")
+        for training in trainings
+        for source, of in training.stats.get("mixture", {}).items()
+    )
+    return Table("Mixtures", columns, rows, columns[2:])
 
 
 def _speed(trainings: tuple[Training, ...]) -> Table:

@@ -22,6 +22,7 @@ from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.metric_names import TASK_METRIC, is_of_task
 from lifecycle.training.mixture import rows_per_period
+from lifecycle.training.mixture_setting import TEMPERATURE, exponent_of, named_in
 from lifecycle.training.preference import RewardModelConfig
 
 MOST_INT8_SUMMANDS = (2**31 - 1) // 127**2  # of a sum of products that int32 holds, whatever the values
@@ -201,12 +202,17 @@ def check_precision(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshC
 
 
 def check_mixture(at: str, train: TrainConfig, sources: Sequence[str]) -> None:
-    """Checks that a stage's mixture names sources of the run."""
-    mixture = train.mixture if isinstance(train, NextTokenConfig) else {}
-    if unknown := next((source for source in mixture if source not in sources), None):
+    """Checks that a stage's mixture names sources of the run, and that no source has the name of another meaning."""
+    if not isinstance(train, NextTokenConfig) or not train.mixture:
+        return
+    if exponent_of(train.mixture) is not None and TEMPERATURE in sources:
+        raise ValueError(f"{at}.mixture: a source is named {TEMPERATURE!r}, which means another thing here; rename it")
+    named = named_in(train.mixture)
+    if unknown := next((source for source in named if source not in sources), None):
         raise ValueError(f"{at}.mixture: no source {unknown!r} in data.sources{nearest(unknown, sources)}")
-    if mixture:
-        rows_per_period(mixture)
+    if named:
+        assert not isinstance(train.mixture, str)
+        rows_per_period(train.mixture)
 
 
 def check_reading(at: str, train: TrainConfig, kind: str) -> None:

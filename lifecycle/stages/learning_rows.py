@@ -14,6 +14,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -34,6 +35,7 @@ from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.mixture import Mixture
+from lifecycle.training.mixture_setting import mixed_shares, named_in, repeated, source_weights
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import ExampleRows, RowSource
 from lifecycle.training.preference import ProcessRewardModelConfig
@@ -58,10 +60,28 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
     assert isinstance(train, NextTokenConfig)
     shards = training_shards(inputs["tokens"], learner.tokenizer)
     heldout = TokenShards(inputs["tokens"].path, "heldout", learner.tokenizer)
-    rows = TokenRows(shards, train.seq_len, train.mixture, learner.seeds["tokens"])
+    weights, mixed = mixture_of(train, shards, progress)
+    rows = TokenRows(shards, train.seq_len, weights, learner.seeds["tokens"])
     evaluation = heldout_bits(learner.model, train, heldout, learner.tokenizer.byte_lengths, learner.mesh)
     hooks = () if evaluation is None else (evaluation,)
-    return LearningRows(rows, rows.num_rows, hooks, {"corpus_tokens": shards.num_tokens})
+    return LearningRows(rows, rows.num_rows, hooks, {"corpus_tokens": shards.num_tokens} | mixed)
+
+
+def mixture_of(
+    train: NextTokenConfig, shards: TokenShards, progress: Progress
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """(the weight of each source, what the manifest says of it); both empty without a mixture. Warns of sources that
+    the stage's own steps read too often."""
+    if not train.mixture:
+        return {}, {}
+    tokens = shards.source_tokens()
+    weights = source_weights(train.mixture, tokens)
+    _, _, before = (train.start or "").rpartition("@")
+    own_steps = train.steps - (int(before) if before.isdecimal() and "@" in (train.start or "") else 0)
+    shares = mixed_shares(weights, tokens, own_steps * train.global_batch_size * train.seq_len)
+    if (warning := repeated(shares)) is not None:
+        progress.note(f"mixture: {warning}")
+    return weights, {"mixture": shares}
 
 
 def training_shards(tokens: Artifact, tokenizer: Tokenizer) -> TokenShards:
@@ -71,8 +91,10 @@ def training_shards(tokens: Artifact, tokenizer: Tokenizer) -> TokenShards:
 
 def require_sources(stages: Iterable[TrainConfig], shards: TokenShards) -> None:
     """Raises `ShardError` if any stage's mixture names a source without documents; called before training."""
-    for name in {name for train in stages if isinstance(train, NextTokenConfig) for name in train.mixture}:
-        shards.of_source(name)
+    named = {name for train in stages if isinstance(train, NextTokenConfig) for name in named_in(train.mixture)}
+    for name in named:
+        if not any(source.startswith(f"{name}/") for source in shards.sources):
+            shards.of_source(name)
 
 
 def chat_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) -> LearningRows:

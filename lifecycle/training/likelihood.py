@@ -1,11 +1,12 @@
 """Settings of the objectives that learn tokens by their likelihood: pre-training and supervised fine-tuning."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from lifecycle.core.numbers import LARGEST_INT32, Float32
 from lifecycle.training.config import PERIOD, TrainConfig
+from lifecycle.training.mixture_setting import MixtureSetting
 
 
 class NextTokenConfig(TrainConfig):
@@ -14,9 +15,9 @@ class NextTokenConfig(TrainConfig):
 
     fillable: ClassVar[frozenset[str]] = frozenset({"steps", "global_batch_size"})
     objective: str = "next_token"
-    # Shares of the rows by source, any positive numbers; each source goes through epochs of its own. Empty: all
-    # documents as they are.
-    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    # Shares of the rows by source, any positive numbers, or a file of them; `size` or {temperature: T}: by the tokens
+    # of sources. Each source goes through epochs of its own. Empty: all documents as they are.
+    mixture: MixtureSetting = Field(default_factory=dict)
     # Bytes of held-out text measured during training, the same amount of each source; the evaluation stage uses all.
     eval_bytes: int = Field(default=100_000, gt=0)
     z_weight: Float32 = Field(default=0.0, ge=0)  # of the z-loss, log(Z)^2 per token (PaLM: 1e-4); part of the loss

@@ -59,8 +59,8 @@ class Mixture(FixedRows):
         return {"source": name} | self._sources[self._names.index(name)].contents(own_index)
 
 
-def rows_per_period(weights: Mapping[str, float]) -> dict[str, int]:
-    """Whole numbers in proportion to `weights` that sum to `PERIOD`: largest remainders are rounded up.
+def rows_per_period(weights: Mapping[str, float], period: int = PERIOD) -> dict[str, int]:
+    """Whole numbers in proportion to `weights` that sum to `period`: largest remainders are rounded up.
 
     Raises `ConfigError` for a weight that is not positive, or gives less than one row per period.
     """
@@ -70,13 +70,13 @@ def rows_per_period(weights: Mapping[str, float]) -> dict[str, int]:
     names = sorted(weights)
     shares = np.array([weights[name] for name in names], float)
     shares /= shares.max()  # otherwise the sum of large weights could be infinite
-    exact = shares / shares.sum() * PERIOD
+    exact = shares / shares.sum() * period
     counts = np.floor(exact).astype(np.int64)
-    missing = PERIOD - int(counts.sum())
+    missing = period - int(counts.sum())
     counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
     if not all(counts):
         name = names[int(np.argmin(counts))]
-        raise ConfigError(f"mixture: {name!r} has less than one row in {PERIOD}; raise its weight or leave it out")
+        raise ConfigError(f"mixture: {name!r} has less than one row in {period}; raise its weight or leave it out")
     return dict(zip(names, map(int, counts), strict=True))
 
 

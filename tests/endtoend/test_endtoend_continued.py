@@ -18,6 +18,7 @@ from lifecycle.testing.waiting import wait_until
 from lifecycle.training.batches import RowBatches
 from lifecycle.training.checkpoints.continued import load_data_state
 from lifecycle.training.likelihood import NextTokenConfig
+from lifecycle.training.mixture_setting import source_weights
 from lifecycle.training.token_rows import TokenRows
 
 pytestmark = pytest.mark.long
@@ -76,7 +77,7 @@ CHAIN: dict[str, Any] = {
     "wide": {"from": "narrow@12", "steps": 24, "global_batch_size": 16},
     "mixed": {"from": "wide@24", "steps": 36, "mixture": {"small": 3, "large": 1}},
     "long": {
-        "from": "mixed@36", "steps": 48, "seq_len": 128, "global_batch_size": 8,
+        "from": "mixed@36", "steps": 48, "seq_len": 128, "global_batch_size": 8, "mixture": {"temperature": 3},
         "optimizer": {"schedule": {"decay_share": 0.2}},
     },
 }  # fmt: skip
@@ -89,7 +90,8 @@ def pieces(config: RunConfig, made: Run) -> Iterator[tuple[str, list[int]]]:
     for name in CHAIN:
         train, first = config.train[name], config.starts[name].step or 0
         assert isinstance(train, NextTokenConfig)
-        rows = TokenRows(shards, train.seq_len, train.mixture, config.seed)
+        weights = source_weights(train.mixture, shards.source_tokens())
+        rows = TokenRows(shards, train.seq_len, weights, config.seed)
         batches = RowBatches(rows, train.global_batch_size, [0], prefetch=0)
         assert batches.continue_from(state) == first if state else first == 0
         for step in range(first, train.steps):

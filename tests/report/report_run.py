@@ -72,6 +72,7 @@ class Run:
         start: str | None = None,
         bundle: Path | None = None,
         measured: Mapping[str, Any] | None = None,
+        counted: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         schedule = {"kind": "wsd", "warmup_steps": 2, "decay_share": 0.5}
@@ -86,6 +87,7 @@ class Run:
         mesh = {"replica": 1, "fsdp": 2, "tensor": 1}
         stats = {"steps": 20, "tokens": 20 * 4 * 64, "loss": 2.0, "tokens_per_s": 1000.0, "matmul_peak_flops": PEAK}
         stats["train_flops_per_token"] = 3 * forward_flops_per_token(MODEL, train["seq_len"])
+        stats |= counted or {}
         inputs = [start] if start is not None else []
         config, folders = {"train": train, "model": MODEL.plain()}, {} if bundle is None else {"bundle": bundle}
         path = self.make(stage, stats, config, *inputs, how=[{"mesh": mesh, **(measured or {})}], folders=folders)

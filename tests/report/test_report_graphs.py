@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_run import STEPS, Run, build_five_stages, build_pretraining, build_run, build_tuning
+from report_run import NASTY, STEPS, Run, build_five_stages, build_pretraining, build_run, build_tuning, make_data
 
 from lifecycle.core.artifact import content_hash
 from lifecycle.report.blocks import Charts, Headline, LineChart, Paragraph, Report, Table
@@ -57,6 +57,18 @@ def test_pre_training_alone(tmp_path: Path) -> None:
     (charts,) = blocks(report, "training", Charts)
     assert [chart.title for chart in charts.items] == ["Loss", "Held-out text during training", "Throughput"]
     assert table(report, "training", "Settings").rows[0][-1] == "", "no mixture, nothing to say of it"
+
+
+def test_a_mixture_has_a_table_of_shares_and_epochs(tmp_path: Path) -> None:
+    made = Run(tmp_path)
+    make_data(made)
+    shares = {NASTY: {"tokens": 100, "share": 0.25, "epochs": 12.8}}
+    made.training("base", "next_token", STEPS, counted={"mixture": shares}, mixture="size")
+    made.release("base")
+    report = build_report(made.collect())
+    found = table(report, "training", "Mixtures")
+    assert [list(row) for row in found.rows] == [["base", NASTY, "100", "25.0 %", "12.80"]]
+    assert table(report, "training", "Settings").rows[0][-1] == "mixture size"
 
 
 def test_a_bundle_tuned_on_own_rows(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from lifecycle.model.decoder import forward, logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.learner import Learner, encoded_rows, rows_seen
-from lifecycle.stages.learning_rows import chat_rows, heldout_bits, require_sources, step_rows
+from lifecycle.stages.learning_rows import chat_rows, heldout_bits, mixture_of, require_sources, step_rows
 from lifecycle.stages.preference_rows import pair_rows
 from lifecycle.stages.row_origins import write_origins
 from lifecycle.stages.rows import epoch_rows
@@ -117,6 +117,26 @@ def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
     require_sources([TRAIN, mixed[0]], shards)
     with pytest.raises(ShardError, match="no document of source 'law' in train; there are code, prose"):
         require_sources([TRAIN, *mixed], shards)
+
+
+def test_a_mixture_by_size_follows_from_the_shards_and_warns_of_many_epochs(tmp_path: Path) -> None:
+    rows = [{"id": "0" * 32, "text": "x" * size, "source": name} for name, size in (("a", 98), ("a", 298), ("b", 98))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "kept-00000.parquet")
+    stats = write_token_shards(tmp_path, ByteTokenizer(), tmp_path / "shards", Silent())
+    assert stats["source_tokens"] == {"a": 400, "b": 100}
+    shards, notes = TokenShards(tmp_path / "shards"), Notes()
+    sized = TRAIN.model_copy(update={"mixture": "size", "steps": 100})  # 1,600 tokens
+    weights, facts = mixture_of(sized, shards, notes)
+    assert weights == {"a": 819, "b": 205} and not notes.notes
+    assert facts["mixture"]["b"] == {"tokens": 100, "share": 205 / PERIOD, "epochs": 16 * 205 / PERIOD}
+    raised = sized.model_copy(update={"mixture": {"temperature": 1e9}})
+    assert mixture_of(raised, shards, notes)[0] == {"a": 512, "b": 512}
+    assert notes.notes == ["mixture: epochs of sources: b 8.0; beyond about 4 repeated text adds little"]
+    last_half = raised.model_copy(update={"start": "base@50"})
+    assert mixture_of(last_half, shards, notes)[1]["mixture"]["b"]["epochs"] == 4.0 and len(notes.notes) == 1
+    phases = [TokenRows(shards, 16, mixture, seed=0) for mixture in (weights, {"a": 819.0, "b": 205.0})]
+    assert phases[0].fingerprint == phases[1].fingerprint, "as the same weights by hand"
+    assert mixture_of(TRAIN, shards, notes) == ({}, {})
 
 
 def test_nothing_held_out_is_no_measurement() -> None:
