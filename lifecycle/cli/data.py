@@ -19,7 +19,7 @@ from lifecycle.cli.data_score import score
 from lifecycle.cli.data_signatures import signatures
 from lifecycle.cli.data_synthesise import synthesise
 from lifecycle.cli.display import in_line, print_json, progress_on
-from lifecycle.cli.documents import data_of, data_run, documents_folder
+from lifecycle.cli.documents import CorpusName, chosen_corpus, data_run, documents_folder, documents_of
 from lifecycle.cli.make import make
 from lifecycle.cli.pager import show_pages
 from lifecycle.cli.train_classifier import train_classifier
@@ -29,6 +29,7 @@ from lifecycle.core.files import write_text
 from lifecycle.stages.chain import finished_stage
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, present
+from lifecycle.stages.names import TAGGING, of_corpus
 
 data = App(name="data", help="Prepare documents, token shards and rows; show them, and what became of each document.")
 data.command(fetch)
@@ -38,7 +39,10 @@ data.command(train_classifier)
 for verb in (score, synthesise, perplexity, signatures):
     data.command(verb)
 
-type Out = Annotated[Path | None, Parameter(help="A file for the page; NAME-data.html by default.")]
+type Out = Annotated[
+    Path | None,
+    Parameter(help="A file for the page; NAME-data.html by default, of a named corpus NAME-CORPUS-data.html."),
+]
 type Documents = Annotated[
     str, Parameter(help="The run's YAML file, or a folder or address with an artifact of stage `documents`.")
 ]
@@ -59,27 +63,32 @@ def make_data(config: ConfigPath, /, *overrides: Overrides) -> None:
     """Brings the run's documents, token shards and rows up to date; rows only if there is something to make them of."""
     run = read_config(config, overrides)
     rows = ["rows"] if run.has_rows else []
-    make(run, present(build_graph(run), "documents", "tokens", *rows), [str(config), *overrides])
+    make(run, present(build_graph(run), *run.documents_stages, "tokens", *rows), [str(config), *overrides])
 
 
 @data.command
-def report(config: ConfigPath, /, *overrides: Overrides, out: Out = None) -> None:
-    """Writes a page on the run's documents: what was read, kept and removed and why, scores, samples, cost."""
+def report(config: ConfigPath, /, *overrides: Overrides, corpus: CorpusName = None, out: Out = None) -> None:
+    """Writes a page on a corpus's documents: what was read, kept and removed and why, scores, samples, cost."""
     run = read_config(config, overrides)
+    chosen = chosen_corpus(run, corpus)
     with progress_on(Console(stderr=True)) as progress:
-        numbers = data_run(run, progress)
+        numbers = data_run(run, chosen, progress)
     from lifecycle.report.data_page import build_data_page
     from lifecycle.report.html import render_html  # matplotlib takes a second
 
-    path = out or Path(f"{run.name}-data.html")
+    path = out or Path(f"{of_corpus(run.name, chosen)}-data.html")
     write_text(path, render_html(build_data_page(numbers)))
     print(path)
 
 
 @data.command
-def why(config: ConfigPath, document: DocumentName, /, *overrides: Overrides, as_json: AsJson = False) -> None:
+def why(
+    config: ConfigPath, document: DocumentName, /, *overrides: Overrides, corpus: CorpusName = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Prints what each step measured of a document, what it changed, and why the document was removed or kept."""
-    found = _fates(read_config(config, overrides), document)
+    run = read_config(config, overrides)
+    found = _fates(run, chosen_corpus(run, corpus), document)
     if as_json:
         print_json(found)
         return
@@ -91,12 +100,13 @@ def why(config: ConfigPath, document: DocumentName, /, *overrides: Overrides, as
 @data.command
 def peek(
     documents: Documents, /, *overrides: Overrides, split: WhichSplit = None, reason: Reason = None,
-    source: Source = None, columns: Columns = "text", chars: Chars = 1000, as_json: AsJson = False,
+    source: Source = None, columns: Columns = "text", chars: Chars = 1000, corpus: CorpusName = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Pages through documents, those kept, held out and removed, in the user's pager; prints them all into a pipe."""
     from lifecycle.cli.data_rows import NAMED, Choice, as_line, as_text, checked_columns, chosen_rows
 
-    folder = documents_folder(documents, overrides)
+    folder = documents_folder(documents, overrides, corpus)
     shown = checked_columns(folder, [name.strip() for name in columns.split(",")])
     rows = chosen_rows(folder, Choice(split, source, reason), tuple(dict.fromkeys((*NAMED, *shown))))
     show_pages(map(as_line if as_json else as_text(shown, chars), rows))
@@ -104,14 +114,15 @@ def peek(
 
 @data.command
 def diff(
-    a: Documents, b: Documents, /, *overrides: Overrides, samples: NumSamples = 5, as_json: AsJson = False
-) -> None:
+    a: Documents, b: Documents, /, *overrides: Overrides, samples: NumSamples = 5, corpus: CorpusName = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Compares two selections: what entered and left the kept documents, what moved and why, and samples. Settings
     change the second one: `diff run.yaml run.yaml data.quality.gopher.min_words=20`, once that one is selected."""
     from lifecycle.cli.data_moves import as_tree, show
     from lifecycle.data.inspecting.comparison import compare
 
-    before, after = documents_folder(a, ()), documents_folder(b, overrides)
+    before, after = documents_folder(a, (), corpus), documents_folder(b, overrides, corpus)
     with progress_on(Console(stderr=True)) as progress:
         compared = compare(before, after, samples, progress)
     if as_json:
@@ -120,13 +131,12 @@ def diff(
         show(Console(), compared, {"a": before, "b": after})
 
 
-def _fates(run: RunConfig, name: str) -> list[dict[str, Any]]:
+def _fates(run: RunConfig, corpus: str, name: str) -> list[dict[str, Any]]:
     from lifecycle.data.inspecting.fate import find_documents, passages, unread
     from lifecycle.data.measures.filters import document_steps
     from lifecycle.data.tagging.tagging import read_reading
 
-    data = data_of(run)
-    folder, steps = finished_stage(run, "documents").path, document_steps(data)
+    folder, steps = documents_of(run, corpus).path, document_steps(run.corpora[corpus])
     found = [
         {
             **{column: fate.row[column] for column in ("id", "source", "path", "license", "format", "language")},
@@ -142,7 +152,7 @@ def _fates(run: RunConfig, name: str) -> list[dict[str, Any]]:
         }
         for fate in find_documents(folder, name)
     ]
-    for entry in unread(read_reading(finished_stage(run, "tagging").path).skipped, name):
+    for entry in unread(read_reading(finished_stage(run, of_corpus(TAGGING, corpus)).path).skipped, name):
         why_not = {"reason": entry.reason, "detail": entry.detail}
         found.append({"source": entry.source, "path": entry.path, "result": "not read", **why_not})
     if not found:

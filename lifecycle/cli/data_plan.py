@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.cli.display import print_json
+from lifecycle.cli.documents import CorpusName, chosen_corpus
 from lifecycle.core.config import ConfigError
 from lifecycle.data.inspecting.outlook import Outlook, outlook_of
 
@@ -24,13 +25,12 @@ type Price = Annotated[float, Parameter(help="Of a core for an hour.", validator
 
 def plan(
     config: ConfigPath, /, *overrides: Overrides, total: Total = None, cores: Cores = 1, price: Price = 0.0,
-    as_json: AsJson = False,
+    corpus: CorpusName = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measures a sample of the sources and prints what all of them take: documents, cores, hours, disk, money."""
     run = read_config(config, overrides)
-    if run.data is None:
-        raise ConfigError(f"the run {run.name} has no section data, so there is nothing to measure")
-    found = outlook_of(run.data, None if total is None else _bytes_of(total), run.seed)
+    data = run.corpora[chosen_corpus(run, corpus)]
+    found = outlook_of(data, None if total is None else _bytes_of(total), run.seed)
     if as_json:
         print_json({**asdict(found), "cpu_hours": found.cpu_hours, "hours": found.cpu_hours / cores,
                     "cost": found.cpu_hours * price})  # fmt: skip

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, name_first, read_config
 from lifecycle.cli.display import print_json
+from lifecycle.cli.documents import CorpusName
 from lifecycle.core.artifact import MANIFEST, ArtifactError
 from lifecycle.core.config import ConfigError
 from lifecycle.ops.lineage import Node, problems, render, trace_artifact, trace_version
@@ -50,7 +51,7 @@ type PassageText = Annotated[
 
 def trace(
     config: ConfigPath, /, *words: Traced, verify: Verify = False, document: Document = None, text: PassageText = None,
-    as_json: AsJson = False,
+    corpus: CorpusName = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Prints the chain behind a version, a stage or an artifact's folder, down to the filters and the source files; or
     the models that a document went into; or the documents that have passages of a text."""
@@ -61,8 +62,10 @@ def trace(
         if document is not None:
             raise ConfigError("--text and --document ask different questions; give one of them")
         run = read_config(config, overrides)
-        trace_text(run, None if name is None else _tree(run, name, verify), text, as_json)
+        trace_text(run, None if name is None else _tree(run, name, verify), text, corpus, as_json)
         return
+    if corpus is not None:
+        raise ConfigError("--corpus says in which documents --text is looked for; give both, or neither")
     if document is not None:
         _print_sightings(read_config(config, overrides), document, as_json)
         return

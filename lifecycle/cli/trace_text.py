@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from lifecycle.cli.display import in_line, print_json, progress_on
-from lifecycle.cli.documents import data_of
+from lifecycle.cli.documents import chosen_corpus, documents_of
 from lifecycle.core.artifact import Artifact, open_artifact
 from lifecycle.core.config import ConfigError
 from lifecycle.data.documents import Split
@@ -21,8 +21,8 @@ from lifecycle.data.measures.filters import document_steps
 from lifecycle.ops.lineage import Node
 from lifecycle.ops.registry import SHOWN_HASH, Registry
 from lifecycle.ops.sightings import made_with
-from lifecycle.stages.chain import finished_stage
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.names import DOCUMENTS, of_corpus
 
 MOST_PASSAGES, MOST_DOCUMENTS = 20, 5  # that are shown: of a text, of a passage
 STDIN = "-"
@@ -32,13 +32,15 @@ _SCORE = "language_score"  # which its step judges by rules of its own
 type Rows = Mapping[tuple[Split, int], Mapping[str, Any]]  # documents by their place
 
 
-def trace_text(config: RunConfig, tree: Node | None, text: str, as_json: bool) -> None:
-    """Prints what the documents in a tree of `ops/lineage.py` have of a text; without one, those of the config."""
-    documents = finished_stage(config, "documents") if tree is None else _documents_in(tree)
+def trace_text(config: RunConfig, tree: Node | None, text: str, corpus: str | None, as_json: bool) -> None:
+    """Prints what a corpus's documents in a tree of `ops/lineage.py` have of a text; without one, those of the
+    config."""
+    chosen = chosen_corpus(config, corpus)
+    documents = documents_of(config, chosen) if tree is None else _documents_in(tree, of_corpus(DOCUMENTS, chosen))
     with progress_on(Console(stderr=True)) as progress:
         index = TextIndex(made_index(documents, progress))
     found = index.find(sys.stdin.read() if text == STDIN else text, MOST_PASSAGES, MOST_DOCUMENTS)
-    scores = scores_of(document_steps(data_of(config)))
+    scores = scores_of(document_steps(config.corpora[chosen]))
     answer = _answer(found, _rows(documents.path, found, scores), scores) | _made(config, documents)
     if as_json:
         print_json(answer)
@@ -46,17 +48,17 @@ def trace_text(config: RunConfig, tree: Node | None, text: str, as_json: bool) -
         print(*_lines(answer), sep="\n")
 
 
-def _documents_in(tree: Node) -> Artifact:
-    """The documents that a version or an artifact was made of."""
+def _documents_in(tree: Node, stage: str) -> Artifact:
+    """The documents of a stage that a version or an artifact was made of."""
     waiting = [tree.get("chain", tree)]
     while waiting:
         node = waiting.pop(0)
-        if node["stage"] == "documents":
+        if node["stage"] == stage:
             if node["problem"]:
                 raise ConfigError(f"the documents behind it: {node['problem']}")
             return open_artifact(Path(node["path"]))
         waiting += node["inputs"].values()
-    raise ConfigError("it was made of no documents, or its chain is broken; `lifecycle trace` without --text shows it")
+    raise ConfigError(f"it was made of no {stage}, or its chain is broken; `lifecycle trace` without --text shows it")
 
 
 def _rows(folder: Path, found: Found, scores: list[Score]) -> Rows:

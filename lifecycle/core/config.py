@@ -337,7 +337,9 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     """The members of a union; any other annotation is its own only member."""
     if get_origin(annotation) is Annotated:
         return _alternatives(get_args(annotation)[0])
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if get_origin(annotation) not in (Union, UnionType):
+        return (annotation,)
+    return tuple(inner for option in get_args(annotation) for inner in _alternatives(option))
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

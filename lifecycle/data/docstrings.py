@@ -59,8 +59,9 @@ class DocstringError(ValueError):
     """No rows can be made from the documents."""
 
 
-def make_docstring_rows(documents: Path, out: Path, seed: int) -> dict[str, Any]:
-    """Writes all files from `kept-*.parquet` and `heldout-*.parquet`; returns counts, reasons and samples.
+def make_docstring_rows(documents: Sequence[Path], out: Path, seed: int) -> dict[str, Any]:
+    """Writes all files from `kept-*.parquet` and `heldout-*.parquet` in these folders; returns counts,
+    reasons and samples.
 
     Raises `DocstringError` if either split has fewer than four usable functions.
     """
@@ -71,10 +72,11 @@ def make_docstring_rows(documents: Path, out: Path, seed: int) -> dict[str, Any]
     train = described_functions(_python_documents(documents, "kept"), reasons["train"])
     kept = [function for function in train if function.identity not in identities]
     reasons["train"]["same description as a held-out function"] = len(train) - len(kept)
+    places = ", ".join(map(str, documents))
     for name, functions in (("kept", kept), ("heldout", heldout)):
         if len(functions) < NUM_CHOICES:
             raise DocstringError(
-                f"{documents}: {len(functions)} described functions in {name} documents, {NUM_CHOICES} are the least; "
+                f"{places}: {len(functions)} described functions in {name} documents, {NUM_CHOICES} are the least; "
                 "add Python source with docstrings, or hold out a larger share"
             )
     files = {
@@ -96,8 +98,8 @@ def make_docstring_rows(documents: Path, out: Path, seed: int) -> dict[str, Any]
     }
 
 
-def _python_documents(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
-    for path in sorted(folder.glob(f"{prefix}-*.parquet")):
+def _python_documents(folders: Sequence[Path], prefix: str) -> Iterator[tuple[str, str]]:
+    for path in (path for folder in folders for path in sorted(folder.glob(f"{prefix}-*.parquet"))):
         for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=["path", "text"]):
             yield from zip(batch.column("path").to_pylist(), batch.column("text").to_pylist(), strict=True)
 

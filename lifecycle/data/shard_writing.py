@@ -46,17 +46,19 @@ type _Group = tuple[Path, int]  # a row group of a file
 
 
 def write_token_shards(
-    documents: Path, tokenizer: Tokenizer, out: Path, progress: Progress, engine: Engine | None = None,
+    documents: Mapping[str, Path], tokenizer: Tokenizer, out: Path, progress: Progress, engine: Engine | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:  # fmt: skip
-    """Encodes `kept-*.parquet` and `heldout-*.parquet` into `out`; returns stats. `engine`: where; without one, here.
+    """Encodes `kept-*.parquet` and `heldout-*.parquet` into `out`; returns stats. `documents`: the folders of corpora
+    by name, whose sources are called `CORPUS/SOURCE`; with the name "" as they are. `engine`: where; without one, here.
 
-    Raises `ShardError` if there is no kept document. Without held-out documents that split exists and is empty.
+    Raises `ShardError` if a corpus has no kept document. Without held-out documents that split exists and is empty.
     """
     (out / PARTS).mkdir(parents=True, exist_ok=True)
     shards = {split: list(_planned(documents, split, shard_bytes)) for split in SPLITS}
-    if not shards["train"]:
-        raise ShardError(f"{documents}: no kept document to train on; loosen the data filters or add sources")
+    for name, folder in documents.items():
+        if not any(shard.corpus == name for shard in shards["train"]):
+            raise ShardError(f"{folder}: no kept document to train on; loosen the data filters or add sources")
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     write = _WriteShard(tokenizer, dtype.str, out)
     facts = _write_all([*shards["train"], *shards["heldout"]], write, engine or Native(1), progress)
@@ -89,6 +91,7 @@ class _Shard:
 
     split: str
     number: int
+    corpus: str
     groups: tuple[_Group, ...]
     num_documents: int
 
@@ -97,16 +100,23 @@ class _Shard:
         return f"{self.split}-{self.number:05d}"
 
 
-def _planned(documents: Path, split: str, shard_bytes: int) -> Iterator[_Shard]:
-    """The shards of a split."""
-    groups = [group for path in sorted(documents.glob(f"{SPLITS[split]}-*.parquet")) for group in _row_groups(path)]
-    most = max(shard_bytes, sum(size for _, _, size in groups) // MOST_SHARDS)
-    shard, held = _Shard(split, 0, (), 0), 0
-    for group, num_documents, size in groups:
-        if shard.groups and held + size > most:
+def _planned(documents: Mapping[str, Path], split: str, shard_bytes: int) -> Iterator[_Shard]:
+    """The shards of a split, each of one corpus."""
+    groups = [
+        (corpus, *group)
+        for corpus, folder in documents.items()
+        for path in sorted(folder.glob(f"{SPLITS[split]}-*.parquet"))
+        for group in _row_groups(path)
+    ]
+    most = max(shard_bytes, sum(size for *_, size in groups) // MOST_SHARDS)
+    shard, held = _Shard(split, 0, next(iter(documents)), (), 0), 0
+    for corpus, group, num_documents, size in groups:
+        if shard.groups and (held + size > most or corpus != shard.corpus):
             yield shard
-            shard, held = _Shard(split, shard.number + 1, (), 0), 0
-        shard = replace(shard, groups=(*shard.groups, group), num_documents=shard.num_documents + num_documents)
+            shard, held = _Shard(split, shard.number + 1, corpus, (), 0), 0
+        shard = replace(
+            shard, corpus=corpus, groups=(*shard.groups, group), num_documents=shard.num_documents + num_documents
+        )
         held += size
     if shard.groups:
         yield shard
@@ -163,7 +173,9 @@ class _WriteShard:
             part.add(np.diff(ends, prepend=0), batch)
         writer.close()
         temporary(path).replace(path)
-        names = part.save(self.out / PARTS / shard.name)
+        names = [
+            f"{shard.corpus}/{name}" if shard.corpus else name for name in part.save(self.out / PARTS / shard.name)
+        ]
         facts = {
             "file": path.name,
             "documents": shard.num_documents,
@@ -188,7 +200,7 @@ class _WriteShard:
 
     def _made_of(self, shard: _Shard) -> str:
         groups = [[path.name, path.stat().st_size, number] for path, number in shard.groups]
-        return digest([groups, self.tokenizer.fingerprint, self.dtype])
+        return digest([shard.corpus, groups, self.tokenizer.fingerprint, self.dtype])
 
 
 _encoders: dict[tuple[str, int], BulkEncoder] = {}  # of this process: one, which it makes once

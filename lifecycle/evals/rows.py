@@ -182,11 +182,12 @@ def _row_files(task: TaskConfig, inputs: Mapping[str, Path]) -> list[Path]:
     if not task.rows.startswith("@"):
         return _own_files(task, task.rows)
     stage, _, pattern = task.rows[1:].partition("/")
-    if stage not in inputs:
+    folders = [inputs[stage]] if stage in inputs else [inputs[n] for n in sorted(inputs) if n.startswith(f"{stage}-")]
+    if not folders:  # of several corpora there is none of the name alone, which stands for all
         raise ConfigError(f"task {task.name!r}: rows {task.rows}: no input {stage!r}; known: {sorted(inputs)}")
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise ConfigError(f"task {task.name!r}: rows {task.rows} point outside the artifact")
-    return _matching(task, inputs[stage], pattern)
+    return [path for folder in folders for path in _matching(task, folder, pattern)]
 
 
 def _own_files(task: TaskConfig, pattern: str) -> list[Path]:

@@ -30,8 +30,7 @@ def _sections(numbers: Numbers) -> Iterator[ReportSection]:
         yield win_rates_section(numbers.win_rates)
     if numbers.samples:
         yield samples_section(numbers.samples)
-    if numbers.data is not None:
-        yield data_section(numbers.data)
+    yield from (data_section(corpus, data) for corpus, data in numbers.data.items())
     if numbers.tokenizer is not None:
         yield tokenizer_section(numbers.tokenizer, numbers.tokens)
     if numbers.rows is not None:

@@ -11,8 +11,8 @@ SAMPLES_PER_STEP = 3
 SAMPLE_CHARS = 200
 
 
-def data_section(data: Data) -> ReportSection:
-    """The funnel, the sources, and examples of removed documents."""
+def data_section(corpus: str, data: Data) -> ReportSection:
+    """The funnel, the sources, and examples of removed documents of a corpus, which may be called ""."""
     stats = data.stats
     blocks: list[Block] = [
         funnel_drawing(data.funnel),
@@ -27,7 +27,8 @@ def data_section(data: Data) -> ReportSection:
         blocks.append(
             Table(f"Files that were skipped: {count(stats['skipped'])}", ("file and reason",), rows, folded=True)
         )
-    return ReportSection("data", "Data", tuple(blocks))
+    anchor, title = (f"data-{corpus}", f"Data: {corpus}") if corpus else ("data", "Data")
+    return ReportSection(anchor, title, tuple(blocks))
 
 
 def tokenizer_section(stats: Mapping[str, Any], tokens: Mapping[str, Any] | None) -> ReportSection:

@@ -12,6 +12,7 @@ Conventions, stated in the report too:
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ class Numbers:
     tasks: tuple[Task, ...]
     text_task: Task | None  # the task that measures the baselines' text
     baselines: tuple[Baseline, ...]
-    data: Data | None
+    data: Mapping[str, Data]  # by corpus; a run's only one may have the name ""
     tokenizer: Mapping[str, Any] | None
     tokens: Mapping[str, Any] | None
     rows: Mapping[str, Any] | None
@@ -114,7 +115,7 @@ def collect(
         tasks=tasks,
         text_task=text,
         baselines=baselines,
-        data=_data(artifacts["tagging"], artifacts["documents"]) if "documents" in artifacts else None,
+        data=_corpora(artifacts),
         tokenizer=stats.get("tokenizer"),
         tokens=stats.get("tokens"),
         rows=stats.get("rows"),
@@ -125,6 +126,12 @@ def collect(
         price=price,
         machine=machine,
     )
+
+
+def _corpora(artifacts: Mapping[str, Artifact]) -> dict[str, Data]:
+    """The corpora of the finished stages."""
+    names = [name.removeprefix("documents") for name in artifacts if re.fullmatch("documents(-.+)?", name)]
+    return {name[1:]: _data(artifacts[f"tagging{name}"], artifacts[f"documents{name}"]) for name in names}
 
 
 def _data(tagging: Artifact, documents: Artifact) -> Data:

@@ -34,10 +34,10 @@ def _what(numbers: Numbers) -> Iterator[str]:
         f"{model.num_heads} query and {model.num_kv_heads} key-value heads, a context of {count(model.max_seq_len)} "
         "tokens."
     )
-    if numbers.data is not None:
-        read = numbers.data.funnel[0]
-        sources = ", ".join(numbers.data.stats["sources"])
-        yield f"Made from {count(read['files_in'])} files ({size(read['bytes_in'])}) of {sources}."
+    for corpus, data in numbers.data.items():
+        read, sources = data.funnel[0], ", ".join(data.stats["sources"])
+        made = f"{corpus} is made" if corpus else "Made"
+        yield f"{made} from {count(read['files_in'])} files ({size(read['bytes_in'])}) of {sources}."
     first = next(iter(numbers.trainings), None)
     if first is not None and numbers.tokens is not None and objective_kind(first.objective).rows == "tokens":
         train, tokens = numbers.tokens["splits"]["train"]["tokens"], first.stats["tokens"]

@@ -12,6 +12,7 @@ from lifecycle.data.shards import TokenShards
 from lifecycle.evals.results import write_results
 from lifecycle.evals.trigram import bits_per_byte, fit_trigram
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.names import DOCUMENTS, by_corpus
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.training.packing import permutation
 
@@ -20,7 +21,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, traine
     """Fits one trigram on as many tokens as the stage `trained` has seen, and one on the full training split."""
     shards = TokenShards(inputs["tokens"].path, "train")
     heldout = TokenShards(inputs["tokens"].path, "heldout")
-    held = list(read_documents(inputs["documents"].path, "heldout", ["id", "text"]))
+    corpora = by_corpus(DOCUMENTS, inputs).values()
+    held = [row for of in corpora for row in read_documents(of.path, "heldout", ["id", "text"])]
     documents = [heldout[number] for number in range(len(heldout))]
     sizes = [len(row["text"].encode()) for row in held]
     order = permutation(config.seed, 0, "baseline", len(shards))

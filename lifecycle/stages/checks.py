@@ -13,6 +13,7 @@ from lifecycle.evals.tasks import TaskConfig
 from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig, require_cuts_rows, require_divides
+from lifecycle.stages.names import DOCUMENTS
 from lifecycle.stages.origins import Start, named_models
 from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.checkpoints.config import CheckpointConfig
@@ -223,12 +224,13 @@ def check_reading(at: str, train: TrainConfig, kind: str) -> None:
         raise ValueError(f"{at}.epochs: in a mixture each source goes through epochs of its own; give {at}.steps")
 
 
-def check_task(task: TaskConfig, has_documents: bool, has_docstrings: bool) -> None:
+def check_task(task: TaskConfig, documents: Sequence[str], has_docstrings: bool) -> None:
     """Checks that the stage that a task's rows come from makes them."""
     stage, at = rows_stage(task), f"task {task.name!r}: rows {task.rows}"
-    if stage not in (None, "documents", "rows"):
-        raise ValueError(f"{at}: expected @documents/FILE or @rows/FILE")
-    if stage == "documents" and not has_documents:
+    if stage not in (None, DOCUMENTS, *documents, "rows"):
+        one = f", @{documents[0]}/FILE" if documents and documents[0] != DOCUMENTS else ""
+        raise ValueError(f"{at}: expected @{DOCUMENTS}/FILE{one} or @rows/FILE")
+    if stage == DOCUMENTS and not documents:
         raise ValueError(f"{at}: this run has no data section")
     if stage == "rows" and not has_docstrings:
         raise ValueError(f"{at}: evaluation rows are made from docstrings; set rows.docstrings=true")

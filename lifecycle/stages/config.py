@@ -24,7 +24,7 @@ from lifecycle.stages.checks import (
     check_teacher,
     check_win_rates,
 )
-from lifecycle.stages.names import CANDIDATE, DATA_STAGES, EVALUATE, OTHER_STAGES, PRODUCTION, STAGE_NAME
+from lifecycle.stages.names import STAGE_NAME, is_reserved
 from lifecycle.stages.origins import FRESH, check_stage_names, named_models
 from lifecycle.stages.run_settings import RunSettings
 from lifecycle.text.row_columns import KINDS
@@ -64,13 +64,26 @@ class RunConfig(RunSettings):
             raise ValueError(f"profile={profile}: expected the first step, then the last one: {last}-{first}")
         return profile
 
+    @field_validator("given_data")
+    @classmethod
+    def _corpora_can_be_compared(cls, data: object) -> object:
+        corpora = data if isinstance(data, dict) else {}
+        for name in corpora:
+            if not STAGE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a corpus: use lower-case letters, digits, _ and -")
+        keys = {name: (own.dedup.bands, own.dedup.rows) for name, own in corpora.items()}
+        if len({*keys.values()}) > 1:
+            told = ", ".join(f"{name}: bands={bands}, rows={rows}" for name, (bands, rows) in keys.items())
+            raise ValueError(f"dedup.bands and dedup.rows differ between corpora, so no duplicates would meet ({told})")
+        return data
+
     @field_validator("train")
     @classmethod
     def _names_are_free(cls, train: dict[str, TrainConfig]) -> dict[str, TrainConfig]:
         for name in train:
             if not STAGE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a stage: use lower-case letters, digits, _ and -")
-            if name in (*DATA_STAGES, *OTHER_STAGES, PRODUCTION, CANDIDATE, FRESH) or name.startswith(EVALUATE):
+            if is_reserved(name) or name == FRESH:
                 raise ValueError(f"{name!r} is a reserved name; rename the training stage")
         return train
 
@@ -133,13 +146,13 @@ class RunConfig(RunSettings):
 
     def _check_rows(self) -> None:
         """Checks that the rows that stages and tasks read can be made."""
-        if self.data is None:
+        if not self.corpora:
             self._check_without_data()
         for task in self.tasks:
-            check_task(task, self.data is not None, self.rows.docstrings)
+            check_task(task, self.documents_stages, self.rows.docstrings)
         for kind in KINDS:
             self._check_own_rows(kind)
-        sources = [] if self.data is None else [source.name for source in self.data.sources]
+        sources = (*self.source_names, *filter(None, self.corpora))
         for name, train in self.train.items():
             check_mixture(f"train.{name}", train, sources)
             check_reading(f"train.{name}", train, self.rows_of(name)[0])

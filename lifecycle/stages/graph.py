@@ -3,7 +3,8 @@
 tagging -> documents -> tokenizer -> tokens, rows -> training stages -> evaluate-NAME -> export -> register -> report
 
 The training stages are the user's; the others follow from them. A stage is in the graph only if the run needs it: no
-token shards unless a stage reads tokens, no rows unless one reads rows, no documents without a data section.
+token shards unless a stage reads tokens, no rows unless one reads rows, no documents without a data section. Of several
+corpora each has a tagging and a documents of its own (`documents-CORPUS`), and all later stages read those of all.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,11 +16,12 @@ from lifecycle.core.config import ConfigError, nearest
 from lifecycle.core.fetched import place_here
 from lifecycle.core.store import is_url
 from lifecycle.data.config import AGAINST, DedupConfig
+from lifecycle.evals.tasks import TaskConfig
 from lifecycle.ops.registry import Registry
 from lifecycle.stages import keys
 from lifecycle.stages.checks import rows_stage
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.names import CANDIDATE, EVALUATE, WIN_RATES
+from lifecycle.stages.names import CANDIDATE, DOCUMENTS, EVALUATE, TAGGING, WIN_RATES, of_corpus, with_corpora
 from lifecycle.stages.opened import Opened, checkpoint, everything, figures, final_weights, matching, nothing, rows_of
 from lifecycle.stages.origins import Start, named_models, needed_stages
 from lifecycle.stages.stage import Stage
@@ -71,17 +73,25 @@ def _stages(config: RunConfig) -> Iterator[Stage]:
 
 
 def _data_stages(config: RunConfig) -> Iterator[Stage]:
-    from_documents: tuple[str, ...] = ()
-    if config.data is not None:
-        from_documents = ("documents",)
-        yield Stage("tagging", "tagging", (), keys.tagging)
-        yield Stage("documents", "documents", ("tagging",), keys.documents, _earlier(config.data.dedup))
-    yield Stage("tokenizer", "tokenizer", from_documents, keys.tokenizer, opens={"documents": TEXT})
+    documents = config.documents_stages
+    for place, (corpus, data) in enumerate(config.corpora.items()):
+        yield from _corpus_stages(corpus, documents[:place], data.dedup)
+    opens = dict.fromkeys(documents, TEXT)
+    yield Stage("tokenizer", "tokenizer", documents, keys.tokenizer, opens=opens)
     if config.reads("tokens"):
-        yield Stage("tokens", "tokens", ("documents", "tokenizer"), keys.nothing, opens={"documents": TEXT})
+        yield Stage("tokens", "tokens", (*documents, "tokenizer"), keys.nothing, opens=opens)
     if config.uses_rows:
-        inputs = (*(from_documents if config.rows.docstrings else ()), "tokenizer")
-        yield Stage("rows", "rows", inputs, keys.rows, opens={"documents": TEXT})
+        inputs = (*(documents if config.rows.docstrings else ()), "tokenizer")
+        yield Stage("rows", "rows", inputs, keys.rows, opens=opens)
+
+
+def _corpus_stages(corpus: str, earlier: tuple[str, ...], dedup: DedupConfig) -> Iterator[Stage]:
+    """A corpus's stages; `earlier`: the documents of those before it in the run file."""
+    tagging, arguments = of_corpus(TAGGING, corpus), {"corpus": corpus}
+    yield Stage(tagging, TAGGING, (), partial(keys.tagging, corpus=corpus), arguments=arguments)
+    settings = partial(keys.documents, corpus=corpus)
+    name, opens = of_corpus(DOCUMENTS, corpus), dict.fromkeys(earlier, TEXT)
+    yield Stage(name, DOCUMENTS, (tagging, *earlier), settings, _earlier(dedup), arguments=arguments, opens=opens)
 
 
 def _earlier(config: DedupConfig) -> dict[str, Start]:
@@ -93,13 +103,13 @@ def _earlier(config: DedupConfig) -> dict[str, Start]:
 def _training_stage(config: RunConfig, name: str) -> Stage:
     rows = dict.fromkeys("tokens" if kind == "tokens" else "rows" for kind in config.rows_of(name))
     inputs = ("tokenizer", *rows, *needed_stages(name, config.train, config.starts))
-    measured = dict.fromkeys(stage for stage in map(rows_stage, config.measured_tasks(name)) if stage is not None)
+    measured = _rows_stages(config, config.measured_tasks(name))
     settings = partial(keys.training, name=name)
     bundles = {role: start for role, start in config.models_needed(name).items() if start.bundle is not None}
-    opens = rows_of(config.measured_tasks(name)) | _weights_opened(config, name)
+    opens = rows_of(config.measured_tasks(name), config.documents_stages) | _weights_opened(config, name)
     return Stage(
         name, "train", inputs, settings, bundles, on_all_processes=True,
-        arguments={"name": name}, measured=tuple(measured), opens=opens, lacks=config.missing_rows(name),
+        arguments={"name": name}, measured=measured, opens=opens, lacks=config.missing_rows(name),
     )  # fmt: skip
 
 
@@ -117,19 +127,24 @@ def _evaluations(config: RunConfig) -> Iterator[Stage]:
     if config.evaluate is None:
         return
     if (first := _compared_with_baseline(config)) is not None:
-        inputs = ("documents", "tokens", first)
-        opens = {"documents": HELD_OUT, first: nothing}
+        inputs = (*config.documents_stages, "tokens", first)
+        opens = dict.fromkeys(config.documents_stages, HELD_OUT) | {first: nothing}
         yield Stage(
             "baseline", "baseline", inputs, lambda c: {"seed": c.seed}, arguments={"trained": first}, opens=opens
         )
-    rows = dict.fromkeys(stage for stage in map(rows_stage, config.tasks) if stage is not None)
+    rows, read = _rows_stages(config, config.tasks), rows_of(config.tasks, config.documents_stages)
     for name in config.training_stages:
         inputs = (name, "tokenizer", *rows)
-        settings, opens = partial(keys.evaluation, trained=name), rows_of(config.tasks) | {name: final_weights}
+        settings, opens = partial(keys.evaluation, trained=name), read | {name: final_weights}
         yield Stage(
             EVALUATE + name, "evaluate", inputs, settings, on_all_processes=True, arguments={"trained": name},
             opens=opens,
         )  # fmt: skip
+
+
+def _rows_stages(config: RunConfig, tasks: Iterable[TaskConfig]) -> tuple[str, ...]:
+    """The stages that make rows of tasks."""
+    return with_corpora((stage for stage in map(rows_stage, tasks) if stage is not None), config.documents_stages)
 
 
 def _win_rates(config: RunConfig) -> Iterator[Stage]:
@@ -142,7 +157,7 @@ def _win_rates(config: RunConfig) -> Iterator[Stage]:
 
 def _compared_with_baseline(config: RunConfig) -> str | None:
     """The first stage with an objective on tokens, if a task measures the documents' held-out text."""
-    if not any(task.kind == "bits_per_byte" and rows_stage(task) == "documents" for task in config.tasks):
+    if not any(task.kind == "bits_per_byte" and rows_stage(task) == DOCUMENTS for task in config.tasks):
         return None
     return next((name for name in config.training_stages if config.rows_of(name)[0] == "tokens"), None)
 
@@ -156,9 +171,7 @@ def _releases(config: RunConfig) -> Iterator[Stage]:
     baseline = ["baseline"] if config.evaluate is not None and _compared_with_baseline(config) else []
     compared = [] if config.win_rates is None else [WIN_RATES]
     inputs = (*data, *config.training_stages, *baseline, *evaluations, *compared, "export", "register")
-    opens = {WIN_RATES: nothing} | dict.fromkeys(
-        ("tagging", "documents", "tokenizer", "tokens", *config.training_stages, "register"), figures
-    )
+    opens = {WIN_RATES: nothing} | dict.fromkeys((*data, *config.training_stages, "register"), figures)
     yield Stage("report", "report", inputs, lambda c: {"price": c.price.plain(), "name": c.name}, opens=opens)
 
 

@@ -28,26 +28,26 @@ from lifecycle.training.config import TrainConfig
 from lifecycle.training.distilling import DistillationConfig
 
 
-def tagging(config: RunConfig) -> dict[str, Any]:
-    """The key of the tagged documents: the sources' files, and how they are read and measured."""
+def tagging(config: RunConfig, corpus: str) -> dict[str, Any]:
+    """The key of a corpus's tagged documents: the sources' files, and how they are read and measured."""
     from lifecycle.data.reading.sources import (
         source_fingerprint,  # reads the sources' files: imported only if a stage may run
     )
 
-    assert config.data is not None
-    return {"data": config.data.tagging(), "sources": source_fingerprint(config.data)}
+    data = config.corpora[corpus]
+    return {"data": data.tagging(), "sources": source_fingerprint(data)}
 
 
-def documents(config: RunConfig) -> dict[str, Any]:
-    """The key of the documents: the selection, the evaluation rows that must not be in them, and the names of earlier
-    corpora, as reasons have them; their contents are inputs."""
-    assert config.data is not None
-    rights = config.data.rights
+def documents(config: RunConfig, corpus: str) -> dict[str, Any]:
+    """The key of a corpus's documents: the selection, the evaluation rows that must not be in them, and the names of
+    earlier corpora, as reasons have them; their contents are inputs."""
+    data = config.corpora[corpus]
+    rights = data.rights
     places = (*rights.forget, *(place for own in rights.opt_outs.values() for place in own))
     lists = {"lists": [_content_of(place, "data.rights") for place in places]} if places else {}
-    against = {"against": _earlier_names(config.data.dedup)} if config.data.dedup.against else {}
+    against = {"against": _earlier_names(data.dedup)} if data.dedup.against else {}
     rows = evaluation_rows(config)
-    return {"data": config.data.selection(), **lists, **against, "eval_rows": rows, "seed": config.seed}
+    return {"data": data.selection(), **lists, **against, "eval_rows": rows, "seed": config.seed}
 
 
 def _earlier_names(config: DedupConfig) -> list[str]:

@@ -13,6 +13,7 @@ from lifecycle.core.runlog import METRICS, ROLLOUTS
 from lifecycle.core.timesheet import TIMES
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.stages.checks import rows_stage
+from lifecycle.stages.names import DOCUMENTS
 
 type Opened = Callable[[Artifact], Collection[str]]  # from an input to the names of its files
 
@@ -66,7 +67,7 @@ def figures(artifact: Artifact) -> Collection[str]:
     return matching(METRICS, ROLLOUTS, TIMES, FUNNEL)(artifact)
 
 
-def rows_of(tasks: Iterable[TaskConfig]) -> dict[str, Opened]:
-    """The documents that tasks have as rows. Files of rows are small: all are fetched."""
-    patterns = [task.rows.partition("/")[2] for task in tasks if rows_stage(task) == "documents"]
-    return {"documents": matching(*patterns)}
+def rows_of(tasks: Iterable[TaskConfig], documents: Iterable[str]) -> dict[str, Opened]:
+    """The documents that tasks have as rows, by stage. Files of rows are small: all are fetched."""
+    read = [(rows_stage(task), task.rows.partition("/")[2]) for task in tasks]
+    return {name: matching(*(pattern for stage, pattern in read if stage in (DOCUMENTS, name))) for name in documents}

@@ -21,6 +21,7 @@ from lifecycle.data.selecting.overlap_index import OverlapIndex
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.gym_rows import make_gym_rows
+from lifecycle.stages.names import DOCUMENTS, by_corpus
 from lifecycle.stages.own_rows import (
     HELDOUT,
     SIDES,
@@ -62,7 +63,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         rows_file(out, kind, side).unlink(missing_ok=True)
     if config.rows.docstrings:
         progress.note("reading docstrings")
-        stats = make_docstring_rows(inputs["documents"].path, out, config.seed)
+        stats = make_docstring_rows([of.path for of in by_corpus(DOCUMENTS, inputs).values()], out, config.seed)
     if config.rows.reasoning_gym:
         progress.start("rows.reasoning_gym")
         sides, reports = make_gym_rows(config.rows, progress)

@@ -33,6 +33,7 @@ from lifecycle.serving.config import ServeConfig
 from lifecycle.stages.checks import (
     rows_stage,
 )
+from lifecycle.stages.names import DOCUMENTS, of_corpus
 from lifecycle.stages.origins import (
     Start,
     bundle_model,
@@ -82,7 +83,10 @@ class RunSettings(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     # Steps of each training stage to trace, as FIRST-LAST; the traces are in the stages' folders.
     profile: Annotated[str, Field(pattern=r"^[1-9]\d*(-[1-9]\d*)?$")] | None = None
-    data: DataConfig | None = None
+    # One corpus, or several by name, in order: `data` in YAML.
+    given_data: Annotated[DataConfig | dict[str, DataConfig], one_or_named(DataConfig)] | None = Field(
+        default=None, validation_alias="data"
+    )
     rows: RowsConfig = RowsConfig()
     tokenizer: TokenizerConfig
     # One model, or several by name: `model` in YAML.
@@ -131,6 +135,27 @@ class RunSettings(Section):
         return self.requests.log or self.folder / "requests.db"
 
     @cached_property
+    def corpora(self) -> dict[str, DataConfig]:
+        """The corpora by name, in order; a run's only one may have none, which is "". Empty without a data section."""
+        if self.given_data is None:
+            return {}
+        return {"": self.given_data} if isinstance(self.given_data, DataConfig) else self.given_data
+
+    @property
+    def documents_stages(self) -> tuple[str, ...]:
+        """The stages that select the corpora's documents."""
+        return tuple(of_corpus(DOCUMENTS, name) for name in self.corpora)
+
+    @cached_property
+    def source_names(self) -> tuple[str, ...]:
+        """The sources as token shards name them: of a named corpus `CORPUS/SOURCE`."""
+        return tuple(
+            f"{corpus}/{source.name}" if corpus else source.name
+            for corpus, data in self.corpora.items()
+            for source in data.sources
+        )
+
+    @cached_property
     def models(self) -> dict[str, ModelConfig]:
         """The models by name; a run's only model is called `model`."""
         return {"model": self.given_model} if isinstance(self.given_model, ModelConfig) else self.given_model
@@ -170,8 +195,9 @@ class RunSettings(Section):
 
     @property
     def decontamination(self) -> DecontaminationConfig:
-        """The settings that keep evaluation rows out of training text."""
-        return DecontaminationConfig() if self.data is None else self.data.decontamination
+        """The settings that keep evaluation rows out of the user's rows: the first corpus's."""
+        first = next(iter(self.corpora.values()), None)
+        return DecontaminationConfig() if first is None else first.decontamination
 
     @property
     def tasks(self) -> tuple[TaskConfig, ...]:

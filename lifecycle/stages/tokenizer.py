@@ -1,16 +1,18 @@
 """Stage `tokenizer`: trains a tokenizer on kept text, or copies an existing one; measures it on held-out
 text, by language and by source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lifecycle.core.artifact import READ_FROM
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Progress
 from lifecycle.core.web_address import shown
-from lifecycle.data.documents import read_documents
+from lifecycle.data.documents import Split, read_documents
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.names import DOCUMENTS, by_corpus
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.fertility import ALL, COLUMNS, as_rows, sizes
 from lifecycle.text.tokenizer import load_tokenizer, train_tokenizer
@@ -28,13 +30,18 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
             model.with_vocab(stats["vocab_size"])
         except ConfigError as error:
             raise error if len(config.models) == 1 else ConfigError(f"model {name}: {error}") from None
-    if "documents" in inputs:
-        found = sizes(load_tokenizer(out), read_documents(inputs["documents"].path, "heldout", COLUMNS))
+    if by_corpus(DOCUMENTS, inputs):
+        found = sizes(load_tokenizer(out), _rows(inputs, "heldout", COLUMNS))
         stats |= {"heldout_bytes_per_token": found[ALL].bytes_per_token, "fertility": as_rows(found)}
     return Outcome(stats)
 
 
 def _texts(inputs: Inputs) -> Iterator[str]:
     """The kept documents' texts; empty for a run without documents, which uses an existing tokenizer."""
-    if "documents" in inputs:
-        yield from (row["text"] for row in read_documents(inputs["documents"].path, "kept", ["text"]))
+    yield from (row["text"] for row in _rows(inputs, "kept", ["text"]))
+
+
+def _rows(inputs: Inputs, split: Split, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """These columns of the documents of all corpora."""
+    for documents in by_corpus(DOCUMENTS, inputs).values():
+        yield from read_documents(documents.path, split, columns)

@@ -7,13 +7,15 @@ from lifecycle.data.documents import document_files
 from lifecycle.data.shard_writing import write_token_shards
 from lifecycle.data.tagging.engine import engine_of
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.names import DOCUMENTS, by_corpus
 from lifecycle.stages.stage import Inputs, Outcome
 from lifecycle.text.tokenizer import load_tokenizer
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:
-    """Tokenises the kept and held-out documents."""
-    assert config.data is not None, "the graph has tokens where there is a data section"
-    documents, tokenizer = inputs["documents"].path, load_tokenizer(inputs["tokenizer"].path)
-    engine = engine_of(config.data, sum(path.stat().st_size for path in document_files(documents, "kept")))
+    """Tokenises the kept and held-out documents of all corpora, with the first one's engine."""
+    documents = {corpus: artifact.path for corpus, artifact in by_corpus(DOCUMENTS, inputs).items()}
+    tokenizer, first = load_tokenizer(inputs["tokenizer"].path), next(iter(config.corpora.values()))
+    files = [path for folder in documents.values() for path in document_files(folder, "kept")]
+    engine = engine_of(first, sum(path.stat().st_size for path in files))
     return Outcome(write_token_shards(documents, tokenizer, out, progress, engine))

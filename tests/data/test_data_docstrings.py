@@ -138,7 +138,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("rows")
-    return out, make_docstring_rows(documents, out, seed=1)
+    return out, make_docstring_rows([documents], out, seed=1)
 
 
 def rows_of(folder: Path, name: str) -> list[dict]:
@@ -152,10 +152,10 @@ def content(messages: list[dict]) -> str:
 
 def test_the_same_documents_give_the_same_bytes(documents: Path, made: tuple[Path, dict], tmp_path: Path) -> None:
     out, stats = made
-    assert make_docstring_rows(documents, tmp_path, seed=1) == stats
+    assert make_docstring_rows([documents], tmp_path, seed=1) == stats
     for path in out.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
-    assert make_docstring_rows(documents, tmp_path, seed=2) != stats
+    assert make_docstring_rows([documents], tmp_path, seed=2) != stats
     assert stats["rows"] == {path.stem: len(rows_of(out, path.stem)) for path in out.iterdir()}
     json.dumps(stats)
 
@@ -234,4 +234,4 @@ def test_an_arrangement_never_gives_a_function_its_own(functions: list[Function]
 def test_too_few_functions_are_an_error_with_the_fix(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a.py"], "text": [SOURCE]}), tmp_path / "heldout-00000.parquet")
     with pytest.raises(DocstringError, match="0 described functions in kept documents, 4 are the least; add Python"):
-        make_docstring_rows(tmp_path, tmp_path / "out", seed=0)
+        make_docstring_rows([tmp_path], tmp_path / "out", seed=0)

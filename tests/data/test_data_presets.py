@@ -18,12 +18,12 @@ def test_there_is_one_for_each_kind() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_run_can_name_it(name: str) -> None:
-    data = read_config(RUN, (f"data.preset={name}",)).data
-    assert data is not None and len(data.sources) == 11
+    data = read_config(RUN, (f"data.preset={name}",)).corpora[""]
+    assert len(data.sources) == 11
     assert (data.quality.bigcode is not None) == (name == "code")
     assert (data.quality.fineweb is not None) == (name == "web")
-    changed = read_config(RUN, (f"data.preset={name}", "data.heldout_fraction=0.2")).data
-    assert changed is not None and changed.quality == data.quality and changed.heldout_fraction == 0.2
+    changed = read_config(RUN, (f"data.preset={name}", "data.heldout_fraction=0.2")).corpora[""]
+    assert changed.quality == data.quality and changed.heldout_fraction == 0.2
 
 
 def test_a_preset_that_is_not_there_is_named() -> None:

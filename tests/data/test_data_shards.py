@@ -59,14 +59,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def shards(documents: Path, tmp_path: Path) -> Path:
-    write_token_shards(documents, ByteTokenizer(), tmp_path / "shards", Silent(), shard_bytes=100)
+    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "shards", Silent(), shard_bytes=100)
     return tmp_path / "shards"
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(ByteTokenizer, "uint16"), (WideBytes, "uint32")])
 def test_a_document_is_its_text_framed_once(documents: Path, tmp_path: Path, kind: type, dtype: str) -> None:
     tokenizer = kind()
-    stats = write_token_shards(documents, tokenizer, tmp_path / "out", Silent(), shard_bytes=100)
+    stats = write_token_shards({"": documents}, tokenizer, tmp_path / "out", Silent(), shard_bytes=100)
     assert stats["dtype"] == dtype
     for split, texts in (("train", KEPT), ("heldout", HELDOUT)):
         reader = TokenShards(tmp_path / "out", split, tokenizer)
@@ -99,7 +99,7 @@ def test_the_same_again_gives_the_same_bytes(documents: Path, tmp_path: Path) ->
     train_tokenizer(TokenizerConfig(vocab_size=295), KEPT, tmp_path / "tokenizer", seed=0)
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     for name in ("a", "b"):
-        write_token_shards(documents, tokenizer, tmp_path / name, Silent())
+        write_token_shards({"": documents}, tokenizer, tmp_path / name, Silent())
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     records = ["heldout-00000.array_record", "train-00000.array_record"]
     arrays = [f"{split}.{what}.npy" for split in ("heldout", "train") for what in ("ids", "lengths", "sources")]
@@ -120,7 +120,7 @@ def test_progress_counts_documents(documents: Path, tmp_path: Path) -> None:
             self.seen.append(done)
 
     progress = Recorder()
-    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", progress, shard_bytes=1)
+    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", progress, shard_bytes=1)
     assert progress.seen == [27, 5, 10, 15, 20, 25, 27]
 
 
@@ -172,14 +172,16 @@ def test_a_folder_without_a_whole_index_is_named(shards: Path, tmp_path: Path) -
 
 def test_no_kept_document_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="no kept document to train on"):
-        write_token_shards(tmp_path, ByteTokenizer(), tmp_path / "out", Silent())
+        write_token_shards({"": tmp_path}, ByteTokenizer(), tmp_path / "out", Silent())
 
 
 def test_any_number_of_processes_writes_the_same_bytes(documents: Path, tmp_path: Path) -> None:
     train_tokenizer(TokenizerConfig(vocab_size=295), KEPT, tmp_path / "tokenizer", seed=0)
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     for workers in (1, 2):
-        write_token_shards(documents, tokenizer, tmp_path / str(workers), Silent(), Native(workers), shard_bytes=1)
+        write_token_shards(
+            {"": documents}, tokenizer, tmp_path / str(workers), Silent(), Native(workers), shard_bytes=1
+        )
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert [shard["documents"] for shard in read_index(tmp_path / "1")["splits"]["train"]["shards"]] == [5] * 5
 
@@ -198,7 +200,7 @@ def test_every_document_is_found_however_shards_are_cut(files: list[list[tuple[s
             table |= {"text": pa.array([text for text, _ in file], pa.string()), "source": [own for _, own in file]}
             schema = pa.schema([(column, pa.string()) for column in table])
             pq.write_table(pa.table(table, schema), folder / f"kept-{number:05d}.parquet", row_group_size=2)
-        write_token_shards(folder, ByteTokenizer(), folder / "out", Silent(), shard_bytes=shard_bytes)
+        write_token_shards({"": folder}, ByteTokenizer(), folder / "out", Silent(), shard_bytes=shard_bytes)
         read = TokenShards(folder / "out")
         assert [bytes(read[i][1:-1].tolist()).decode() for i in range(len(read))] == [
             *(text for text, _ in rows),
@@ -212,7 +214,7 @@ def test_every_document_is_found_however_shards_are_cut(files: list[list[tuple[s
 def test_a_run_that_was_stopped_goes_on_with_what_is_missing(
     documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_token_shards(documents, ByteTokenizer(), tmp_path / "whole", Silent(), shard_bytes=1)
+    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "whole", Silent(), shard_bytes=1)
     read = shard_writing._read
     seen: list[Path] = []
 
@@ -224,10 +226,10 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(
 
     monkeypatch.setattr(shard_writing, "_read", read_three)
     with pytest.raises(KeyboardInterrupt):
-        write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+        write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
     with pytest.raises(ShardError, match="no token shards here"):
         TokenShards(tmp_path / "out")
-    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
     assert len(seen) == 4 + 3  # of six: three were there
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -237,10 +239,10 @@ def test_what_another_tokenizer_has_written_is_written_again(
 ) -> None:
     monkeypatch.setattr(shard_writing, "write_text", stop_at_index)
     with pytest.raises(KeyboardInterrupt):
-        write_token_shards(documents, WideBytes(), tmp_path / "out", Silent(), shard_bytes=1)
+        write_token_shards({"": documents}, WideBytes(), tmp_path / "out", Silent(), shard_bytes=1)
     monkeypatch.undo()
     for name in ("out", "whole"):
-        write_token_shards(documents, ByteTokenizer(), tmp_path / name, Silent(), shard_bytes=1)
+        write_token_shards({"": documents}, ByteTokenizer(), tmp_path / name, Silent(), shard_bytes=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -266,7 +268,7 @@ def test_memory_holds_a_row_group_at_a_time(documents: Path, tmp_path: Path, mon
         return encoded
 
     monkeypatch.setattr(shard_writing, "_encoder", counted)
-    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent())  # all in one shard of each split
+    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent())  # all in one shard of each split
     assert most <= 2 * max(sum(len(text) + 2 for text in KEPT[at : at + 5]) for at in range(0, 25, 5))
 
 
@@ -274,7 +276,7 @@ def test_more_shards_than_files_may_be_open_are_read(
     documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lifecycle.data.shards.OPEN_SHARDS", 2)
-    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
     read = TokenShards(tmp_path / "out")
     for i in np.random.default_rng(1).permutation(25):
         assert bytes(read[int(i)][1:-1].tolist()).decode() == KEPT[i]
@@ -282,7 +284,7 @@ def test_more_shards_than_files_may_be_open_are_read(
 
 def test_a_large_corpus_has_larger_shards(documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_writing, "MOST_SHARDS", 2)
-    write_token_shards(documents, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
     assert len(read_index(tmp_path / "out")["splits"]["train"]["shards"]) <= 3
 
 

@@ -97,7 +97,7 @@ def pieces(config: RunConfig, made: Run) -> Iterator[tuple[str, list[int]]]:
         for step in range(first, train.steps):
             yield from ((d["document"], d["tokens"]) for row in batches.contents(step) for d in row["documents"])
         state = load_data_state(made[name].path / "checkpoints", train.steps)
-        assert state == json.loads(json.dumps(batches.state(train.steps)))
+        assert json.loads(json.dumps(batches.state(train.steps))).items() <= state.items()
 
 
 def test_other_batches_then_another_mixture_then_longer_rows_and_a_kill_change_nothing_that_follows(

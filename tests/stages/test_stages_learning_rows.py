@@ -103,7 +103,7 @@ def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
         table = [{"id": "0" * 32, "text": text, "source": name} for name, own in texts.items() for text in own]
         pq.write_table(pa.Table.from_pylist(table), tmp_path / f"{split}-00000.parquet")
     words = ByteTokenizer()
-    write_token_shards(tmp_path, words, tmp_path / "shards", Silent())
+    write_token_shards({"": tmp_path}, words, tmp_path / "shards", Silent())
     shards = TokenShards(tmp_path / "shards")
 
     def is_code(mixture: dict[str, float]) -> list[bool]:
@@ -122,7 +122,7 @@ def test_a_mixture_has_each_source_in_its_share(tmp_path: Path) -> None:
 def test_a_mixture_by_size_follows_from_the_shards_and_warns_of_many_epochs(tmp_path: Path) -> None:
     rows = [{"id": "0" * 32, "text": "x" * size, "source": name} for name, size in (("a", 98), ("a", 298), ("b", 98))]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "kept-00000.parquet")
-    stats = write_token_shards(tmp_path, ByteTokenizer(), tmp_path / "shards", Silent())
+    stats = write_token_shards({"": tmp_path}, ByteTokenizer(), tmp_path / "shards", Silent())
     assert stats["source_tokens"] == {"a": 400, "b": 100}
     shards, notes = TokenShards(tmp_path / "shards"), Notes()
     sized = TRAIN.model_copy(update={"mixture": "size", "steps": 100})  # 1,600 tokens
