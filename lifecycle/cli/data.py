@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
+from lifecycle.cli.data_mix import mix
 from lifecycle.cli.data_fertility import fertility
 from lifecycle.cli.data_fetch import fetch
 from lifecycle.cli.data_perplexity import perplexity
@@ -34,6 +35,7 @@ from lifecycle.stages.names import TAGGING, of_corpus
 data = App(name="data", help="Prepare documents, token shards and rows; show them, and what became of each document.")
 data.command(fetch)
 data.command(plan)
+data.command(mix)
 data.command(fertility)
 data.command(train_classifier)
 for verb in (score, synthesise, perplexity, signatures):

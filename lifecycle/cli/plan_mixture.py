@@ -19,7 +19,8 @@ def show_mixtures(config: RunConfig, console: Console) -> None:
     if not mixed:
         return
     shards = states(config, ("tokens",))[-1].artifact
-    tokens = None if shards is None else shards.stats.get("source_tokens")  # an earlier version's stage lacks them
+    counted = {} if shards is None else shards.stats.get("source_tokens", {})  # an earlier version's stage lacks them
+    tokens = counted.get("train")
     for name in mixed:
         if tokens is None:
             setting = json.dumps(mixture_setting(config, name))

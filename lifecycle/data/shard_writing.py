@@ -81,7 +81,7 @@ def write_token_shards(
     return {
         "dtype": dtype.name,
         "splits": {split: {key: of[key] for key in counted} for split, of in splits.items()},
-        "source_tokens": TokenShards(out).source_tokens(),
+        "source_tokens": {split: TokenShards(out, split).source_tokens() for split in SPLITS},
     }
 
 

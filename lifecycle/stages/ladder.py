@@ -96,7 +96,7 @@ def ladder(config: RunConfig, depths: Sequence[int]) -> tuple[RunConfig, tuple[R
         for depth, model in models.items()
         for share in SHARES
     )
-    return _run_of(config, rungs), rungs
+    return run_of_rungs(config, rungs), rungs
 
 
 def smaller(model: ModelConfig, depth: int) -> ModelConfig:
@@ -147,7 +147,7 @@ def _even(width: float) -> int:
     return max(1, math.ceil(width / 8)) * 8
 
 
-def _run_of(config: RunConfig, rungs: Sequence[Rung]) -> RunConfig:
+def run_of_rungs(config: RunConfig, rungs: Sequence[Rung]) -> RunConfig:
     """The run's config with the rungs as its training stages; its data stages have the run's own keys."""
     uses_rows = any(rows_stage(task) == "rows" for task in config.tasks)
     kept = {name: getattr(config, name) for name in RunConfig.model_fields}

@@ -74,7 +74,7 @@ class LossForecast:
 def measure(rungs: Sequence[Rung], artifacts: Mapping[str, Artifact]) -> tuple[Measured, ...]:
     """The finished rungs' losses and costs, from their logs. Raises `ConfigError` if nothing was held out, or if some
     were measured on more text than others."""
-    _require_same_text(rungs, artifacts)
+    require_same_text(rungs, artifacts)
     measured = []
     for rung in rungs:
         records = list(read_log(artifacts[rung.stage].path / METRICS))
@@ -85,7 +85,7 @@ def measure(rungs: Sequence[Rung], artifacts: Mapping[str, Artifact]) -> tuple[M
     return tuple(measured)
 
 
-def _require_same_text(rungs: Sequence[Rung], artifacts: Mapping[str, Artifact]) -> None:
+def require_same_text(rungs: Sequence[Rung], artifacts: Mapping[str, Artifact]) -> None:
     """Rungs of an earlier ladder are not trained again when `eval_bytes` has changed."""
     sizes = {rung.stage: artifacts[rung.stage].manifest.how[-1]["eval_bytes"] for rung in rungs}
     if len(set(sizes.values())) > 1:

@@ -67,7 +67,7 @@ def source_weights(mixture: Mapping[str, float] | str, tokens: Mapping[str, int]
     """
     power = exponent_of(mixture)
     if power is not None:
-        return _whole_rows({name: float(count) ** power for name, count in tokens.items()})
+        return whole_rows({name: float(count) ** power for name, count in tokens.items()})
     weights = dict(mixture) if not isinstance(mixture, str) else {}
     parts = {name: _sources_in(name, tokens) for name in weights}
     if all(own == [name] for name, own in parts.items()):
@@ -79,7 +79,7 @@ def source_weights(mixture: Mapping[str, float] | str, tokens: Mapping[str, int]
             if source in spread:
                 raise ConfigError(f"mixture: {source!r} has a weight of its own and one as a part of its corpus")
             spread[source] = weights[name] * tokens[source] / total
-    return _whole_rows(spread)
+    return whole_rows(spread)
 
 
 def _sources_in(name: str, tokens: Mapping[str, int]) -> list[str]:
@@ -89,7 +89,7 @@ def _sources_in(name: str, tokens: Mapping[str, int]) -> list[str]:
     return own
 
 
-def _whole_rows(weights: Mapping[str, float]) -> dict[str, float]:
+def whole_rows(weights: Mapping[str, float]) -> dict[str, float]:
     """The rows of a period, one or more of each source, else in proportion to the weights."""
     if len(weights) > PERIOD:
         raise ConfigError(f"mixture: {len(weights):,} sources, and a mixture has {PERIOD} at most; join some")

@@ -33,7 +33,7 @@ def test_a_plan_has_shares_and_epochs_once_the_tokens_are_counted(
         train = config.train["pretrain"]
         trained = train.steps * train.global_batch_size * train.seq_len
         counted = {"stdlib": trained // 8, "[other]": trained // 8}
-        return [SimpleNamespace(artifact=SimpleNamespace(stats={"source_tokens": counted}))]
+        return [SimpleNamespace(artifact=SimpleNamespace(stats={"source_tokens": {"train": counted}}))]
 
     monkeypatch.setattr(plan_mixture, "states", tokens_are_done)
     words = shown(tmp_path, size).split()

@@ -123,7 +123,7 @@ def test_a_mixture_by_size_follows_from_the_shards_and_warns_of_many_epochs(tmp_
     rows = [{"id": "0" * 32, "text": "x" * size, "source": name} for name, size in (("a", 98), ("a", 298), ("b", 98))]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "kept-00000.parquet")
     stats = write_token_shards({"": tmp_path}, ByteTokenizer(), tmp_path / "shards", Silent())
-    assert stats["source_tokens"] == {"a": 400, "b": 100}
+    assert stats["source_tokens"] == {"train": {"a": 400, "b": 100}, "heldout": {}}
     shards, notes = TokenShards(tmp_path / "shards"), Notes()
     sized = TRAIN.model_copy(update={"mixture": "size", "steps": 100})  # 1,600 tokens
     weights, facts = mixture_of(sized, shards, notes)
