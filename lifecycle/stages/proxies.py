@@ -118,12 +118,10 @@ def advise(
     """The best mixture by the proxies' mixtures and `losses`, of each proxy on each target. The targets count by their
     held-out tokens. Shares are among those tried, and such that the run reads no source more than `MOST_EPOCHS` times,
     if any shares are."""
-    if wrong := [
-        number for number, of in enumerate(losses) if not all(math.isfinite(loss) and loss > 0 for loss in of)
-    ]:
-        at, loss = f"{NAME}{wrong[0]}", losses[wrong[0]][0]
-        raise ConfigError(f"{at} has the loss {loss:g}; lower the learning rate of train.{target_of(config).stage}")
-    names = sorted(tokens)
+    names, stage = sorted(tokens), target_of(config).stage
+    for number, loss in ((number, loss) for number, of in enumerate(losses) for loss in of):
+        if not (math.isfinite(loss) and loss > 0):
+            raise ConfigError(f"{NAME}{number} has the loss {loss:g}; lower the learning rate of train.{stage}")
     shares = np.array([[mixture[name] / PERIOD for name in names] for mixture in chosen])
     found = np.array(losses)
     weights = np.array([heldout[source] for source in targets], float)
