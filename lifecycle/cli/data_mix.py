@@ -27,10 +27,12 @@ from lifecycle.core.config import ConfigError, digest
 from lifecycle.core.distributed import errors_are_shared
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress, Silent
+from lifecycle.core.runlog import METRICS
 from lifecycle.report.format import share
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.ladder import target_of
+from lifecycle.stages.storage import readable
 from lifecycle.training.config import PERIOD
 from lifecycle.training.mixture_setting import mixed_shares
 
@@ -87,20 +89,25 @@ def _learn(
     from lifecycle.stages.proxies import CHECK, NAME, advise, losses_of, mean_loss, mixtures, proxies, targets_of
     from lifecycle.stages.scaling import require_same_text
 
-    counted = _counted(bring_up_to_date(run, ("tokens",), progress)["tokens"])
+    prepare = partial(start_jax, run.folder)
+    counted = _counted(bring_up_to_date(run, ("tokens",), progress, prepare)["tokens"])
     tokens, heldout = counted["train"], counted["heldout"]
     targets = targets_of(heldout, named)
+    if silent := sorted(tokens.keys() - heldout.keys()):
+        progress.note(f"no text of {', '.join(silent)} is held out, so what the model learns of it does not count")
     chosen = {f"{NAME}{number}": mixture for number, mixture in enumerate(mixtures(tokens, runs, run.seed))}
     small, rungs = proxies(run, depth, budget, chosen)
-    prepare = partial(start_jax, small.folder)
     artifacts = bring_up_to_date(small, [rung.stage for rung in rungs], progress, prepare)
     require_same_text(rungs, artifacts)
+    for rung in rungs:
+        readable(run).fetch(artifacts[rung.stage], [METRICS])  # a process that did not write it
     losses = [losses_of(artifacts[rung.stage], targets) for rung in rungs]
     advice = advise(run, list(chosen.values()), losses, tokens, heldout, targets)
     check, (best,) = proxies(run, depth, budget, {CHECK: advice.rows})
-    measured = losses_of(bring_up_to_date(check, (best.stage,), progress, prepare)[best.stage], targets)
-    advice = replace(advice, measured=mean_loss(measured, [heldout[source] for source in targets]))
+    checked = bring_up_to_date(check, (best.stage,), progress, prepare)[best.stage]
     if distributed.is_writer():
+        measured = mean_loss(losses_of(checked, targets), [heldout[source] for source in targets])
+        advice = replace(advice, measured=measured)
         _write(run, advice, tokens)
         _show(run, advice, tokens, console)
 
