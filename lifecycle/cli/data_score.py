@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides
 from lifecycle.cli.display import print_json, progress_on
-from lifecycle.cli.documents import documents_folder
+from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.cli.respondents import DEFAULTS, Asking, ModelName, recorded, respondent
 from lifecycle.core.config import ConfigError
 
@@ -29,7 +29,7 @@ type Chars = Annotated[int, Parameter(help="Of a document, from its beginning.",
 def score(
     config: ConfigPath, /, *overrides: Overrides, model: ModelName, out: Out, sample: Sample = 2000,
     prompt: PromptFile = None, low: Low = 0, high: High = 5, chars: Chars = 8000, asking: Asking = DEFAULTS,
-    as_json: AsJson = False,
+    corpus: CorpusName = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Has a model grade a sample of the kept documents; `train-classifier --scores` learns from them.
 
@@ -40,7 +40,7 @@ def score(
 
     if low >= high:
         raise ConfigError(f"--low={low:g} must be below --high={high:g}")
-    folder = documents_folder(str(config), overrides)
+    folder = documents_folder(str(config), overrides, corpus)
     asked = Grading(EDUCATION if prompt is None else read_prompt(prompt, SCALE), sample, asking.seed, low, high, chars)
     sampled = asking.sampled(temperature=0, max_tokens=300)
     console = Console(emoji=False, stderr=True)

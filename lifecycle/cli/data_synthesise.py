@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides
 from lifecycle.cli.display import print_json, progress_on
-from lifecycle.cli.documents import documents_folder
+from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.cli.respondents import DEFAULTS, Asking, ModelName, recorded, respondent, shown_model
 
 type WhichKind = Annotated[
@@ -25,7 +25,8 @@ type Chars = Annotated[int, Parameter(help="Of a passage, at most.", validator=N
 
 def synthesise(
     config: ConfigPath, /, *overrides: Overrides, kind: WhichKind, model: ModelName, out: Out, most: Most = 1000,
-    prompt: PromptFile = None, chars: Chars = 4000, asking: Asking = DEFAULTS, as_json: AsJson = False,
+    prompt: PromptFile = None, chars: Chars = 4000, asking: Asking = DEFAULTS, corpus: CorpusName = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Has a model rephrase kept documents, or ask and answer questions about them; prints the file with the rows.
 
@@ -36,7 +37,7 @@ def synthesise(
     from lifecycle.annotation.synthesis import ROWS, Synthesis
     from lifecycle.annotation.synthesis import synthesise as make
 
-    folder = documents_folder(str(config), overrides)
+    folder = documents_folder(str(config), overrides, corpus)
     shipped = REPHRASE if kind == "rephrase" else QUESTIONS
     wanted = Synthesis(kind, shipped if prompt is None else read_prompt(prompt), most, asking.seed, chars)
     sampled, how = asking.sampled(temperature=0.7, max_tokens=2048), {"asked": shown_model(model)}

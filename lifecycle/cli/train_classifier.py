@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from lifecycle.cli.arguments import AsJson
 from lifecycle.cli.display import print_json
-from lifecycle.cli.documents import documents_folder
+from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.core.config import ConfigError
 from lifecycle.data.config import Format
 
@@ -32,7 +32,8 @@ NONE: Sequence[Path] = ()
 
 def train_classifier(
     out: Out, /, *, good: Good = NONE, bad: Bad = NONE, scores: Scores = None, documents: Documents = None,
-    threshold: Threshold = None, seed: Seed = 0, read: Read = None, as_json: AsJson = False,
+    threshold: Threshold = None, seed: Seed = 0, read: Read = None, corpus: CorpusName = None,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Trains a classifier and says what it is worth on held-out examples; `data.classifiers` names its file.
 
@@ -42,8 +43,8 @@ def train_classifier(
     from lifecycle.data.measures.classifier_training import train_on_scores
 
     if scores is not None and documents is not None and threshold is not None and not (good or bad or read):
-        found = train_on_scores(scores, documents_folder(documents, ()), threshold, out, seed)
-    elif good and bad and scores is None and documents is None and threshold is None:
+        found = train_on_scores(scores, documents_folder(documents, (), corpus), threshold, out, seed)
+    elif good and bad and not (scores or documents or threshold is not None or corpus):
         found = train(good, bad, out, seed, read)
     else:
         raise ConfigError("give --good and --bad examples, or --scores FILE with --documents CONFIG and --threshold N")
