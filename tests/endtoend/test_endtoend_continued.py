@@ -75,9 +75,9 @@ def test_a_decay_from_a_stable_checkpoint_is_the_run_that_had_it_from_the_start(
 CHAIN: dict[str, Any] = {
     "narrow": stage(12, 0),
     "wide": {"from": "narrow@12", "steps": 24, "global_batch_size": 16},
-    "mixed": {"from": "wide@24", "steps": 36, "mixture": {"small": 3, "large": 1}},
+    "mixed": {"from": "wide@24", "steps": 36, "mixture": {"small": 30, "large": 1}},
     "long": {
-        "from": "mixed@36", "steps": 48, "seq_len": 128, "global_batch_size": 8, "mixture": {"temperature": 3},
+        "from": "mixed@36", "steps": 48, "seq_len": 128, "global_batch_size": 16, "mixture": {"temperature": 3},
         "optimizer": {"schedule": {"decay_share": 0.2}},
     },
 }  # fmt: skip
