@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.data_mix import mix
 from lifecycle.cli.data_fertility import fertility
 from lifecycle.cli.data_fetch import fetch
+from lifecycle.cli.data_mix import mix
 from lifecycle.cli.data_perplexity import perplexity
 from lifecycle.cli.data_plan import plan
 from lifecycle.cli.data_score import score

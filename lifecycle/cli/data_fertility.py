@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.cli.display import in_line, print_json, progress_on
-from lifecycle.cli.documents import data_of
+from lifecycle.cli.documents import CorpusName, chosen_corpus, documents_of
 from lifecycle.stages.chain import finished_stage
 
 OWN = "this run"
@@ -23,7 +23,10 @@ type Against = Annotated[
 ]
 
 
-def fertility(config: ConfigPath, /, *overrides: Overrides, against: Against = (), as_json: AsJson = False) -> None:
+def fertility(
+    config: ConfigPath, /, *overrides: Overrides, against: Against = (), corpus: CorpusName = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Prints bytes per token and tokens per word of the held-out documents, by language and by source; a token more in
     every ten is a tenth less text in a context, and a tenth more time in training and inference."""
     from lifecycle.data.documents import read_documents
@@ -31,8 +34,7 @@ def fertility(config: ConfigPath, /, *overrides: Overrides, against: Against = (
     from lifecycle.text.tokenizer import load_tokenizer, tokenizer_at
 
     run = read_config(config, overrides)
-    data_of(run)
-    documents, own = (finished_stage(run, name).path for name in ("documents", "tokenizer"))
+    documents, own = documents_of(run, chosen_corpus(run, corpus)).path, finished_stage(run, "tokenizer").path
     tokenizers = {OWN: load_tokenizer(own), **{name: load_tokenizer(tokenizer_at(name)) for name in against}}
     found = {}
     with progress_on(Console(stderr=True)) as progress:
