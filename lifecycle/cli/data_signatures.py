@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lifecycle.cli.arguments import Overrides
 from lifecycle.cli.display import progress_on
-from lifecycle.cli.documents import documents_folder
+from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.core.artifact import MANIFEST, Draft, open_artifact
 
 type Documents = Annotated[
@@ -17,9 +17,9 @@ type Documents = Annotated[
 type Root = Annotated[Path, Parameter(help="The folder in which the artifact is made.")]
 
 
-def signatures(documents: Documents, out: Root, /, *overrides: Overrides) -> None:
+def signatures(documents: Documents, out: Root, /, *overrides: Overrides, corpus: CorpusName = None) -> None:
     """Makes an artifact that `data.dedup.against` takes in place of the documents: hashes, and no text."""
-    artifact = open_artifact(documents_folder(documents, overrides))
+    artifact = open_artifact(documents_folder(documents, overrides, corpus))
     from lifecycle.data.selecting.earlier import SIGNATURE
     from lifecycle.data.selecting.signatures import FILES, write_signatures  # pyarrow and Numba take a second
 

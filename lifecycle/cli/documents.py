@@ -12,8 +12,6 @@ from lifecycle.core.config import ConfigError, nearest
 from lifecycle.core.fetched import local_copy
 from lifecycle.core.progress import Progress
 from lifecycle.core.store import is_url
-from lifecycle.data.config import DataConfig
-from lifecycle.stages import keys
 from lifecycle.stages.chain import finished_stage, states
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph, present

@@ -129,7 +129,9 @@ def funnel_drawing(steps: Sequence[Mapping[str, Any]]) -> Charts:
     return Charts((BarChart("Text left", "after each step", bars),))
 
 
-def contamination_table(tasks: Mapping[str, Mapping[str, int]], scores: Mapping[str, str] | None = None) -> Table:
+def contamination_table(
+    tasks: Mapping[str, Mapping[str, int]], scores: Mapping[str, str] | None = None, corpus: str = ""
+) -> Table:
     """How many rows of each task were in training documents, before and after decontamination. `scores`: a result of
     each task, to be shown beside."""
     columns = ("task", "rows", "long enough to compare", "found in documents", "documents", "left in documents")
@@ -139,7 +141,8 @@ def contamination_table(tasks: Mapping[str, Mapping[str, int]], scores: Mapping[
         for task, of in tasks.items()
     )
     columns += () if scores is None else ("result",)
-    return Table("Rows of tasks in training documents, before and after decontamination", columns, rows, columns[1:])
+    where = f"training documents of {corpus}" if corpus else "training documents"
+    return Table(f"Rows of tasks in {where}, before and after decontamination", columns, rows, columns[1:])
 
 
 def _sources(stats: Mapping[str, Any], files: Mapping[str, Any]) -> Table:

@@ -56,9 +56,10 @@ def _results(numbers: Numbers) -> Table:
 
 def _contamination(numbers: Numbers) -> Iterator[Table]:
     """What of the tasks was in the documents: of those with rows of their own."""
-    tasks = {} if numbers.data is None else numbers.data.stats["contamination"]["tasks"]
-    if tasks:
-        yield contamination_table(tasks, {task.name: _interval(task.final) for task in numbers.tasks})
+    results = {task.name: _interval(task.final) for task in numbers.tasks}
+    for corpus, data in numbers.data.items():
+        if tasks := data.stats["contamination"]["tasks"]:
+            yield contamination_table(tasks, results, corpus)
 
 
 def _compare_with(task: Task, numbers: Numbers) -> str:
