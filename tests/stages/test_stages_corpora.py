@@ -57,6 +57,7 @@ def test_each_corpus_has_stages_of_its_own_and_later_ones_read_all() -> None:
         ({"mixture": {"wev": 1}}, {}, r"train\.base\.mixture: no source 'wev' in data\.sources; did you mean 'web'"),
         ({"mixture": {"crawl": 1}}, {}, r"no source 'crawl'"),
         ({}, {"data": {"We b": TWO["web"]}}, r"data: 'We b' cannot name a corpus: use lower-case"),
+        ({}, {"data": TWO | {"x": TWO["web"] | {"dedup": {"rows": 7}}}}, "differ between corpora.* x: bands=14"),
         ({}, {"data": {**TWO, "x": {"source": []}}}, r"data\.x\.source: no such setting; did you mean 'sources'"),
         ({}, {"evaluate": {"tasks": [TEXT | {"rows": "@documents-wed/x"}]}}, "@documents/FILE, @documents-web/FILE"),
     ],
@@ -112,7 +113,7 @@ def sentence(number: int) -> str:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Artifact]]:
     """A run file of two corpora, and its artifacts up to the tokens. All of the first corpus's text is in the second
-    too, below a paragraph of its own."""
+    too, below a paragraph of its own, and once alone."""
     folder = tmp_path_factory.mktemp("corpora")
     for number in range(24):
         for corpus, own in (("web", 0), ("code", 1000)):
@@ -120,6 +121,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Arti
             shared = " ".join(sentence(number + 100 * part) for part in range(1, 5))
             text = f"{shared}\n" if corpus == "web" else f"{sentence(own + number)}\n\n{shared}\n"
             (folder / corpus / f"{number:02d}.txt").write_text(text)
+    (folder / "code" / "copy.txt").write_bytes((folder / "web" / "07.txt").read_bytes())
     plain = {"quality": {"gopher": None, "repetition": None, "c4": None, "fineweb": None}, "heldout_fraction": 0.25}
     data = {name: plain | {"sources": [{"name": "own", "path": str(folder / name)}]} for name in ("web", "code")}
     train = {"base": next_token(steps=3, seq_len=32, global_batch_size=2, mixture={"code": 3, "web": 1})}
@@ -127,6 +129,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Arti
     path = folder / "run.yaml"
     path.write_text(json.dumps({**run, "train": train}))
     return path, bring_up_to_date(load_config(RunConfig, path), ("tokens",), Silent())
+
+
+def test_a_corpus_has_no_duplicate_of_an_earlier_one(made: tuple[Path, dict[str, Artifact]]) -> None:
+    removed = {row["path"]: row for row in read_documents(made[1]["documents-code"].path, "removed")}
+    found = removed["copy.txt"]
+    assert (found["reason"], found["detail"]) == ("earlier_exact_duplicate", "same text as own:07.txt of documents-web")
 
 
 def test_tokens_have_the_sources_of_all_corpora(made: tuple[Path, dict[str, Artifact]]) -> None:
@@ -144,7 +152,9 @@ def test_tokens_have_the_sources_of_all_corpora(made: tuple[Path, dict[str, Arti
 def test_no_training_text_is_held_out_of_an_earlier_corpus(made: tuple[Path, dict[str, Artifact]]) -> None:
     held = {row["path"] for row in read_documents(made[1]["documents-web"].path, "heldout", ["path"])}
     removed = {
-        row["path"]: row["step"] for row in read_documents(made[1]["documents-code"].path, "removed", ["path", "step"])
+        row["path"]: row["step"]
+        for row in read_documents(made[1]["documents-code"].path, "removed", ["path", "step"])
+        if row["path"] != "copy.txt"
     }
     kept = {row["path"] for row in read_documents(made[1]["documents-code"].path, "kept", ["path"])}
     assert len(held) >= 4 and not kept & held
