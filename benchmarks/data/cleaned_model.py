@@ -1,12 +1,12 @@
 """Two models of 10 M parameters on as many tokens: one learns from all documents that were read, one from those kept.
 
-    uv run benchmarks/data/cleaned_model.py DOCUMENTS [--steps 400] [--also TEXTS.jsonl ...]
+    uv run benchmarks/data/cleaned_model.py DOCUMENTS ... [--steps 400] [--also TEXTS.jsonl ...]
 
-DOCUMENTS is the folder of a run's artifact `documents`. Both models have the same initial weights, the same number and
-size of batches, and one tokenizer, trained on what was read, so that it does not favour the cleaned text. Measured are
-bits per byte of the held-out documents, by source, and of other texts (JSON Lines, column `text`), 200 of each. The raw
-side gets nothing that is known to overlap the held-out documents: no copy or near-duplicate of them, and no document
-removed for contamination.
+DOCUMENTS are the folders of a run's artifacts of stage `documents`. Both models have the same initial weights, as many
+batches of one size, and one tokenizer, trained on what was read, so that it does not favour the cleaned text. Measured
+are bits per byte of the held-out documents, by source, and of other texts (JSON Lines, column `text`), 200 of each. The
+raw side gets nothing that is known to overlap the held-out documents: no copy or near-duplicate of them, and no
+document removed for contamination.
 """
 
 import argparse
@@ -74,7 +74,7 @@ class Losses(Silent):
 def main() -> None:
     """Trains and measures both models."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("documents", type=Path)
+    parser.add_argument("documents", type=Path, nargs="+")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--also", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
@@ -93,10 +93,10 @@ def main() -> None:
         print(f"{name:24} {raw:8.4f} {cleaned:8.4f} {cleaned / raw:14.4f}")
 
 
-def heldout_sets(documents: Path) -> dict[str, list[str]]:
+def heldout_sets(folders: Sequence[Path]) -> dict[str, list[str]]:
     """The first held-out texts, all together and by source."""
     sets: dict[str, list[str]] = {"held-out": []}
-    for row in read_documents(documents, "heldout", ["source", "text"]):
+    for row in (row for folder in folders for row in read_documents(folder, "heldout", ["source", "text"])):
         sets.setdefault(row["source"], []).append(row["text"])
     sets["held-out"] = [text for texts in sets.values() for text in texts[: MOST_MEASURED // max(1, len(sets) - 1)]]
     return {name: texts[:MOST_MEASURED] for name, texts in sets.items()}
@@ -108,15 +108,19 @@ def texts_of(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in lines[:MOST_MEASURED]]
 
 
-def write_side(documents: Path, out: Path, is_raw: bool) -> None:
+def write_side(folders: Sequence[Path], out: Path, is_raw: bool) -> None:
     """Writes the documents that one model learns from, as kept ones; nobody is held out."""
     out.mkdir()
-    heldout = {f"{row['source']}:{row['path']}" for row in read_documents(documents, "heldout", ["source", "path"])}
+    names = ["source", "path"]
+    heldout = {
+        f"{row['source']}:{row['path']}" for folder in folders for row in read_documents(folder, "heldout", names)
+    }
     schema = pa.schema([(name, pa.string()) for name in COLUMNS])
     counts: defaultdict[str, int] = defaultdict(int)
     splits: tuple[Split, ...] = ("kept", "removed") if is_raw else ("kept",)
     with DocumentWriter(out, "kept", schema) as writer, DocumentWriter(out, "heldout", schema):
-        for part in read_parts(documents, [*COLUMNS, "step", "detail"], splits):
+        columns = [*COLUMNS, "step", "detail"]
+        for part in (part for folder in folders for part in read_parts(folder, columns, splits)):
             rows = pa.Table.from_batches([part.rows])
             verdicts = rows.select(["step", "detail"]).to_pylist()
             own = rows.filter(pa.array([not overlaps(verdict, heldout) for verdict in verdicts]))

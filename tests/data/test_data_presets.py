@@ -28,4 +28,4 @@ def test_a_run_can_name_it(name: str) -> None:
 
 def test_a_preset_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="no preset 'wbe' in data/"):
-        read_config(RUN, ("data.preset=wbe",))
+        read_config(RUN, ("data.docs.preset=wbe",))

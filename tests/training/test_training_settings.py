@@ -62,6 +62,7 @@ SIGNED = {
     "max_value_wrong", "min_value_correct", "min_value_wrong", "mscale", "mscale_all_dim", "norm_offset",
     "off_policy_mask_threshold", "priority",
     "reward_weight", "seed", "stop_ids", "weight",
+    "ScoresConfig.min", "ScoresConfig.max",  # logarithms of likelihoods, among others
 }  # fmt: skip
 
 
@@ -112,7 +113,8 @@ def refusal(section: type[Section], name: str, value: Any) -> str | None:
 
 @pytest.mark.parametrize(("section", "name"), fields_of(*sections(), ScalingConfig))
 def test_no_number_is_infinite_none_or_negative(section: type[Section], name: str) -> None:
-    for value in [*NOT_FINITE, *([] if name in SIGNED else BELOW)]:
+    is_signed = name in SIGNED or f"{section.__name__}.{name}" in SIGNED
+    for value in [*NOT_FINITE, *([] if is_signed else BELOW)]:
         assert refusal(section, name, value), f"{name}={value} is accepted"
 
 
