@@ -18,11 +18,11 @@ def test_there_is_one_for_each_kind() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_run_can_name_it(name: str) -> None:
-    data = read_config(RUN, (f"data.preset={name}",)).corpora[""]
-    assert len(data.sources) == 11
+    data = read_config(RUN, (f"data.docs.preset={name}",)).corpora["docs"]
+    assert len(data.sources) == 10
     assert (data.quality.bigcode is not None) == (name == "code")
     assert (data.quality.fineweb is not None) == (name == "web")
-    changed = read_config(RUN, (f"data.preset={name}", "data.heldout_fraction=0.2")).corpora[""]
+    changed = read_config(RUN, (f"data.docs.preset={name}", "data.docs.heldout_fraction=0.2")).corpora["docs"]
     assert changed.quality == data.quality and changed.heldout_fraction == 0.2
 
 
