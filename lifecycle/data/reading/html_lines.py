@@ -22,7 +22,7 @@ from lifecycle.data.reading.html_marks import (
     TABLE_END,
     unmarked,
 )  # fmt: skip
-from lifecycle.data.reading.html_phrases import SHORT, is_legal, is_phrase
+from lifecycle.data.reading.html_phrases import SHORT, is_phrase, legal_lines
 
 MAX_CELL = 200  # characters of a cell of data; more is a column of a page that is laid out as a table
 MAX_LINK = 300  # of a link over several lines; more is one whose end is missing
@@ -33,8 +33,6 @@ EDGE = 12  # lines at either end in which a legal phrase is looked for
 
 _CODE = re.compile(f"{CODE}\n?([^{CODE}{CODE_END}]*){CODE_END}")
 _CODE_PLACE = re.compile(f"{CODE}(\\d+){CODE_END}")
-_ROW = re.compile(f"{ROW}([^{ROW}{TABLE_END}]*)")
-_BEFORE_ROW = re.compile(rf"(?<=\n)\s*\n(?={ROW})")
 _LINES_OF_LINK = re.compile(
     f"{LINK}([^{LINK}{LINK_END}\n]{{0,{MAX_LINK}}}\n[^{LINK}{LINK_END}]{{0,{MAX_LINK}}}){LINK_END}"
 )
@@ -58,14 +56,11 @@ def main_lines(text: str) -> str:
     if LINK in text:
         text = _LINES_OF_LINK.sub(_each_line, _BULLET.sub(r"\1", text))
     lines = text.split("\n")
-    last = len(lines) - EDGE
     for number, line in enumerate(lines):
-        if line and (
-            (len(line) <= SHORT and is_phrase(line))
-            or (LINK in line and _is_of_links(line))
-            or (not EDGE <= number < last and is_legal(line))
-        ):
+        if line and ((len(line) <= SHORT and is_phrase(line)) or (LINK in line and _is_of_links(line))):
             lines[number] = GONE
+    for number in legal_lines(lines, EDGE):
+        lines[number] = GONE
     if GONE in lines:
         _remove_headings(lines)
         lines = _between_edges(lines)
@@ -109,12 +104,26 @@ def _with_code(text: str, code: list[str]) -> str:
 
 
 def _rows(text: str) -> str:
-    """The text with the rows of its tables on one line each."""
-    return _BEFORE_ROW.sub("", _ROW.sub(_row, text)) if ROW in text else text
+    """The text with the rows of its tables on one line each, without empty lines before them."""
+    before, *rows = text.split(ROW)
+    parts = [before]
+    for row in rows:
+        content, end, behind = row.partition(TABLE_END)
+        line = _row(content)
+        if line.startswith(f"\n{ROW}"):
+            parts[-1] = _to_last_line(parts[-1])
+        parts.append(line + end + behind)
+    return "".join(parts)
 
 
-def _row(found: re.Match[str]) -> str:
-    content = found[1]
+def _to_last_line(text: str) -> str:
+    """The text without what follows its last line."""
+    length = len(text.rstrip())
+    end = text.find("\n", length)
+    return text if end < 0 else text[:end]
+
+
+def _row(content: str) -> str:
     cells = [" ".join(cell.split()) for cell in content.split(CELL)[1:]]
     if CODE in content or HEADING in content or max(map(len, cells), default=0) > MAX_CELL:
         return content.replace(CELL, "\n\n").replace("\t\t", "")

@@ -4,6 +4,7 @@ A word that could be the name of something, such as `print` in a manual, is none
 """
 
 import re
+from collections.abc import Sequence
 
 SHORT, LONGEST = 60, 120  # characters of a line that is such a phrase, and of one that has one in it
 LONGEST_NOTICE = 700  # characters of a notice on cookies
@@ -63,6 +64,15 @@ def is_phrase(line: str) -> bool:
         return any(map(str.isdigit, line[-12:] + line[:24]))
     words = _WORD.findall(line)
     return bool(words) and any(map(str.isdigit, line)) and _OF_DATES.issuperset(words)
+
+
+def legal_lines(lines: Sequence[str], edge: int) -> list[int]:
+    """The places of lines of law or trade among the first and the last `edge` lines."""
+    places = [*range(min(edge, len(lines))), *range(max(edge, len(lines) - edge), len(lines))]
+    edges = "\n".join([lines[place] for place in places]).lower()
+    if "cookies" not in edges and not any(phrase in edges for phrase in _LEGAL):
+        return []  # as for most pages: 22 phrases are looked for once, and not in each line
+    return [place for place in places if is_legal(lines[place])]
 
 
 def is_legal(line: str) -> bool:

@@ -42,7 +42,7 @@ FEW = 4  # paragraphs of a page that has no more text
 MISSED = 3  # times as much text as that without a look at names is the page's text
 _UPPER = re.compile(r"</?(?:A|PRE|TABLE|T[DRH]|H[1-6])\b")
 _UPPER_SIGNS = ("</A>", "<TD")
-_CELL = re.compile(r"(<tr\b[^>]{0,999}>\s{0,99})?<t[dh]\b[^>]{0,999}>")
+_CELL = re.compile(r"<t(r\b[^>]{0,999}>\s{0,99}<t)?[dh]\b[^>]{0,999}>")  # with the row's tag before its first cell
 _TEX_SCRIPT = re.compile(
     r"""<script[^>]{0,99}type\s?=\s?["']?math/tex(;\s?mode=display)?[^>]{0,99}>(.{0,9999}?)</script\s?>""",
     re.IGNORECASE | re.DOTALL,
