@@ -64,6 +64,13 @@ def test_code_keeps_its_lines_and_indentation(name: str) -> None:
     assert indented and not set(indented) - set(found.split("\n"))
 
 
+def test_numbers_of_lines_beside_code_are_no_text() -> None:
+    numbers = "\n".join(f'<a href="#{n}" id="{n}">{n}</a>' for n in range(1, 21))
+    code = f'{PROSE}<pre class="gutter">{numbers}</pre><pre><code>let x = 1;\n    y\n</code></pre>'
+    assert "20" not in text_of(code) and "let x = 1;\n    y" in text_of(code)
+    assert "3\n5\n8" in text_of(f"{PROSE}<pre>3\n5\n8</pre>")  # what a program printed
+
+
 def test_links_headings_and_empty_lines_in_code_are_left_alone() -> None:
     code = "<a href=x>share</a>\n\n\n\n  # print\nlog in"
     assert "share\n\n\n\n  # print\nlog in" in text_of(f"{PROSE}<pre>{code}</pre>{PROSE}")

@@ -29,6 +29,7 @@ MAX_LINK = 300  # of a link over several lines; more is one whose end is missing
 MIN_LINKED = 0.7  # of a line's letters: then it is one of links
 LEAST_ARTICLE = 400  # characters: a shorter one is a teaser
 NEAR = 200  # characters: a heading that is not so near to the article's begin is before it
+LEAST_GUTTER, MOST_DIGITS = 3, 7  # numbers of lines that are no code, and digits of each
 EDGE = 12  # lines at either end in which a legal phrase is looked for
 
 _CODE = re.compile(f"{CODE}\n?([^{CODE}{CODE_END}]*){CODE_END}")
@@ -93,10 +94,24 @@ def _without_code(text: str, code: list[str]) -> str:
         return text
 
     def keep(found: re.Match[str]) -> str:
-        code.append(unmarked(found[1]).strip("\n"))
+        own = unmarked(found[1]).strip("\n")
+        if _is_gutter(own):
+            return "\n"
+        code.append(own)
         return f"\n{CODE}{len(code) - 1}{CODE_END}\n" if code[-1].strip() else ""
 
     return _CODE.sub(keep, text)
+
+
+def _is_gutter(code: str) -> bool:
+    """Whether it is nothing but the numbers of lines that stand beside it, such as rustdoc's."""
+    if not code.lstrip()[:1].isdecimal():
+        return False
+    numbers = code.split()
+    if len(numbers) < LEAST_GUTTER or not all(len(n) <= MOST_DIGITS and n.isdecimal() for n in numbers):
+        return False
+    first = int(numbers[0])
+    return all(int(number) == first + place for place, number in enumerate(numbers))
 
 
 def _with_code(text: str, code: list[str]) -> str:
