@@ -1,6 +1,6 @@
 """The other side of `benchmarks/data/minhash.py`: datatrove's MinHash, its four stages in one process.
 
-    PYTHON minhash_peer.py INPUT_FOLDER OUTPUT_FOLDER SEED
+    PYTHON minhash_peer.py INPUT_FOLDER OUTPUT_FOLDER [SEED]
 
 Runs in an environment with datatrove. Reads JSON Lines and writes the documents that are kept as JSON Lines.
 """
@@ -18,8 +18,8 @@ def main() -> None:
     read: Any = importlib.import_module("datatrove.pipeline.readers").JsonlReader
     write: Any = importlib.import_module("datatrove.pipeline.writers").JsonlWriter
     run: Any = importlib.import_module("datatrove.executor").LocalPipelineExecutor
-    source, out, seed = sys.argv[1:]
-    config = made.MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, seed=int(seed))
+    source, out, *seed = sys.argv[1:]
+    config = made.MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, seed=int(seed[0]) if seed else 1)
     parts = {name: f"{out}/{name}" for name in ("signatures", "buckets", "remove", "kept")}
     stages: list[list[Any]] = [
         [read(source), made.MinhashDedupSignature(parts["signatures"], config, language=LANGUAGE)],

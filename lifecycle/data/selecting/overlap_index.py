@@ -201,7 +201,8 @@ class _Table:
 
     def count(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Per item, how many live n-grams are at these positions."""
-        starts, lengths = self.first[positions], np.diff(self.first)[positions]
+        starts = self.first[positions]
+        lengths = self.first[positions + 1] - starts
         # for each run of owners: its start, less its position in `rows`
         offsets = np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
         rows = offsets + np.arange(len(offsets))
