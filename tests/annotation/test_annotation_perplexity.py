@@ -54,6 +54,7 @@ def test_a_text_is_cut_between_characters(text: str, most: int) -> None:
     assert found == text or len(text[: len(found) + 1].encode()) > most
 
 
+@pytest.mark.slow
 def test_a_score_is_the_text_s_own_whatever_is_beside_it(run: Run, tmp_path: Path) -> None:
     tagging, model, out = run.select()["tagging"], small_model(), tmp_path / "p.jsonl"
     found = measure_perplexity(tagging, out, model, "v1", 300, Silent())

@@ -31,6 +31,7 @@ def question(number: int, text: str = "") -> Question:
     return Question(f"key{number}", text or f"question {number}", {})
 
 
+@pytest.mark.slow
 def test_our_own_engine_answers_each_question_by_its_key() -> None:
     asked = [question(number) for number in range(6)]
     found: list[dict[str, Answer | AskError]] = []
@@ -77,6 +78,7 @@ def test_thoughts_are_no_answer(text: str, said: str) -> None:
     assert without_thoughts(text) == said
 
 
+@pytest.mark.slow
 def test_a_bundle_is_asked_by_its_folder(tmp_path: Path) -> None:
     model, bundle = random_model(num_layers=1), tmp_path / "bundle"
     bundle.mkdir()

@@ -46,6 +46,7 @@ def test_finds_the_true_near_duplicates_and_no_other(tmp_path: Path) -> None:
     assert len(found) >= 0.98 * len(expected)
 
 
+@pytest.mark.slow
 def test_order_and_workers_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = made_texts(groups=20, copies=2) + ["same text"] * 3
     one = removed_of(table_of(texts), tmp_path / "one")
