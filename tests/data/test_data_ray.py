@@ -44,11 +44,16 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
+# Without tokens: a head takes one that is in the user's home, and who connects does not.
+OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_AUTH_MODE": "disabled"}
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a cluster of two nodes with a core each, in processes that end with the test."""
     address = f"127.0.0.1:{free_port()}"
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    for name, value in OWN.items():
+        monkeypatch.setenv(name, value)
     nodes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:  # a socket's path is short
         head = ["--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false", f"--temp-dir={short}"]
@@ -56,9 +61,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
             for how in (head, [f"--address={address}"]):
                 command = [str(RAY), "start", *how, "--num-cpus=1", "--block"]
                 with (tmp_path / f"node{len(nodes)}.log").open("wb") as log:
-                    node = subprocess.Popen(
-                        command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
-                    )
+                    node = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
                 nodes.append(node)
                 wait_for_nodes(address, nodes)
             yield address
