@@ -33,6 +33,7 @@ from lifecycle.text.interface import Tokenizer
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.hooks.evaluate import Evaluate
+from lifecycle.training.job import Continued
 from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.mixture import Mixture
 from lifecycle.training.mixture_setting import mixed_shares, named_in, repeated, source_weights
@@ -60,7 +61,8 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
     assert isinstance(train, NextTokenConfig)
     shards = training_shards(inputs["tokens"], learner.tokenizer)
     heldout = TokenShards(inputs["tokens"].path, "heldout", learner.tokenizer)
-    weights, mixed = mixture_of(train, shards, progress)
+    first_step = learner.start.step if isinstance(learner.start, Continued) else 0
+    weights, mixed = mixture_of(train, train.steps - first_step, shards, progress)
     rows = TokenRows(shards, train.seq_len, weights, learner.seeds["tokens"])
     evaluation = heldout_bits(learner.model, train, heldout, learner.tokenizer.byte_lengths, learner.mesh)
     hooks = () if evaluation is None else (evaluation,)
@@ -68,16 +70,14 @@ def token_rows(learner: Learner, inputs: Inputs, out: Path, progress: Progress) 
 
 
 def mixture_of(
-    train: NextTokenConfig, shards: TokenShards, progress: Progress
+    train: NextTokenConfig, own_steps: int, shards: TokenShards, progress: Progress
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """(the weight of each source, what the manifest says of it); both empty without a mixture. Warns of sources that
-    the stage's own steps read too often."""
+    the stage's `own_steps` read too often: without those of a run that it goes on with."""
     if not train.mixture:
         return {}, {}
     tokens = shards.source_tokens()
     weights = source_weights(train.mixture, tokens)
-    _, _, before = (train.start or "").rpartition("@")
-    own_steps = train.steps - (int(before) if before.isdecimal() and "@" in (train.start or "") else 0)
     shares = mixed_shares(weights, tokens, own_steps * train.global_batch_size * train.seq_len)
     if (warning := repeated(shares)) is not None:
         progress.note(f"mixture: {warning}")

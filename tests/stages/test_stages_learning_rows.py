@@ -126,17 +126,16 @@ def test_a_mixture_by_size_follows_from_the_shards_and_warns_of_many_epochs(tmp_
     assert stats["source_tokens"] == {"train": {"a": 400, "b": 100}, "heldout": {}}
     shards, notes = TokenShards(tmp_path / "shards"), Notes()
     sized = TRAIN.model_copy(update={"mixture": "size", "steps": 100})  # 1,600 tokens
-    weights, facts = mixture_of(sized, shards, notes)
+    weights, facts = mixture_of(sized, 100, shards, notes)
     assert weights == {"a": 819, "b": 205} and not notes.notes
     assert facts["mixture"]["b"] == {"tokens": 100, "share": 205 / PERIOD, "epochs": 16 * 205 / PERIOD}
     raised = sized.model_copy(update={"mixture": {"temperature": 1e9}})
-    assert mixture_of(raised, shards, notes)[0] == {"a": 512, "b": 512}
+    assert mixture_of(raised, 100, shards, notes)[0] == {"a": 512, "b": 512}
     assert notes.notes == ["mixture: epochs of sources: b 8.0; beyond about 4 repeated text adds little"]
-    last_half = raised.model_copy(update={"start": "base@50"})
-    assert mixture_of(last_half, shards, notes)[1]["mixture"]["b"]["epochs"] == 4.0 and len(notes.notes) == 1
+    assert mixture_of(raised, 50, shards, notes)[1]["mixture"]["b"]["epochs"] == 4.0 and len(notes.notes) == 1
     phases = [TokenRows(shards, 16, mixture, seed=0) for mixture in (weights, {"a": 819.0, "b": 205.0})]
     assert phases[0].fingerprint == phases[1].fingerprint, "as the same weights by hand"
-    assert mixture_of(TRAIN, shards, notes) == ({}, {})
+    assert mixture_of(TRAIN, 100, shards, notes) == ({}, {})
 
 
 def test_nothing_held_out_is_no_measurement() -> None:
