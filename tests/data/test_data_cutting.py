@@ -232,11 +232,10 @@ def test_order_of_the_work_and_partitions_do_not_matter(monkeypatch: pytest.Monk
 def _limits_in_blocks(keys: Path, out: Path) -> None:
     from lifecycle.data.selecting import daft_adapter
 
-    daft_adapter.BLOCK_ROWS = 400
     daft_adapter.use_engine(None)
     for most in (1, 3):
-        daft_adapter.write_limits(keys, most, out / f"daft{most}", 1 << PART_BITS)
-    daft_adapter.write_limits(keys.with_name("none"), 1, out / "none", 1 << PART_BITS)
+        daft_adapter.write_limits(keys, most, out / f"daft{most}", 1 << PART_BITS, 400)
+    daft_adapter.write_limits(keys.with_name("none"), 1, out / "none", 1 << PART_BITS, 400)
 
 
 def test_daft_groups_keys_in_blocks(tmp_path: Path) -> None:

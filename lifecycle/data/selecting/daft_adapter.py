@@ -23,7 +23,6 @@ from daft import col, lit
 from numpy.typing import NDArray
 
 BATCH_ROWS = 1 << 20  # that are distributed to blocks at a time
-BLOCK_ROWS = 4_000_000  # keys of passages that are grouped at a time: about 1 GB of memory
 LIMITS = ("first_half", "second_half", "place")  # uint64, uint64, int64
 LINKS = pa.schema([("first", pa.int64()), ("ordinal", pa.int64())])
 
@@ -82,15 +81,15 @@ def _distribute(keys: Path, columns: Sequence[str], blocks: int, own: range, fil
                 rows[ends[block - 1] if block else 0 : ends[block]].tofile(file)
 
 
-def write_limits(keys: Path, most: int, out: Path, num_parts: int) -> None:
+def write_limits(keys: Path, most: int, out: Path, num_parts: int, block_rows: int) -> None:
     """Writes the keys of 128 bits, columns `first_half` and `second_half` of the Parquet files in the folder `keys`,
     that more than `most` rows have, in ascending order, and with each the `most`-th least of these rows' `place`.
 
-    Column `part`, a number below `num_parts` that ascends with the keys, says which are grouped together. The result is
-    raw numbers, a file for each column.
+    Column `part`, a number below `num_parts` that ascends with the keys, says which are grouped together; about
+    `block_rows` are at a time. The result is raw numbers, a file for each column.
     """
     num_rows = sum(pq.read_metadata(path).num_rows for path in keys.iterdir())
-    blocks = -(-num_rows // BLOCK_ROWS)
+    blocks = -(-num_rows // block_rows)
     edges = [block * num_parts // max(1, blocks) for block in range(blocks + 1)]
     with ExitStack() as stack:
         files = {name: stack.enter_context((out / f"{name}.bin").open("wb")) for name in LIMITS}

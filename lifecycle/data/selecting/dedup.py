@@ -33,7 +33,7 @@ from lifecycle.data.tagging.workers import call_alone
 ADDRESS, EXACT, NEAR = "address_duplicates", "exact_duplicates", "near_duplicates"  # the names of the steps
 _OF = {ADDRESS: "address", EXACT: "content"}  # step -> the column of hashes that it compares
 _SAME = {ADDRESS: "same address as", EXACT: "same text as"}
-BLOCK_ROWS = 4_000_000  # documents that are grouped at a time: about 1 GB of memory
+BLOCK_ROWS = 4_000_000  # keys that are grouped at a time, of documents or passages: about 1 GB of memory
 OPEN_BLOCKS = 512  # of them, to which the keys are distributed in one pass: as many files are open
 _HALVES = ("first_half", "second_half")  # of a hash
 

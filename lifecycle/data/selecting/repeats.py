@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import PIECE
 from lifecycle.data.selecting.cuts import CutStretch
+from lifecycle.data.selecting.dedup import BLOCK_ROWS
 from lifecycle.data.selecting.document_text import Chosen, DocumentText, read_texts
 from lifecycle.data.tagging.engine import Engine, ordered_results
 from lifecycle.data.tagging.workers import call_alone
@@ -101,4 +102,4 @@ def _write_limits(keys: Path, most: int, out: Path, address: str | None) -> None
     from lifecycle.data.selecting import daft_adapter
 
     daft_adapter.use_engine(address)
-    daft_adapter.write_limits(keys, most, out, 1 << PART_BITS)
+    daft_adapter.write_limits(keys, most, out, 1 << PART_BITS, BLOCK_ROWS)
