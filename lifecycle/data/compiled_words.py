@@ -105,6 +105,32 @@ def _gram(hashes: Any, at: int, n: int) -> Any:
     return total
 
 
+@inlined
+def _power(n: int) -> Any:
+    """What the first of `n` words is multiplied by."""
+    power = np.uint64(1)
+    for _ in range(n - 1):
+        power *= MULTIPLIER
+    return power
+
+
+@inlined
+def _next_gram(gram: Any, hashes: Any, at: int, n: int, power: Any) -> Any:
+    """`_gram(hashes, at, n)` from the one before it; the first one from the words."""
+    if at == 0:
+        return _gram(hashes, 0, n)
+    return (gram - hashes[at - 1] * power) * MULTIPLIER + hashes[at + n - 1]
+
+
+@compiled
+def hash_grams(hashes: Any, n: int, grams: Any) -> None:
+    """Fills in the hash of each `n` words in a row."""
+    gram, power = np.uint64(0), _power(n)
+    for at in range(len(grams)):
+        gram = _next_gram(gram, hashes, at, n, power)
+        grams[at] = gram
+
+
 @compiled
 def hash_texts(data: Any, offsets: Any, folded: Any, hashes: Any, ends: Any) -> int:
     """Fills in the words' hashes of all texts, one text after the other, and where each text's end."""
@@ -164,17 +190,35 @@ def num_common(one: Any, other: Any) -> int:
 
 
 @compiled
-def probe(hashes: Any, sizes: Any, filters: Any, shift: int, places: Any) -> int:
-    """Where an n-gram of one of some sizes may be in an index: fills in rows of (number of the size, first word).
+def find_grams(hashes: Any, n: int, bits: Any, shift: int, known: Any, places: Any) -> int:
+    """Fills in where in `known`, sorted, the n-grams of some words are, of those that are there; returns how many.
 
-    `filters`, a row for each size, has a bit set under the upper bits of each n-gram that is there.
+    `bits` are set under what `shift` leaves of each n-gram that is known.
     """
+    num, gram, power = 0, np.uint64(0), _power(n)
+    for at in range(len(hashes) - n + 1):
+        gram = _next_gram(gram, hashes, at, n, power)
+        upper = np.int64((gram * MIX) >> np.uint64(shift))
+        if not bits[upper >> 3] >> (upper & 7) & 1:
+            continue
+        place = np.searchsorted(known, gram)
+        if place < len(known) and known[place] == gram:
+            places[num] = place
+            num += 1
+    return num
+
+
+@compiled
+def count_owners(positions: Any, first: Any, owners: Any, is_live: Any, counts: Any, found: Any) -> int:
+    """Adds one to an owner's count for each of its places that is live, `first[p]` to `first[p + 1]` of each position;
+    fills in the owners whose count was zero, and returns how many there are."""
     num = 0
-    for number in range(len(sizes)):
-        n = sizes[number]
-        for at in range(len(hashes) - n + 1):
-            upper = np.int64((_gram(hashes, at, n) * MIX) >> np.uint64(shift))
-            if filters[number, upper >> 3] >> (upper & 7) & 1:
-                places[num, 0], places[num, 1] = number, at
-                num += 1
+    for position in positions:
+        for place in range(first[position], first[position + 1]):
+            owner = owners[place]
+            if is_live[place]:
+                if counts[owner] == 0:
+                    found[num] = owner
+                    num += 1
+                counts[owner] += 1
     return num

@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lifecycle.data.mixing import MULTIPLIER
-
 Hashes = NDArray[np.uint64]
 
 _NUM_CODES = 0x110000
@@ -30,13 +28,11 @@ def word_hashes(text: str) -> Hashes:
 
 def ngram_hashes(hashes: Hashes, n: int) -> Hashes:
     """Hashes of all runs of `n` words, `len(hashes) - n + 1` of them; empty for a shorter text."""
-    if len(hashes) < n:
-        return np.empty(0, np.uint64)
-    total = hashes[: len(hashes) - n + 1].copy()
-    for offset in range(1, n):
-        total *= MULTIPLIER
-        total += hashes[offset : len(hashes) - n + 1 + offset]
-    return total
+    from lifecycle.data.compiled_words import hash_grams
+
+    grams = np.empty(max(0, len(hashes) - n + 1), np.uint64)
+    hash_grams(hashes, n, grams)
+    return grams
 
 
 def utf8(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -28,15 +28,16 @@ _TERMINAL = (
     "16b44 16e98 1bc9f 1da88"
 )
 _NUM_CODES = 0x110000
+_LAST_LETTERS = 0x40000  # behind them Unicode has neither blanks nor letters
 
 
 @cache
 def character_classes() -> NDArray[np.uint8]:
     """The bits of each code point."""
-    characters = [chr(code) for code in range(_NUM_CODES)]
+    characters = [chr(code) for code in range(_LAST_LETTERS)]
     classes = np.zeros(_NUM_CODES, np.uint8)
     for bit, has_class in ((SPACE, str.isspace), (ALPHABETIC, str.isalpha), (ALPHANUMERIC, str.isalnum)):
-        classes |= np.fromiter(map(has_class, characters), np.uint8, _NUM_CODES) * bit
+        classes[:_LAST_LETTERS] |= np.fromiter(map(has_class, characters), np.uint8, _LAST_LETTERS) * bit
     classes[classes & SPACE == 0] |= SOLID
     classes[[*map(ord, _PUNCTUATION), *range(0x20), *range(0x7F, 0xA0)]] &= 0xFF - SOLID
     for span in _TERMINAL.split():

@@ -7,6 +7,7 @@ What is left is found in sorted hashes.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,30 +77,35 @@ class Lookup:
     def load(cls, folder: Path) -> "Lookup":
         """What `save` has written; its pages are shared by all processes that load it."""
         ngram, *lengths = np.load(folder / "lengths.npy").tolist()
-        hashes = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in lengths}
-        return cls(hashes, np.load(folder / "bits.npy", mmap_mode="r"), ngram)
+        return cls({n: _mapped(folder / f"{n}.npy") for n in lengths}, _mapped(folder / "bits.npy"), ngram)
 
     def match(self, text: str) -> Match | None:
         """The n-grams that a text shares with any item; None if it shares none."""
-        from lifecycle.data.compiled_words import probe
-
-        words, lengths = word_hashes(text), np.array(list(self.hashes), np.int64)
-        shift = 64 - (8 * self.bits.shape[1] - 1).bit_length()
-        places = np.empty((len(words) * len(lengths), 2), np.int64)
-        places = places[: probe(words, lengths, self.bits, shift, places)]
-        if not len(places):
-            return None
-        positions = {n: self._found(n, words, places[places[:, 0] == at, 1]) for at, n in enumerate(self.hashes)}
+        words = word_hashes(text)
+        positions = {n: self._found(words, n, bits) for (n, bits) in zip(self.hashes, self.bits, strict=True)}
         if not any(map(len, positions.values())):
             return None
-        return Match(positions, len(np.unique(ngram_hashes(words, self.ngram))))
+        return Match(positions, len(_distinct(ngram_hashes(words, self.ngram))))
 
-    def _found(self, n: int, words: Hashes, begins: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Positions in the hashes, of the n-grams that begin at these words, if they are there."""
-        own = np.unique(ngram_hashes(words, n)[begins])
-        positions = np.searchsorted(self.hashes[n], own)
-        positions[positions == len(self.hashes[n])] = 0
-        return positions[self.hashes[n][positions] == own]
+    def _found(self, words: Hashes, n: int, bits: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Positions in the hashes of the n-grams of these words, if they are there."""
+        from lifecycle.data.compiled_words import find_grams
+
+        shift, places = 64 - (8 * len(bits) - 1).bit_length(), np.empty(len(words), np.int64)
+        return _distinct(places[: find_grams(words, n, bits, shift, self.hashes[n], places)])
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    # as a plain array: Numba takes 30 times as long to look at a `memmap`
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def _distinct[T: np.generic](values: NDArray[T]) -> NDArray[T]:
+    """The values in order, each once; the array is sorted in place. `np.unique` takes four times as long."""
+    values.sort()
+    is_first = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=is_first[1:])
+    return values[is_first]
 
 
 class OverlapIndex:
@@ -139,18 +145,18 @@ class OverlapIndex:
     def worst(self, match: Match) -> Hit | None:
         """The item with the largest share in common with a text; for each item, the larger of the two sides' shares."""
         best: Hit | None = None
-        for n, shares in self._shares(match):
+        for n, items, shares in self._shares(match):
             at = int(shares.argmax())
-            if shares[at] > (0 if best is None else best.share):
-                best = Hit(self.items[at], float(shares[at]), n)
+            if best is None or shares[at] > best.share:
+                best = Hit(self.items[items[at]], float(shares[at]), n)
         return best
 
     def hits(self, match: Match, min_overlap: float) -> list[Hit]:
         """The items with at least this share in common with a text, the largest first; of a row's texts, and of a text
         with and without its punctuation, the one with the largest."""
         found = [
-            Hit(self.items[at], float(shares[at]), n)
-            for n, shares in self._shares(match)
+            Hit(self.items[items[at]], float(shares[at]), n)
+            for n, items, shares in self._shares(match)
             for at in np.flatnonzero(shares >= min_overlap).tolist()
         ]
         largest: dict[tuple[str, tuple[str, ...]], Hit] = {}
@@ -162,13 +168,15 @@ class OverlapIndex:
         """The hashes of a match's n-grams of this length."""
         return self._tables[n].hashes[match.positions[n]]
 
-    def _shares(self, match: Match) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """For each length of n-grams the share of every item."""
+    def _shares(self, match: Match) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
+        """For each length of n-grams the items that have some in common with a text, and the share of each."""
         for n, positions in match.positions.items():
             table = self._tables[n]
-            common = table.count(positions)
-            shares = common / np.maximum(table.sizes, 1)
-            yield n, np.maximum(shares, common / match.num_own) if n == self.ngram and match.num_own else shares
+            items, common = table.count(positions)
+            if not len(items):
+                continue
+            shares = common / table.sizes[items]
+            yield n, items, np.maximum(shares, common / match.num_own) if n == self.ngram else shares
 
 
 @dataclass
@@ -180,6 +188,7 @@ class _Table:
     owners: NDArray[np.int64]
     live: NDArray[np.bool_]  # parallel to owners; False for boilerplate
     sizes: NDArray[np.int64]  # live n-grams of each item
+    counts: NDArray[np.int64]  # of each item, zeros between calls of `count`
 
     @classmethod
     def of(cls, entries: list[tuple[int, Hashes]], num_items: int) -> "_Table":
@@ -188,7 +197,14 @@ class _Table:
         order = np.lexsort((owners, hashes))
         distinct, first = np.unique(hashes[order], return_index=True)
         sizes = np.bincount(owners, minlength=num_items)
-        return cls(distinct, np.append(first, len(order)), owners[order], np.ones(len(order), bool), sizes)
+        return cls(
+            distinct,
+            np.append(first, len(order)),
+            owners[order],
+            np.ones(len(order), bool),
+            sizes,
+            np.zeros_like(sizes),
+        )
 
     def drop(self, common: NDArray[np.bool_], of_items: NDArray[np.bool_]) -> None:
         """Marks common n-grams as boilerplate in the items selected by `of_items`; `common` is parallel to `hashes`."""
@@ -199,11 +215,13 @@ class _Table:
         """Whether each of `hashes` counts in some item."""
         return np.logical_or.reduceat(self.live, self.first[:-1])
 
-    def count(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Per item, how many live n-grams are at these positions."""
-        starts = self.first[positions]
-        lengths = self.first[positions + 1] - starts
-        # for each run of owners: its start, less its position in `rows`
-        offsets = np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-        rows = offsets + np.arange(len(offsets))
-        return np.bincount(self.owners[rows[self.live[rows]]], minlength=len(self.sizes))
+    def count(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The items with live n-grams at these positions, ascending, and of each how many."""
+        from lifecycle.data.compiled_words import count_owners
+
+        items = np.empty(len(self.counts), np.int64)
+        items = items[: count_owners(positions, self.first, self.owners, self.live, self.counts, items)]
+        items.sort()
+        counts = self.counts[items]
+        self.counts[items] = 0
+        return items, counts
