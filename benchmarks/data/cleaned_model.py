@@ -142,7 +142,8 @@ def trained(scratch: Path, side: str, tokenizer: Tokenizer, steps: int, sets: di
     """Trains on a side's documents; bits per byte of each set."""
     shards = scratch / f"{side}-tokens"
     progress: Progress = Silent()
-    stats = write_token_shards({"": scratch / side}, tokenizer, shards, progress, Native(2))
+    with Native(2) as engine:
+        stats = write_token_shards({"": scratch / side}, tokenizer, shards, progress, engine)
     print(side, stats["splits"]["train"], flush=True)
     schedule = ScheduleConfig(kind="cosine", warmup_steps=steps // 20)
     optimizer = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, schedule=schedule)

@@ -142,9 +142,14 @@ def measured(folder: Path, kind: str, side: str, cores: int) -> dict[str, Any]:
     if side == "ours":
         tokenizer = load_tokenizer(folder / kind)
         shutil.rmtree(shards, ignore_errors=True)
-        documents, engine = folder / "documents", Native(cores)
+        documents = folder / "documents"
         most = sum(path.stat().st_size for path in documents.iterdir()) // 4  # some shards, as a large corpus has
-        spent, _ = _timed(lambda: write_token_shards({"": documents}, tokenizer, shards, Silent(), engine, most))
+
+        def write() -> None:
+            with Native(cores) as engine:
+                write_token_shards({"": documents}, tokenizer, shards, Silent(), engine, most)
+
+        spent, _ = _timed(write)
         read = TokenShards(shards)
         rows: list[Any] = [read[number][1:-1] for number in range(len(read))]
     else:

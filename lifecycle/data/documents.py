@@ -7,7 +7,9 @@ files, however the tables are cut into batches: fixed row groups, no timestamps.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -46,17 +48,21 @@ class DocumentWriter:
         self._pending: list[pa.Table] = []
         self._num_pending = self._pending_bytes = self._file_bytes = self._num_files = 0
         self._file: pq.ParquetWriter | None = None
+        self._thread = ThreadPoolExecutor(1)  # compresses and writes a group while the next one is made
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> "DocumentWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:
-            self._write_group()
-            if not self._num_files:
-                self._open_file()
-        if self._file is not None:
-            self._file.close()
+        with self._thread:
+            if kind is None:
+                self._write_group()
+                if not self._num_files:
+                    self._open_file()
+                self._finish_group()
+            if self._file is not None:
+                self._thread.submit(self._file.close).result()
 
     def write(self, documents: pa.Table) -> None:
         """Adds documents; they must have the writer's schema, with a column `text`."""
@@ -77,11 +83,19 @@ class DocumentWriter:
             self._open_file()
         assert self._file is not None
         group = pa.concat_tables([self._schema.empty_table(), *self._pending]).combine_chunks()
-        self._file.write_table(group, row_group_size=ROW_GROUP)
+        self._finish_group()
+        self._writing = self._thread.submit(self._file.write_table, group, row_group_size=ROW_GROUP)
         self._file_bytes += self._pending_bytes
         self._pending, self._num_pending, self._pending_bytes = [], 0, 0
 
+    def _finish_group(self) -> None:
+        """Waits for the group that is being written; raises what that has raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
     def _open_file(self) -> None:
+        self._finish_group()
         if self._file is not None:
             self._file.close()
         path = self._folder / f"{self._prefix}-{self._num_files:05d}.parquet"
@@ -107,7 +121,7 @@ class Stretch:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The documents with these columns (None: all) and `ordinal`."""
-        with pq.ParquetFile(self.path) as file:
+        with pq.ParquetFile(self.path, metadata=_metadata(self.path)) as file:
             table = file.read_row_group(self.group, columns=None if columns is None else list(columns))
         return table.append_column("ordinal", pa.array(np.arange(self.first, self.end, dtype=np.int64)))
 
@@ -121,11 +135,23 @@ def stretches_of(files: Iterable[Path], first: int) -> list[Stretch]:
     """The documents of some files, in their order; `first`: the ordinal of the first one."""
     stretches: list[Stretch] = []
     for path in files:
-        metadata = pq.read_metadata(path)
+        metadata = _metadata(path)
         for group in range(metadata.num_row_groups):
             begin = stretches[-1].end if stretches else first
             stretches.append(Stretch(path, group, begin, metadata.row_group(group).num_rows))
     return stretches
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
+    """The metadata of a file that has many stretches: reading it took as long as a stretch's numbers."""
+    about = path.stat()
+    return _read_metadata(path, about.st_ino, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read_metadata(path: Path, *state: int) -> pq.FileMetaData:
+    del state  # of the file, so that one in the place of another is read
+    return pq.read_metadata(path)
 
 
 def num_documents(stretches: Sequence[Stretch]) -> int:

@@ -17,5 +17,5 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
     documents = {corpus: artifact.path for corpus, artifact in by_corpus(DOCUMENTS, inputs).items()}
     tokenizer, first = load_tokenizer(inputs["tokenizer"].path), next(iter(config.corpora.values()))
     files = [path for folder in documents.values() for path in document_files(folder, "kept")]
-    engine = engine_of(first, sum(path.stat().st_size for path in files))
-    return Outcome(write_token_shards(documents, tokenizer, out, progress, engine))
+    with engine_of(first, sum(path.stat().st_size for path in files)) as engine:
+        return Outcome(write_token_shards(documents, tokenizer, out, progress, engine))

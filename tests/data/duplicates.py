@@ -49,7 +49,8 @@ def removed_of(
     chosen = np.isin(np.arange(len(documents)), range(len(documents)) if among is None else among)
     order = np.array(range(len(documents)) if ranks is None else ranks)
     pool = Pool.of(stored(signed(documents, config), folder), order, earlier)
-    return deduplicate(pool, chosen, config, Native(workers), folder, Silent())
+    with Native(workers) as engine:
+        return deduplicate(pool, chosen, config, engine, folder, Silent())
 
 
 def named_in(details: pa.ChunkedArray) -> list[int]:

@@ -179,9 +179,8 @@ def test_any_number_of_processes_writes_the_same_bytes(documents: Path, tmp_path
     train_tokenizer(TokenizerConfig(vocab_size=295), KEPT, tmp_path / "tokenizer", seed=0)
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     for workers in (1, 2):
-        write_token_shards(
-            {"": documents}, tokenizer, tmp_path / str(workers), Silent(), Native(workers), shard_bytes=1
-        )
+        with Native(workers) as engine:
+            write_token_shards({"": documents}, tokenizer, tmp_path / str(workers), Silent(), engine, shard_bytes=1)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert [shard["documents"] for shard in read_index(tmp_path / "1")["splits"]["train"]["shards"]] == [5] * 5
 

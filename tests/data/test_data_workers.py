@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lifecycle.data.tagging.workers import WorkerDiedError, call_alone, results_in_workers
+from lifecycle.data.tagging.workers import WorkerDiedError, Workers, call_alone
 from lifecycle.testing.waiting import LIMIT_S
 
 
@@ -31,25 +31,40 @@ def _fail(number: int) -> int:
 
 
 def test_results_come_with_their_numbers_from_other_processes() -> None:
-    found = dict(results_in_workers(_slow_first, range(6), 2, 1))
+    with Workers(2) as workers:
+        found = dict(workers.results(_slow_first, range(6), 1))
     assert sorted(found) == list(range(6))
     results = [found[number] for number in range(6)]
     assert all(not isinstance(result, WorkerDiedError) and result[0] == n for n, result in enumerate(results))
     assert os.getpid() not in {result[1] for result in results if not isinstance(result, WorkerDiedError)}
-    assert list(results_in_workers(_slow_first, range(3), 1, 1)) == [(n, (n, os.getpid())) for n in range(3)]
+    assert list(Workers(1).results(_slow_first, range(3), 1)) == [(n, (n, os.getpid())) for n in range(3)]
 
 
 def test_a_worker_that_dies_takes_no_other_item_with_it(tmp_path: Path) -> None:
     """The items that were in its pool are done again; it is tried again, too."""
     items = [(number, tmp_path) for number in range(8)]
-    found = dict(results_in_workers(_die_of_three, items, 2, 3))
+    with Workers(2) as workers:
+        found = dict(workers.results(_die_of_three, items, 3))
     assert [found[number] for number in range(8) if number != 3] == [0, 1, 2, 4, 5, 6, 7]
     assert isinstance(found[3], WorkerDiedError) and len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_error_reaches_the_caller() -> None:
-    with pytest.raises(ValueError, match=r"item \d"):
-        list(results_in_workers(_fail, range(3), 2, 3))
+    with Workers(2) as workers, pytest.raises(ValueError, match=r"item \d"):
+        list(workers.results(_fail, range(3), 3))
+
+
+def test_processes_stay_for_the_next_work_until_the_end() -> None:
+    with Workers(2) as workers:
+        found = [dict(workers.results(_slow_first, range(6), 1)) for _ in range(2)]
+        first, second = [{result[1] for result in results.values() if isinstance(result, tuple)} for results in found]
+        assert second <= first
+        with pytest.raises(ValueError, match="item"):
+            list(workers.results(_fail, range(3), 3))
+        assert len(list(workers.results(_slow_first, range(6), 1))) == 6  # by others
+    for pid in first:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_workers_import_neither_jax_nor_the_main_module(tmp_path: Path) -> None:
@@ -67,9 +82,9 @@ def test_workers_import_neither_jax_nor_the_main_module(tmp_path: Path) -> None:
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(
-        "from lifecycle.data.tagging.workers import results_in_workers\n"
+        "from lifecycle.data.tagging.workers import Workers\n"
         "work = [\"__import__('os').getpid()\"] * 2 + [\"__import__('time').sleep(3600)\"] * 2\n"
-        "for _, pid in results_in_workers(eval, work, 2, 1):\n"
+        "for _, pid in Workers(2).results(eval, work, 1):\n"
         "    print(pid, flush=True)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)

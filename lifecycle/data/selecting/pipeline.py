@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
-from lifecycle.data.documents import SPLITS, DocumentWriter, Split, Stretch, num_documents, tagged_documents
+from lifecycle.data.documents import PIECE, SPLITS, DocumentWriter, Split, Stretch, num_documents, tagged_documents
 from lifecycle.data.measures.filters import document_steps, joined_steps
 from lifecycle.data.measures.steps import DocumentStep, MapStep
 from lifecycle.data.selecting.contaminated_passages import cut_contaminated
@@ -103,15 +103,17 @@ def prepare_documents(
         shutil.rmtree(leftover)
     rows = task_items(eval_rows or {})
     reading, stretches, steps = read_reading(tagging), tagged_documents(tagging), document_steps(config)
-    engine, cut = engine_of(config, reading.num_bytes), [CutStretch.of(stretch) for stretch in stretches]
+    cut = [CutStretch.of(stretch) for stretch in stretches]
     schema = tagged_schema(config)
     joins = joined_steps(config)
     chosen = _chosen(stretches, steps, joins, [name for name in schema.names if name not in LARGE])
     removed, is_heldout = REMOVALS.empty_table(), np.zeros_like(chosen)
     items, too_short, overlapping = rows, np.zeros(len(rows), bool), np.zeros(0, np.int64)
-    with tempfile.TemporaryDirectory(prefix="cuts-", dir=out) as name:
+    with tempfile.TemporaryDirectory(prefix="cuts-", dir=out) as name, engine_of(config, reading.num_bytes) as engine:
         folder = Path(name)
         if chosen.any():
+            if len(stretches) > PIECE:
+                engine.start()
             progress.note(f"looking for duplicates among {chosen.sum():,} documents")
             pool = Pool.of(stretches, ranks(stretches, config), earlier)
             removed = deduplicate(pool, chosen, config.dedup, engine, out, progress)

@@ -4,23 +4,31 @@ On Ray the run's folder and the sources lie on a file system that all nodes shar
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from lifecycle.core.cores import available_cores
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
-from lifecycle.data.tagging.workers import WorkerDiedError, results_in_workers
+from lifecycle.data.tagging.workers import WorkerDiedError, Workers
 
 POOL_BYTES = 3_000_000  # below this, starting worker processes takes longer than the work (0.6 s each, 1 MB/s)
 
 
 class Engine(Protocol):
-    """Does independent pieces of work; `address` is that of a Ray cluster, None on this machine."""
+    """Does independent pieces of work; `address` is that of a Ray cluster, None on this machine. A context manager,
+    which ends what it has started."""
 
     @property
     def address(self) -> str | None:
         """Of the Ray cluster."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def start(self) -> None:
+        """Work will come: what takes time to start may do so meanwhile."""
         ...
 
     def results[T, R](
@@ -31,18 +39,10 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Native:
+class Native(Workers):
     """So many processes of this machine."""
 
-    workers: int
-    address: None = None
-
-    def results[T, R](
-        self, function: Callable[[T], R], work: Sequence[T], attempts: int
-    ) -> Iterator[tuple[int, R | WorkerDiedError]]:
-        """See `Engine`."""
-        return results_in_workers(function, work, self.workers, attempts)
+    address = None
 
 
 def engine_of(config: DataConfig, num_bytes: int) -> Engine:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.tagging.workers import WorkerDiedError
@@ -17,6 +17,15 @@ class RayCluster:
     """The cluster at an address, as `ray.init` takes it."""
 
     address: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leaves the cluster as it is: it is not ours."""
+
+    def start(self) -> None:
+        """See `Engine`; tasks start as they come."""
 
     def results[T, R](
         self, function: Callable[[T], R], work: Sequence[T], attempts: int

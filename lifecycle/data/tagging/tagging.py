@@ -6,7 +6,7 @@ interrupted.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,13 @@ def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress)
     files = list_files(config)
     num_bytes = sum(map(file_size, files))
     partitions, store = list(partitions_of(files, config)), PartitionStore(kept)
-    made = _make_partitions(store, partitions, engine_of(config, num_bytes), progress)
-    with DocumentWriter(out, TAGGED, tagged_schema(config)) as writer:
-        for partition, tagged in zip(partitions, made, strict=True):
+    made: list[Tagged] = []
+    with (
+        engine_of(config, num_bytes) as engine,
+        DocumentWriter(out, TAGGED, tagged_schema(config)) as writer,
+    ):
+        for partition, tagged in zip(partitions, _partitions(store, partitions, engine, progress), strict=True):
+            made.append(tagged)
             if tagged.num_documents:
                 for documents in store.documents(partition):
                     writer.write(documents)
@@ -59,13 +63,13 @@ def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress)
     return {"files": len(files), "bytes": num_bytes, "documents": num_documents, "skipped": len(reading.skipped)}
 
 
-def _make_partitions(
+def _partitions(
     store: PartitionStore, partitions: Sequence[Partition], engine: Engine, progress: Progress
-) -> list[Tagged]:
-    """Makes the partitions that are not there yet; what is known of each, in their order."""
+) -> Iterator[Tagged]:
+    """Makes the partitions that are not there yet; yields what is known of each, in their order, as soon as it is."""
     made: dict[int, Tagged] = {}
     progress.start("tagging", total=sum(len(partition.files) for partition in partitions))
-    num_files = num_documents = num_skipped = 0
+    num_files = num_documents = num_skipped = due = 0
     for number, tagged in store.tag(partitions, engine):
         _reject_useless_files(tagged.skipped)
         made[number] = tagged
@@ -73,7 +77,9 @@ def _make_partitions(
         num_documents += tagged.num_documents
         num_skipped += len(tagged.skipped)
         progress.update(num_files, documents=num_documents, skipped=num_skipped)
-    return [made[number] for number in range(len(partitions))]
+        while due in made:
+            yield made.pop(due)
+            due += 1
 
 
 def _report_skipped(

@@ -16,50 +16,81 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
+
+from lifecycle.data.ngrams import word_hashes
 
 
 class WorkerDiedError(RuntimeError):
     """The process that did an item of the work ended: killed, out of memory, or by a fault in a library."""
 
 
-def results_in_workers[T, R](
-    function: Callable[[T], R], work: Sequence[T], workers: int, attempts: int
-) -> Iterator[tuple[int, R | WorkerDiedError]]:
-    """Yields the number of each item and `function(item)` as they are ready; in this process if there is one worker or
-    one item. Items whose processes die are done again, each alone, up to `attempts` times in all."""
-    if workers == 1 or len(work) <= 1:
-        yield from enumerate(map(function, work))
-        return
-    waiting = deque(range(len(work)))
-    while waiting:
-        for number in (yield from _until_one_dies(function, work, waiting, workers)):
-            yield number, _alone(function, work[number], attempts - 1)
+class Workers:
+    """So many processes, which stay until the end of this context manager: one costs a second of CPU time to start. If
+    it is one, the work is done in this process."""
 
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: ProcessPoolExecutor | None = None
 
-def _until_one_dies[T, R](
-    function: Callable[[T], R], work: Sequence[T], waiting: deque[int], workers: int
-) -> Generator[tuple[int, R], None, list[int]]:
-    """Does what waits until all is done or a process dies; returns the items that this has ended. Few items are in the
-    pool's queue at a time: their arguments take memory."""
-    running: dict[Future[R], int] = {}
-    lost: list[int] = []
-    pool = _pool(min(workers, len(waiting)))
-    try:
-        while (waiting or running) and not lost:
-            with _bare_main(), suppress(BrokenProcessPool):  # of a process that has died since: what runs says so below
-                while waiting and len(running) < 2 * workers:
-                    running[pool.submit(function, work[waiting[0]])] = waiting[0]
-                    waiting.popleft()
-            for done in wait_for(running, return_when=FIRST_COMPLETED).done:
-                number = running.pop(done)
-                if isinstance(done.exception(), BrokenProcessPool):
-                    lost.append(number)
-                else:
-                    yield number, done.result()
-        return sorted([*lost, *running.values()])
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def start(self) -> None:
+        """Lets the processes start meanwhile, if that is not done by what they are given."""
+        if self.count > 1 and self._pool is None:
+            self._pool = _pool(self.count, _load)
+            with _bare_main():
+                for _ in range(self.count):
+                    self._pool.submit(int)
+
+    def results[T, R](
+        self, function: Callable[[T], R], work: Sequence[T], attempts: int
+    ) -> Iterator[tuple[int, R | WorkerDiedError]]:
+        """Yields the number of each item and `function(item)` as they are ready. Items whose processes die are done
+        again, each alone, up to `attempts` times in all."""
+        if self.count == 1 or len(work) <= 1:
+            yield from enumerate(map(function, work))
+            return
+        waiting = deque(range(len(work)))
+        while waiting:
+            for number in (yield from self._until_one_dies(function, work, waiting)):
+                yield number, _alone(function, work[number], attempts - 1)
+
+    def _until_one_dies[T, R](
+        self, function: Callable[[T], R], work: Sequence[T], waiting: deque[int]
+    ) -> Generator[tuple[int, R], None, list[int]]:
+        """Does what waits until all is done or a process dies; returns the items that this has ended. Few items are in
+        the pool's queue at a time: their arguments take memory."""
+        running: dict[Future[R], int] = {}
+        lost: list[int] = []
+        self.start()
+        pool = self._pool
+        assert pool is not None
+        try:
+            while (waiting or running) and not lost:
+                with _bare_main(), suppress(BrokenProcessPool):  # of a process that has died since: what runs says so
+                    while waiting and len(running) < 2 * self.count:
+                        running[pool.submit(function, work[waiting[0]])] = waiting[0]
+                        waiting.popleft()
+                for done in wait_for(running, return_when=FIRST_COMPLETED).done:
+                    number = running.pop(done)
+                    if isinstance(done.exception(), BrokenProcessPool):
+                        lost.append(number)
+                    else:
+                        yield number, done.result()
+            return sorted([*lost, *running.values()])
+        finally:
+            if lost or running:  # the pool is broken, or has work that nobody asks for any more
+                self._end()
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
 
 def _alone[T, R](function: Callable[[T], R], item: T, attempts: int) -> R | WorkerDiedError:
@@ -71,15 +102,21 @@ def _alone[T, R](function: Callable[[T], R], item: T, attempts: int) -> R | Work
 
 def call_alone[R](function: Callable[..., R], *arguments: Any) -> R:
     """`function(*arguments)` in a process of its own, which ends with the call and frees its threads and memory."""
-    with _pool(1) as pool:
+    with _pool(1, _end_with_parent) as pool:
         with _bare_main():
             result: Future[R] = pool.submit(function, *arguments)
         return result.result()
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+def _pool(workers: int, initializer: Callable[[], None]) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=initializer)
+
+
+def _load() -> None:
+    """Loads what all map steps need, so that it is there when the first piece of work comes."""
+    _end_with_parent()
+    word_hashes("")
 
 
 def _end_with_parent() -> None:
