@@ -67,6 +67,15 @@ def test_processes_stay_for_the_next_work_until_the_end() -> None:
             os.kill(pid, 0)
 
 
+def test_a_process_that_dies_between_two_pieces_of_work_is_replaced() -> None:
+    with Workers(2) as workers:
+        one = dict(workers.results(_slow_first, range(3), 2))[0]
+        assert isinstance(one, tuple)
+        os.kill(one[1], signal.SIGKILL)
+        found = dict(workers.results(_slow_first, range(6), 2))
+    assert sorted(result[0] for result in found.values() if isinstance(result, tuple)) == list(range(6))
+
+
 def test_workers_import_neither_jax_nor_the_main_module(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(

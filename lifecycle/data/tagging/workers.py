@@ -43,7 +43,7 @@ class Workers:
         """Lets the processes start meanwhile, if that is not done by what they are given."""
         if self.count > 1 and self._pool is None:
             self._pool = _pool(self.count, _load)
-            with _bare_main():
+            with _bare_main(), suppress(BrokenProcessPool):  # the first work finds out, too
                 for _ in range(self.count):
                     self._pool.submit(int)
 
@@ -72,10 +72,14 @@ class Workers:
         assert pool is not None
         try:
             while (waiting or running) and not lost:
-                with _bare_main(), suppress(BrokenProcessPool):  # of a process that has died since: what runs says so
-                    while waiting and len(running) < 2 * self.count:
-                        running[pool.submit(function, work[waiting[0]])] = waiting[0]
-                        waiting.popleft()
+                try:
+                    with _bare_main():
+                        while waiting and len(running) < 2 * self.count:
+                            running[pool.submit(function, work[waiting[0]])] = waiting[0]
+                            waiting.popleft()
+                except BrokenProcessPool:  # what runs says so below; if nothing does, a process has died without work
+                    if not running:
+                        lost.append(waiting.popleft())
                 for done in wait_for(running, return_when=FIRST_COMPLETED).done:
                     number = running.pop(done)
                     if isinstance(done.exception(), BrokenProcessPool):
