@@ -24,7 +24,7 @@ MAX_PROCESSES = 8  # more of them wait for the longest file
 BYTECODE = Path(__file__).parents[1] / ".pytest_cache" / "bytecode"
 # What starts first: a whole life cycle, which others wait for; then the rooms whose files take longest,
 # or one process ends long after the others.
-FIRST = ("endtoend/test_endtoend_chain.py", "multidevice", "endtoend", "planning", "training", "kernels")
+FIRST = ("endtoend/test_endtoend_chain.py", "multidevice", "planning", "endtoend", "training", "kernels")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker has its parent's

@@ -30,6 +30,12 @@ SAID = f"<think>\nWhere?</think>\n\nSo.\n{CALL}"
 ARGUMENTS = '{"city": "Kiel", "days": 3}'
 
 
+def answered(running: Running, ask: dict[str, Any] = ASK, **changes: Any) -> Any:
+    """The whole answer. Through `Any`: a type checker takes seconds for each call whose keywords it does not know."""
+    create: Any = running.client.responses.create
+    return create(**ask | changes)
+
+
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
     """Of the size of the other servers', so that they share their programs; without thoughts that it opens itself."""
@@ -78,7 +84,7 @@ def plain_items(items: Any) -> list[dict[str, Any]]:
 
 def test_thoughts_text_and_calls_are_items_streamed_or_not(running: Running, says: Any) -> None:
     says(SAID)
-    whole = running.client.responses.create(**ASK, parallel_tool_calls=True)
+    whole = answered(running, parallel_tool_calls=True)
     assert plain_items(whole.output) == [
         {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Where?"}],
          "status": "completed"},
@@ -108,11 +114,11 @@ def test_thoughts_text_and_calls_are_items_streamed_or_not(running: Running, say
 
 def test_the_items_are_sent_back_with_the_results_of_the_calls(running: Running, says: Any) -> None:
     prompts = says(SAID)
-    first = running.client.responses.create(**ASK)
+    first = answered(running)
     call = next(item for item in first.output if item.type == "function_call")
     given: list[Any] = [{"role": "user", "content": "How is it in Kiel?"}, *first.output]
     given.append({"type": "function_call_output", "call_id": call.call_id, "output": "rain"})
-    again = running.client.responses.create(**{**ASK, "input": given})
+    again = answered(running, input=given)
     assert again.status == "completed"
     text = running.engine.model.tokenizer.decode(prompts[1], skip_special=False)
     assert "get_weather: rain" in text and "assistant\nSo." in text
@@ -125,14 +131,14 @@ def test_the_items_are_sent_back_with_the_results_of_the_calls(running: Running,
 
 def test_what_is_cut_is_incomplete_and_can_be_sent_back(running: Running, says: Any) -> None:
     says("<think>\nWhe", "length")
-    cut = running.client.responses.create(**ASK)
+    cut = answered(running)
     assert cut.status == "incomplete" and [(item.type, item.status) for item in cut.output] == [
         ("reasoning", "incomplete")
     ]
     given: list[Any] = [*cut.output, {"role": "user", "content": "and?"}]
-    running.client.responses.create(**{**ASK, "input": given})
+    answered(running, input=given)
     says("")
-    empty = running.client.responses.create(**ASK)
+    empty = answered(running)
     assert [item.type for item in empty.output] == ["message"] and empty.output_text == ""
 
 
@@ -156,7 +162,7 @@ def test_the_client_parses_a_schema_and_calls_of_a_real_model(running: Running) 
         assert item.type == "function_call" and Weather.model_validate(
             item.parsed_arguments or json.loads(item.arguments)
         )
-    some = running.client.responses.create(**ask, text={"format": {"type": "json_object"}})
+    some = answered(running, ask, text={"format": {"type": "json_object"}})
     assert some.output_text.startswith("{")
 
 
