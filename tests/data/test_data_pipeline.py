@@ -131,6 +131,7 @@ def test_funnel_agrees_with_the_files(corpus: Path, tmp_path: Path) -> None:
     assert [entry["path"] for entry in funnel["skipped"]] == ["empty.txt", "rows.jsonl:2"]
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_number_of_workers(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prepare(corpus, tmp_path / "one", workers=1)
     monkeypatch.setattr("lifecycle.data.tagging.engine.POOL_BYTES", 0)

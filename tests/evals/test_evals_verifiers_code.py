@@ -129,6 +129,7 @@ def test_code_that_is_right_passes() -> None:
     assert [(verdict.score, verdict.fault) for verdict in verdicts] == [(1.0, "")] * len(PASSING)
 
 
+@pytest.mark.slow
 @closed
 def test_nothing_else_passes_and_the_run_lives() -> None:
     folders = scratch_folders()

@@ -59,6 +59,7 @@ def test_a_vector_is_that_of_the_plain_forward_whatever_else_runs(model: Model, 
     assert together == generate(model, [prompt[:300] for prompt in PROMPTS], GREEDY, SLOTS)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_for_an_embedding_and_no_token_is_made(model: Model, compiled: list[str]) -> None:
     with Engine(model, num_slots=SLOTS, warm_up=True) as engine:
         compiled.clear()
