@@ -4,10 +4,7 @@ Names are conventions, so a block with the page's heading or article in it is ne
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
 
 # Landmarks and windows (ARIA 1.2).
 ROLES = frozenset((
@@ -45,47 +42,32 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _STATES = re.compile(r"(?:^|(?<= ))(?:has|no|with|is|not|hide|show)[-_]\S+")
-_ATTRIBUTES = {name: re.compile(rf"""{name}=("[^"]*"|'[^']*'|[^\s>"']+)""") for name in ("class", "id", "role")}
 LONGEST = 300  # characters of classes
-MOST = 200  # blocks of different names
-
-
-@dataclass(frozen=True)
-class Names:
-    """The values of some attributes in a page."""
-
-    classes: frozenset[str]
-    ids: frozenset[str]
-    roles: frozenset[str]
-
-    @classmethod
-    def of(cls, html: str) -> Self:
-        """The names in a page."""
-        return cls(_values(html, "class"), _values(html, "id"), _values(html, "role"))
-
-    def beside_text(self) -> Iterator[str]:
-        """CSS selectors of the blocks that are beside the page's text."""
-        for role in sorted(ROLES & self.roles):
-            yield f"[role={role}]"
-        named = (("class", self.classes), ("id", self.ids))
-        found = [f'[{name}="{value}"]' for name, values in named for value in sorted(filter(_is_beside, values))]
-        if found:
-            yield f":is({','.join(found[:MOST])}):not(body,html,main,article):not(:has(h1,main,article,p~p~p~p))"
-
-    def around_text(self) -> str | None:
-        """A CSS selector of the blocks that the page's text is in; None if none is named so."""
-        found = [f'[class="{value}"]' for value in sorted(self.classes) if not ARTICLES.isdisjoint(value.split())]
-        return ",".join([*found, *(["[role=main]"] if not found and "main" in self.roles else [])]) or None
-
-
-def _values(html: str, name: str) -> frozenset[str]:
-    """The values of an attribute."""
-    return frozenset(value.strip("\"'") for value in set(_ATTRIBUTES[name].findall(html)))
+# Formulas that a program has drawn, which are there as TeX too; the first of them if the page has formulas.
+_DRAWN_MATHML, _DRAWN = frozenset(("katex-html",)), frozenset(("MathJax_Preview", "MathJax", "MathJax_Display"))
+# What is said of a block, by bits: it is beside the text, by its name or by its role, not shown, around the text.
+BESIDE, LANDMARK, HIDDEN, AROUND, MAIN_ROLE = (1 << bit for bit in range(5))
 
 
 @lru_cache(maxsize=1 << 14)
-def _is_beside(value: str) -> bool:
-    """Whether a block's classes or its id say so."""
-    if len(value) > LONGEST or not value.isprintable() or "\\" in value or '"' in value:
-        return False
-    return _NAME.search(_STATES.sub("", value)) is not None
+def of_class(value: str, has_formulas: bool) -> int:
+    """What a block's classes say of it."""
+    names = value.split()
+    drawn = not _DRAWN.isdisjoint(names) or (has_formulas and not _DRAWN_MATHML.isdisjoint(names))
+    around = not ARTICLES.isdisjoint(names)
+    return BESIDE * _is_beside(" ".join(names)) | HIDDEN * drawn | AROUND * around
+
+
+@lru_cache(maxsize=1 << 14)
+def of_id(value: str) -> int:
+    """What a block's id says of it."""
+    return BESIDE * _is_beside(value)
+
+
+def of_role(value: str) -> int:
+    """What a block's role says of it."""
+    return LANDMARK * (value in ROLES) | MAIN_ROLE * (value == "main")
+
+
+def _is_beside(name: str) -> bool:
+    return len(name) <= LONGEST and _NAME.search(_STATES.sub("", name)) is not None

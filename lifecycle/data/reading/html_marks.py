@@ -2,12 +2,12 @@
 
 LINK, LINK_END, HEADING, CELL, ROW, TABLE_END, CODE, CODE_END = map(chr, range(1, 9))
 ARTICLE, ARTICLE_END, GONE = "\x0e", "\x0f", "\x10"  # the last: where a line was
-_ALL = (LINK, LINK_END, HEADING, CELL, ROW, TABLE_END, CODE, CODE_END, ARTICLE, ARTICLE_END, GONE)
+ALL = (LINK, LINK_END, HEADING, CELL, ROW, TABLE_END, CODE, CODE_END, ARTICLE, ARTICLE_END, GONE)
 
 
 def unmarked(text: str, kept: str = "") -> str:
     """The text without marks, but those that are kept."""
-    for mark in _ALL:
+    for mark in ALL:
         if mark in text and mark not in kept:
             text = text.replace(mark, "")
     return text
