@@ -115,6 +115,9 @@ def _is_gutter(code: str) -> bool:
 
 
 def _with_code(text: str, code: list[str]) -> str:
+    """The text with code in its places, in which no mark is left."""
+    if not code and CODE not in text and CODE_END not in text:
+        return text
     return unmarked(_CODE_PLACE.sub(lambda found: code[int(found[1])], text))
 
 

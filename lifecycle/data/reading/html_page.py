@@ -82,7 +82,7 @@ def _verdicts(page: Any, values: Any, has_formulas: bool) -> Any:
     verdicts = np.zeros(len(values), np.uint8)
     verdicts[loops.IS_HIDDEN] = HIDDEN
     for number, (begin, end, attribute, _) in enumerate(values[loops.FIRST_VALUE :].tolist(), loops.FIRST_VALUE):
-        value = source[begin:end].decode()
+        value = source[begin:end]
         if attribute == loops.CLASS:
             verdicts[number] = of_class(value, has_formulas)
         else:
