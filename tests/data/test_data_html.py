@@ -121,6 +121,18 @@ def test_links_in_sentences_stay_and_so_does_a_page_of_links() -> None:
     assert text_of("<ul><li><a href=1>One</a><li><a href=2>Two</a></ul>").split() == ["•", "One", "•", "Two"]
 
 
+def test_comments_go_however_long_they_are_and_sections_of_a_manual_do_not() -> None:
+    page = f"<h1>Title</h1>{PROSE * 6}"
+    assert text_of(f"{page}<div class=comments><article>{PROSE * 5}</article></div>") == text_of(page)
+    section = f"<section id=comments><h2>Comments</h2>{PROSE}</section><h2 id=search>Search</h2>{PROSE}"
+    assert re.findall("Comments|Search", text_of(page + section)) == ["Comments", "Search"]
+
+
+def test_the_name_of_a_class_that_begins_like_an_address_is_none() -> None:
+    assert "HttpClient" in text_of(f"{PROSE}<ul><li>HttpClient</li></ul>{PROSE}")
+    assert "https" not in text_of(f"{PROSE}<p>https://example.org/a</p>{PROSE}")
+
+
 def test_a_block_with_the_article_in_it_is_not_beside_it() -> None:
     page = f'<body class="has-sidebar cookie"><div class="sidebar-layout"><h1>Title</h1>{PROSE}</div>'
     assert parse_html(page)[0].startswith("Title\n\nA sentence")
@@ -141,9 +153,9 @@ def test_no_mark_is_left_in_a_text_however_broken(parts: list[str]) -> None:
 @pytest.mark.parametrize(
     "part", ["<td", "<tr ", "<pre>", "<a href=x>y", "<script ", "<script type=math/tex>x", "<math alttext=x>", "<p>x.",
              "<math alttext=x></math>", 'class="', "<div class=share>", "<h2>x", "\n \n", "&a",
-             "<!--", "<", "</b x", "<b class=share>", "<title>"]
+             "<!--", "<", "</b x", "<b class=share>", "<title>", "<div class=comments>"]
 )  # fmt: skip
 def test_pages_of_one_thing_many_times_end(part: str) -> None:
     """Whatever takes time with the square of their size takes hours here."""
-    num = 3000 if "class=share" in part else 10_000
+    num = 3000 if part.startswith("<") and "class=" in part else 10_000
     parse_html(f"<div class=sidebar><p>math/tex <td>{part * num}</div>")

@@ -199,7 +199,7 @@ def _named(page: Any, bits: Any, work: Any) -> Any:
     the event of the latter, and else -1."""
     event = -1
     if work.tag[BEGIN + CLASS] or work.tag[BEGIN + ID] or work.tag[BEGIN + ROLE] or work.tag[BEGIN + HIDDEN]:
-        event = _next_event(page, work)
+        event = _next_event(page, bits, work)
     if bits & tags.KEPT:
         if bits & tags.BLOCK:
             _drop_blank(work)
@@ -230,12 +230,13 @@ def _drop_blank(work: Any) -> None:
 
 
 @compiled
-def _next_event(page: Any, work: Any) -> Any:
+def _next_event(page: Any, bits: Any, work: Any) -> Any:
     """Fills in the values of the next event, and returns its number; -1 if all are empty."""
     event, found = work.counts[EVENTS], 0
     for column in range(HIDDEN):
         begin, end = work.tag[BEGIN + column], work.tag[END + column]
-        number = _number(page, begin, end, column, work) if begin < end else 0
+        is_said = begin < end and not (column == ID and bits & tags.TITLED)
+        number = _number(page, begin, end, column, work) if is_said else 0
         work.events[event, OF_VALUES + column] = number
         found |= number
     work.events[event, OF_VALUES + HIDDEN] = IS_HIDDEN if work.tag[BEGIN + HIDDEN] else 0

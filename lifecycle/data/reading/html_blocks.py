@@ -22,7 +22,8 @@ _WHOLE = (
     r"wy|mw|js)?[-_]*(?:nav(?:bar|igation|links?)?|menus?|menubar|breadcrumbs?|crumbs?|footer|foot|masthead|toolbar|toc|"
     r"sitesub|postprofile|signature|linklist|comments?|reply|respond|search|share|tags?|ads?|logo|panel|login|pager|"
     r"pagination|copyright|meta|author|autor|date|datum|timestamp|dateline|gallery|carousel|slideshow|linenos?|lineno|line-numbers|headerlink|"
-    r"anchor-link|mw-editsection|printfooter|hatnote|stats|byline|print|jumpbox|sns|colophon|votecell|bottom-?nav)"
+    r"anchor-link|mw-editsection|printfooter|hatnote|stats|byline|print|jumpbox|sns|colophon|votecell|bottom-?nav|widget)"
+    r"(?:[-_]*(?:wrapper|wrap|container|area|bar))?"
 )
 _PART = (
     r"gdpr|newsletter|sidebar|share(?:daddy|s|d|bar)?|sharing|social|"
@@ -42,12 +43,21 @@ _NAME = re.compile(
     rf"[ _-](?:(?:{_PART})(?![^ _-])|(?<=[ ])(?:(?:{_WHOLE})(?![^ ])|(?:[a-z]+[-_])?(?:{_PAIRS})(?![^ _-])))"
 )
 _NOTICE = re.compile(r"[ _-][\w-]*(?:cookie|consent)[\w-]*(?![^ _-])")
+# What is not the page's own, however many paragraphs or articles are in it.
+_FOREIGN = re.compile(
+    r"(?<![^ ])(?:(?:user|post|article|page)?[-_]*comments?(?:[-_](?:list|area|section|form|wrapper|container))?|"
+    r"nocontent|respond)(?![^ ])|"
+    r"[ _-](?:modal|popup|lightbox|newsletter|disqus|outbrain|taboola|trending|sponsored|"
+    r"related[-_]?(?:posts|links|articles|stories|news)|recommend(?:ed|ations?)?|"
+    r"(?:more|other|popular|latest|recent)[-_](?:articles|posts|stories|news))(?![^ _-])"
+)
 _STATES = re.compile(r" (?:has|no|with|is|not|hide|show)[-_]\S+")
 LONGEST = 300  # characters of classes
 # Formulas that a program has drawn, which are there as TeX too; the first of them if the page has formulas.
 _DRAWN_MATHML, _DRAWN = frozenset(("katex-html",)), frozenset(("MathJax_Preview", "MathJax", "MathJax_Display"))
-# What is said of a block, by bits: it is beside the text, by its name or by its role, not shown, around the text.
-BESIDE, LANDMARK, HIDDEN, AROUND, MAIN_ROLE = (1 << bit for bit in range(5))
+# What is said of a block, by bits: it is beside the text, by its name or by its role; not shown; around the text, by
+# its name or by its role; beside the text in any case.
+BESIDE, LANDMARK, HIDDEN, AROUND, MAIN_ROLE, FOREIGN = (1 << bit for bit in range(6))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -56,13 +66,13 @@ def of_class(value: bytes, has_formulas: bool) -> int:
     names = value.decode().split()
     drawn = not _DRAWN.isdisjoint(names) or (has_formulas and not _DRAWN_MATHML.isdisjoint(names))
     around = not ARTICLES.isdisjoint(names)
-    return BESIDE * _is_beside(" ".join(names)) | HIDDEN * drawn | AROUND * around
+    return _beside(" ".join(names)) | HIDDEN * drawn | AROUND * around
 
 
 @lru_cache(maxsize=1 << 14)
 def of_id(value: bytes) -> int:
     """What a block's id says of it."""
-    return BESIDE * _is_beside(value.decode())
+    return BESIDE * (_beside(value.decode()) > 0)  # manuals make ids of headings, such as `modal-windows`
 
 
 def of_role(value: bytes) -> int:
@@ -70,10 +80,13 @@ def of_role(value: bytes) -> int:
     return LANDMARK * (value in ROLES) | MAIN_ROLE * (value == b"main")
 
 
-def _is_beside(name: str) -> bool:
+def _beside(name: str) -> int:
+    """Whether a block of some classes is beside the text, and how surely."""
     if len(name) > LONGEST:
-        return False
+        return 0
     name = _STATES.sub(" ", f" {name}").lower()
+    if _FOREIGN.search(name) is not None:
+        return FOREIGN
     if _NAME.search(name) is not None:
-        return True
-    return ("cookie" in name or "consent" in name) and _NOTICE.search(name) is not None
+        return BESIDE
+    return BESIDE * (("cookie" in name or "consent" in name) and _NOTICE.search(name) is not None)

@@ -9,12 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from lifecycle.data.reading import html_blocks as blocks
 from lifecycle.data.reading import html_tags as tags
-from lifecycle.data.reading.html_blocks import AROUND, BESIDE, HIDDEN, LANDMARK, MAIN_ROLE, of_class, of_id, of_role
 from lifecycle.data.reading.html_formulas import with_tex
 
 # The attributes that blocks have in a small page, by what is said of them, in the order of the bits.
-_TEXTS = {BESIDE: b" beside", LANDMARK: b" landmark", HIDDEN: b" hidden", AROUND: b" around", MAIN_ROLE: b" around"}
+_TEXTS = {
+    blocks.BESIDE: b" beside",
+    blocks.LANDMARK: b" landmark",
+    blocks.HIDDEN: b" hidden",
+    blocks.AROUND: b" around",
+    blocks.MAIN_ROLE: b" around",
+    blocks.FOREIGN: b" foreign",
+}
 _ATTRIBUTES = np.frombuffer(b"".join(_TEXTS.values()), np.uint8)
 _ENDS = np.cumsum([0, *map(len, _TEXTS.values())])
 _LONGEST = len(_ATTRIBUTES) + len("<span>")  # bytes that an event writes
@@ -22,12 +29,12 @@ _LONGEST = len(_ATTRIBUTES) + len("<span>")  # bytes that an event writes
 
 @dataclass(frozen=True)
 class Page:
-    """A small page: HTML with marks, whose blocks have the attributes `beside`, `landmark`, `hidden` and `around`."""
+    """A small page: HTML with marks, whose blocks have the attributes `beside`, `foreign`, `landmark`,
+    `hidden` and `around`."""
 
     html: str
     num_paragraphs: int
     has_around: bool
-    has_formulas: bool
 
 
 def small_page(html: str) -> Page:
@@ -43,13 +50,13 @@ def small_page(html: str) -> Page:
     events, values = work.events[: counts[loops.EVENTS]], work.values[: counts[loops.VALUES]]
     verdicts = _verdicts(page, values, has_formulas)
     said = int(np.bitwise_or.reduce(verdicts))
-    around = AROUND if said & AROUND else MAIN_ROLE
-    verdicts &= BESIDE | LANDMARK | HIDDEN | around
+    around, other = (blocks.AROUND, blocks.MAIN_ROLE) if said & blocks.AROUND else (blocks.MAIN_ROLE, blocks.AROUND)
+    verdicts &= ~np.uint8(other)
     article = 0 if said & around else _article(int(counts[loops.ARTICLES]), int(counts[loops.MAINS]))
     small = np.empty(counts[loops.SIZE] + len(events) * _LONGEST, np.uint8)
     size = settle(work.out, counts[loops.SIZE], events, verdicts, article, _ATTRIBUTES, _ENDS, small)
     text = small[:size].tobytes().decode()
-    return Page(text, int(counts[loops.PARAGRAPHS]), bool(said & around), has_formulas)
+    return Page(text, int(counts[loops.PARAGRAPHS]), bool(said & around))
 
 
 def _scan(html: str) -> Any:
@@ -80,13 +87,13 @@ def _verdicts(page: Any, values: Any, has_formulas: bool) -> Any:
 
     source = page.tobytes()
     verdicts = np.zeros(len(values), np.uint8)
-    verdicts[loops.IS_HIDDEN] = HIDDEN
+    verdicts[loops.IS_HIDDEN] = blocks.HIDDEN
     for number, (begin, end, attribute, _) in enumerate(values[loops.FIRST_VALUE :].tolist(), loops.FIRST_VALUE):
         value = source[begin:end]
         if attribute == loops.CLASS:
-            verdicts[number] = of_class(value, has_formulas)
+            verdicts[number] = blocks.of_class(value, has_formulas)
         else:
-            verdicts[number] = of_id(value) if attribute == loops.ID else of_role(value)
+            verdicts[number] = blocks.of_id(value) if attribute == loops.ID else blocks.of_role(value)
     return verdicts
 
 

@@ -6,9 +6,11 @@ A word that could be the name of something, such as `print` in a manual, is none
 import re
 from collections.abc import Sequence
 
+from lifecycle.data.reading.html_marks import HEADING, LINK, LINK_END
+
 SHORT, LONGEST = 60, 120  # characters of a line that is such a phrase, and of one that has one in it
 LONGEST_NOTICE = 700  # characters of a notice on cookies
-_EDGES = " \t*·:|-\u2013—→»«\u203a\u2039<>()[]!…."
+_EDGES = f" \t*·•:|-\u2013—→»«\u203a\u2039<>()[]!….{LINK}{LINK_END}{HEADING}"
 _LINES = frozenset(
     line.strip()
     for line in """
@@ -20,6 +22,7 @@ _LINES = frozenset(
     no comments|no comments yet|comments are closed|log in|sign in|sign up|subscribe now|was this page helpful?
     next post|previous post|you may also like|you might also like|up next|related articles|related stories|related tags
     artikel teilen|weiterlesen|mehr lesen|lire la suite|leer más|поделиться|читать далее|分享到|ツイート|シェア|공유
+    recommended for you|recommended stories|trending news|trending now|most popular|most read|explore further
     follow us|just watched|must watch|image copyright getty images|thank you for subscribing|accept all|don't miss
     """.replace("\n", "|").split("|")
     if line.strip()
@@ -59,7 +62,7 @@ def is_phrase(line: str) -> bool:
     if line in _LINES or line.startswith(_BEGINS):
         return True
     if "19" not in line and "20" not in line and " ago" not in line:
-        return line.startswith("http") and " " not in line
+        return line.startswith(("http://", "https://")) and " " not in line
     if line.startswith(_DATED):
         return any(map(str.isdigit, line[-12:] + line[:24]))
     words = _WORD.findall(line)

@@ -11,8 +11,8 @@ BLOCK = 2  # it stays where it is, so that white space around it means nothing
 LOST = 4  # it goes with all up to its end tag
 RAW = 8  # no tags are in it, up to its end tag
 EMPTY = 16  # it has no end tag
-LINK, HEADING, CELL, ROW, TABLE, CODE, PARAGRAPH, ARTICLE, MAIN, DRAWING, FORMULA, COUNTED = (
-    1 << bit for bit in range(5, 17)
+LINK, HEADING, CELL, ROW, TABLE, CODE, PARAGRAPH, ARTICLE, MAIN, DRAWING, FORMULA, COUNTED, TITLED = (
+    1 << bit for bit in range(5, 18)
 )
 
 _OF_NAMES = (
@@ -42,6 +42,7 @@ _OF_NAMES = (
     (DRAWING, "svg"),
     (FORMULA, "math script"),
     (COUNTED, "ul ol li pre"),  # resiliparse counts how deep they are, and misses the end of one with nothing in it
+    (TITLED, "h1 h2 h3 h4 h5 h6 dt section"),  # an id is made of its heading, and says nothing of what it is for
 )  # fmt: skip
 
 

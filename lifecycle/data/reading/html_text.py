@@ -17,7 +17,11 @@ from lifecycle.data.reading.html_page import small_page
 _NO_TEXT = ("svg", "[hidden]")  # what is never text
 _BESIDE = ("nav", "aside", "footer")
 # By names and roles (`html_blocks.py`).
-_NAMED = ("[landmark]", "[beside]:not(body,html,main,article):not(:has(h1,main,article,p~p~p~p))")
+_NAMED = (
+    "[landmark]",
+    "[foreign]:not(body,html,main):not(:has(h1,main))",
+    "[beside]:not(body,html,main,article):not(:has(h1,main,article,p~p~p~p))",
+)
 SHORT = 600  # characters: so little text may be what is left of a page whose names mislead
 FEW = 4  # paragraphs of a page that has no more text
 MISSED = 3  # times as much text as that without a look at names is the page's text
