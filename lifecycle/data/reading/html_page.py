@@ -69,7 +69,7 @@ def _scan(html: str) -> Any:
     work = loops.Work(
         known=tags.KNOWN,
         out=np.empty(6 * num + 16, np.uint8),
-        events=np.empty((num // 4 + 16, loops.EVENT_COLUMNS), np.int32),
+        events=np.empty((num // 4 + 16, loops.EVENT_COLUMNS), np.int64),
         values=np.empty((num // 5 + 16, loops.VALUE_COLUMNS), np.int64),
         counts=np.zeros(loops.COUNTS, np.int64),
         table=np.zeros(1 << (num // 4 + 16).bit_length(), np.int32),
