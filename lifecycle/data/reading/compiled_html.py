@@ -65,9 +65,9 @@ _LESS_SIGN, _NOTHING, _SVG_END = (np.frombuffer(text, np.uint8) for text in (b"&
 
 
 class Work(NamedTuple):
-    """What `scan` fills in, all zeros before or of any content; but `known` is `html_tags.KNOWN`."""
+    """What `scan` reads and fills in; of any content before, where nothing is said."""
 
-    known: Any
+    known: Any  # `html_tags.KNOWN`
     out: Any  # the small page before its names are judged
     events: Any  # rows of what is to be written into it then
     values: Any  # rows of the different values of attributes
