@@ -8,15 +8,12 @@ to 0 (`ngrams.folded_characters`).
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from lifecycle.core.compiled import compiled, inlined
 from lifecycle.data.mixing import MIX, MULTIPLIER
 
 _HALF = np.uint64(32)
 _ALONE = np.uint32(1 << 31)  # beside a letter: it is a word of its own, as in scripts without spaces between words
-
-compiled: Any = njit(cache=True, nogil=True)
-inlined: Any = njit(cache=True, nogil=True, inline="always")
 
 
 @inlined

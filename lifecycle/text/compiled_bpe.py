@@ -9,10 +9,8 @@ a unit of n symbols takes O(n log n) steps (Kudo and Richardson, "SentencePiece"
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
-compiled: Any = njit(cache=True, nogil=True)
-inlined: Any = njit(cache=True, nogil=True, inline="always")
+from lifecycle.core.compiled import compiled, inlined
 
 EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: spreads keys over the upper bits

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.text.compiled_bpe import Cache, Merges, compiled, decoded, encode_unit, inlined
+from lifecycle.core.compiled import compiled, inlined
+from lifecycle.text.compiled_bpe import Cache, Merges, decoded, encode_unit
 
 OTHER, LETTER, NUMBER, SPACE, NEWLINE = range(5)  # classes of characters; \r and \n are newlines, other \s spaces
 GPT2, LLAMA3 = range(2)

@@ -355,10 +355,10 @@ def test_a_new_file_changes_few_partitions(sizes: list[int], chance: random.Rand
 def test_the_version_of_the_code_covers_what_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     module = "lifecycle.data.tagging.partitions"
     before = code_version(module)
-    real = versions._source
+    real = versions.source_of
     for name, changes in (("lifecycle.data.measures.compiled_prose", True), ("lifecycle.data.selecting.dedup", False)):
         code_version.cache_clear()
-        monkeypatch.setattr(versions, "_source", lambda asked, n=name: real(asked) + b"#" * (asked == n))
+        monkeypatch.setattr(versions, "source_of", lambda asked, n=name: real(asked) + b"#" * (asked == n))
         assert (code_version(module) != before) == changes
     code_version.cache_clear()
 

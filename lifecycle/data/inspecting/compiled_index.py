@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.data.compiled_words import compiled, find_words, inlined
+from lifecycle.core.compiled import compiled, inlined
+from lifecycle.data.compiled_words import find_words
 from lifecycle.data.mixing import MIX, MULTIPLIER
 
 _HALF = np.uint64(32)

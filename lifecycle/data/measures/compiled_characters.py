@@ -4,10 +4,8 @@ load, so all `compiled_*.py` are imported late."""
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-compiled: Any = njit(cache=True, nogil=True)
-inlined: Any = njit(cache=True, nogil=True, inline="always")
+from lifecycle.core.compiled import inlined
 
 
 @inlined

@@ -7,8 +7,8 @@ each counts once. Blanks are one character, letters are in lower case.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from lifecycle.core.compiled import compiled, inlined
 from lifecycle.data.compiled_words import decoded
 from lifecycle.data.mixing import MIX, MULTIPLIER
 
@@ -17,9 +17,6 @@ _HALF, _SHIFT = np.uint64(32), np.uint64(64 - BITS)
 _WORD, _PAIR, _CHARACTERS = np.uint64(1), np.uint64(2), np.uint64(3)  # tell kinds of features apart
 _BLANK, _RUN = np.uint64(32), np.uint64((1 << 48) - 1)
 _SPACES = (32, 9, 10, 11, 12, 13, 0xA0)
-
-compiled: Any = njit(cache=True, nogil=True)
-inlined: Any = njit(cache=True, nogil=True, inline="always")
 
 
 @inlined

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from lifecycle.core.compiled import compiled
 from lifecycle.data.measures.character_classes import ALPHABETIC, ALPHANUMERIC
-from lifecycle.data.measures.compiled_characters import compiled, decoded
+from lifecycle.data.measures.compiled_characters import decoded
 
 TALLY = np.dtype([(name, np.int64) for name in ("chars", "alphabetic", "alphanumeric", "lines", "longest_line")])
 _NEWLINE = ord("\n")

@@ -8,8 +8,8 @@ word takes it. A sum is the same whenever it is computed.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from lifecycle.core.compiled import compiled, inlined
 from lifecycle.data.measures import language_model as layout
 from lifecycle.data.measures.language_model import DIM, LONGEST, PIECE_BITS, SHORTEST, WORD_BITS
 from lifecycle.data.measures.scripts import IS_UPPER, LATIN, SCRIPT_BITS
@@ -24,9 +24,6 @@ _BUCKETS, _SPREAD, _FREE = np.uint32(layout.BUCKETS), np.uint32(layout.SPREAD), 
 _MULTIPLIER, _MIX, _HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93), np.uint64(32)
 _SMALL = 1e-5  # fastText adds it to a probability before it takes the logarithm
 _DEEPEST = 400  # nodes that wait in a walk down the tree of 351
-
-compiled: Any = njit(cache=True, nogil=True)
-inlined: Any = njit(cache=True, nogil=True, inline="always")
 
 
 @inlined

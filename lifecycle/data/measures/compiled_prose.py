@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lifecycle.core.compiled import compiled, inlined
 from lifecycle.data.measures.character_classes import ALPHABETIC, BULLET, ELLIPSIS, SOLID, SPACE, TERMINAL
-from lifecycle.data.measures.compiled_characters import compiled, decoded, inlined
+from lifecycle.data.measures.compiled_characters import decoded
 from lifecycle.data.measures.compiled_repeats import PART, count_ngrams, repeats
 from lifecycle.data.mixing import MIX, MULTIPLIER
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.data.measures.compiled_characters import compiled
+from lifecycle.core.compiled import compiled
 from lifecycle.data.mixing import MIX
 
 PART = np.dtype([("key", np.uint64), ("chars", np.int64)])  # a word, line or paragraph: its hash; see who fills it in

@@ -8,8 +8,8 @@ these. What must hold: what a rule's pattern finds in a text, it finds in a wind
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from lifecycle.core.compiled import compiled, inlined
 from lifecycle.data.personal.pii_rule import Sign
 
 COLUMNS = 5  # of a window: number of the text, sign, begin and end in its bytes, digits
@@ -26,9 +26,6 @@ _BLANK, _LINE_FEED, _DASH, _COLON, _EQUALS, _AT = map(ord, " \n-:=@")
 _LEAST_IBAN, _IBAN_BYTES = 15, 60
 _ADDRESS_BYTES, _IPV6_BYTES, _KEY_BYTES, _VALUE_BYTES = 320, 80, 20_000, 300
 _TOKEN_BEFORE, _TOKEN_BEHIND = 80, 8000
-
-compiled: Any = njit(cache=True, nogil=True)
-inlined: Any = njit(cache=True, nogil=True, inline="always")
 
 
 def byte_classes() -> Any:

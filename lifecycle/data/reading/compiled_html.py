@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lifecycle.core.compiled import uncounted
 from lifecycle.data.reading import html_marks as marks
 from lifecycle.data.reading import html_tags as tags
 from lifecycle.data.reading.compiled_tags import (
@@ -37,7 +38,6 @@ from lifecycle.data.reading.compiled_tags import (
     behind_comment,
     behind_mark,
     bits_of,
-    compiled,
     end_of,
     hash_of,
     is_letter,
@@ -78,7 +78,7 @@ class Work(NamedTuple):
     tag: Any  # the one that is read (`compiled_tags.read_tag`)
 
 
-@compiled
+@uncounted
 def scan(page: Any, work: Any) -> None:
     """Makes a page small, but for what its blocks' names say."""
     work.counts[VALUES] = FIRST_VALUE
@@ -107,7 +107,7 @@ def scan(page: Any, work: Any) -> None:
             at += 1
 
 
-@compiled
+@uncounted
 def _text(page: Any, at: Any, work: Any) -> Any:
     """Copies text up to the next tag, and returns its place: of white space outside code only the first byte, and none
     at the begin of a block; a blank for a mark, that what is around it does not become a tag or another mark."""
@@ -138,7 +138,7 @@ def _text(page: Any, at: Any, work: Any) -> Any:
     return at
 
 
-@compiled
+@uncounted
 def _begin(page: Any, at: Any, work: Any) -> Any:
     """Writes a tag that begins an element, with its marks; returns the place from which the page goes on."""
     bits = bits_of(work.tag[KEY], work.known)
@@ -175,7 +175,7 @@ def _begin(page: Any, at: Any, work: Any) -> Any:
     return at
 
 
-@compiled
+@uncounted
 def _mark_begin(page: Any, bits: Any, work: Any) -> None:
     """Writes the mark that stands before a tag."""
     if bits & tags.LINK and page[work.tag[NAME_END]] > BLANK:
@@ -193,7 +193,7 @@ def _mark_begin(page: Any, bits: Any, work: Any) -> None:
     work.counts[_IS_BLANK] = 0
 
 
-@compiled
+@uncounted
 def _named(page: Any, bits: Any, work: Any) -> Any:
     """Writes a tag that is kept, with an event for its attributes; of another that has some, only the event. Returns
     the event of the latter, and else -1."""
@@ -219,7 +219,7 @@ def _named(page: Any, bits: Any, work: Any) -> Any:
     return event
 
 
-@compiled
+@uncounted
 def _drop_blank(work: Any) -> None:
     """Takes back white space between blocks. That behind words stays: the block behind it may be skipped."""
     counts = work.counts
@@ -229,7 +229,7 @@ def _drop_blank(work: Any) -> None:
             counts[SIZE] -= 1
 
 
-@compiled
+@uncounted
 def _next_event(page: Any, bits: Any, work: Any) -> Any:
     """Fills in the values of the next event, and returns its number; -1 if all are empty."""
     event, found = work.counts[EVENTS], 0
@@ -243,7 +243,7 @@ def _next_event(page: Any, bits: Any, work: Any) -> Any:
     return event if found or work.tag[BEGIN + HIDDEN] else -1
 
 
-@compiled
+@uncounted
 def _number(page: Any, begin: Any, end: Any, column: Any, work: Any) -> Any:
     """The number of a value, a new one if it was not there."""
     values, table = work.values, work.table
@@ -260,7 +260,7 @@ def _number(page: Any, begin: Any, end: Any, column: Any, work: Any) -> Any:
     return number
 
 
-@compiled
+@uncounted
 def _end(page: Any, work: Any) -> None:
     """Writes a tag that ends an element, and before it the ends of what is open in that one, with its marks."""
     bits = bits_of(work.tag[KEY], work.known)
@@ -288,7 +288,7 @@ def _end(page: Any, work: Any) -> None:
         _note(ENDED, bits & (tags.ARTICLE | tags.MAIN), work)
 
 
-@compiled
+@uncounted
 def _close(work: Any) -> Any:
     """Ends the innermost element of a tag's name, and all in it; returns whether there is one that is not too deep."""
     depth = work.counts[_DEPTH] - 1
@@ -307,7 +307,7 @@ def _close(work: Any) -> Any:
     return True
 
 
-@compiled
+@uncounted
 def _note(what: Any, value: Any, work: Any) -> None:
     """Adds an event with one value."""
     event = work.counts[EVENTS]
@@ -315,19 +315,19 @@ def _note(what: Any, value: Any, work: Any) -> None:
     work.counts[EVENTS] += 1
 
 
-@compiled
+@uncounted
 def _put(byte: Any, work: Any) -> None:
     work.out[work.counts[SIZE]] = byte
     work.counts[SIZE] += 1
 
 
-@compiled
+@uncounted
 def _put_bytes(given: Any, work: Any) -> None:
     for at in range(len(given)):
         _put(given[at], work)
 
 
-@compiled
+@uncounted
 def _put_name(page: Any, work: Any) -> None:
     """Writes a tag's name in small letters."""
     for at in range(work.tag[NAME], work.tag[NAME_END]):
@@ -335,7 +335,7 @@ def _put_name(page: Any, work: Any) -> None:
         _put(byte | 32 if is_letter(byte) else byte, work)
 
 
-@compiled
+@uncounted
 def _put_all(page: Any, begin: Any, end: Any, work: Any) -> None:
     """Copies bytes but for marks."""
     for at in range(begin, end):

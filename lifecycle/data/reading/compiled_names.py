@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from lifecycle.core.compiled import uncounted
 from lifecycle.data.reading import html_marks as marks
 from lifecycle.data.reading.compiled_html import AT, BEGUN, CLOSED, ENDED, EVENT_COLUMNS, OF_VALUES, OPENED, WHAT
-from lifecycle.data.reading.compiled_tags import GREATER, compiled
+from lifecycle.data.reading.compiled_tags import GREATER
 
 _ARTICLE, _ARTICLE_END = ord(marks.ARTICLE), ord(marks.ARTICLE_END)
 _SPAN, _SPAN_END = np.frombuffer(b"<span", np.uint8), np.frombuffer(b"</span>", np.uint8)
 
 
-@compiled
+@uncounted
 def settle(out: Any, size: Any, events: Any, verdicts: Any, article: Any, texts: Any, ends: Any, page: Any) -> Any:
     """Fills in the page with what is to be written of its events; returns its size.
 
@@ -43,7 +44,7 @@ def settle(out: Any, size: Any, events: Any, verdicts: Any, article: Any, texts:
     return _copy(out, done, size, page, num)
 
 
-@compiled
+@uncounted
 def _bits(events: Any, event: Any, verdicts: Any, article: Any) -> Any:
     """What an event's values say, 0 if nothing is to be written."""
     what = events[event, WHAT]
@@ -56,7 +57,7 @@ def _bits(events: Any, event: Any, verdicts: Any, article: Any) -> Any:
     return bits
 
 
-@compiled
+@uncounted
 def _copy(source: Any, begin: Any, end: Any, page: Any, num: Any) -> Any:
     """Copies bytes to a place, and returns the one behind."""
     for at in range(begin, end):

@@ -7,14 +7,10 @@ What must hold: each function gives a place behind the one that it is given, so 
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from lifecycle.core.compiled import uncounted
 from lifecycle.data.reading.html_marks import ALL
 from lifecycle.data.reading.html_tags import PRIME, SEED, hash_of_name
-
-# Without counts of references to arrays: these took 7 of 9 ms per MB, as nearly every tag is a call with ten of them.
-_OPTIONS: Any = {"cache": True, "nogil": True, "_nrt": False}
-compiled: Any = njit(**_OPTIONS)
 
 LESS, GREATER, SLASH, BANG, QUESTION, BLANK, LINE_FEED = map(ord, "<>/!? \n")
 # Kinds of bytes in text.
@@ -41,13 +37,13 @@ KINDS = _byte_kinds()
 _CLASS, _ID, _ROLE, _HIDDEN = (np.uint64(hash_of_name(name)) for name in ("class", "id", "role", "hidden"))
 
 
-@compiled
+@uncounted
 def is_letter(byte: Any) -> Any:
     """Whether a byte is a letter of ASCII."""
     return ord("a") <= byte | 32 <= ord("z")
 
 
-@compiled
+@uncounted
 def bits_of(key: Any, table: Any) -> Any:
     """What a tag does (`html_tags.py`), by its name's hash."""
     place = key & (len(table) - 1)
@@ -58,7 +54,7 @@ def bits_of(key: Any, table: Any) -> Any:
     return 0
 
 
-@compiled
+@uncounted
 def hash_of(page: Any, begin: Any, end: Any) -> Any:
     """The hash of some bytes."""
     key = _SEED
@@ -67,7 +63,7 @@ def hash_of(page: Any, begin: Any, end: Any) -> Any:
     return np.int64(key ^ (key >> np.uint64(32)))
 
 
-@compiled
+@uncounted
 def read_tag(page: Any, at: Any, tag: Any) -> Any:
     """Fills in the tag whose name begins at a place; returns the place behind it, of one that the page's end cuts off a
     place behind that end."""
@@ -93,7 +89,7 @@ def read_tag(page: Any, at: Any, tag: Any) -> Any:
     return len(page) + 1
 
 
-@compiled
+@uncounted
 def _name(page: Any, at: Any) -> Any:
     """The hash of the name that begins at a place, in small letters, and the place behind it."""
     key = _SEED
@@ -109,7 +105,7 @@ def _name(page: Any, at: Any) -> Any:
     return key, at
 
 
-@compiled
+@uncounted
 def _value(page: Any, at: Any) -> Any:
     """Where the value of an attribute begins and ends whose name ends at a place, and the place behind it."""
     begin = _behind_blanks(page, at)
@@ -127,14 +123,14 @@ def _value(page: Any, at: Any) -> Any:
     return begin, end, end
 
 
-@compiled
+@uncounted
 def _behind_blanks(page: Any, at: Any) -> Any:
     while at < len(page) and page[at] <= BLANK:
         at += 1
     return at
 
 
-@compiled
+@uncounted
 def behind_comment(page: Any, at: Any) -> Any:
     """The place behind the comment, declaration or broken tag that begins at a place."""
     if page[at + 1] != BANG or at + 3 >= len(page) or page[at + 2] != _DASH or page[at + 3] != _DASH:
@@ -152,7 +148,7 @@ def behind_comment(page: Any, at: Any) -> Any:
     return at
 
 
-@compiled
+@uncounted
 def end_of(page: Any, at: Any, key: Any) -> Any:
     """Where the next end tag of a name begins, and the place behind it; the page's end if there is none."""
     while at + 2 < len(page):
@@ -166,7 +162,7 @@ def end_of(page: Any, at: Any, key: Any) -> Any:
     return len(page), len(page)
 
 
-@compiled
+@uncounted
 def says_tex(page: Any, begin: Any, end: Any) -> Any:
     """Whether a tag's bytes say that TeX is in it, `math/tex`."""
     for at in range(begin, end - len(_TEX) + 1):
@@ -178,7 +174,7 @@ def says_tex(page: Any, begin: Any, end: Any) -> Any:
     return False
 
 
-@compiled
+@uncounted
 def behind_mark(page: Any, at: Any) -> Any:
     """The place behind a reference to a mark, such as `&#1;`; behind its first byte if it is none."""
     at += 1
@@ -204,7 +200,7 @@ def behind_mark(page: Any, at: Any) -> Any:
     return at + 1 if at < len(page) and page[at] == _SEMICOLON else at
 
 
-@compiled
+@uncounted
 def is_open_reference(text: Any, begin: Any, end: Any) -> Any:
     """Whether nothing but what may become a longer reference to a character follows an ampersand."""
     for at in range(begin + 1, end):

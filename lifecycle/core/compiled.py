@@ -1,0 +1,54 @@
+"""Numba's decorators for the loops in `compiled_*.py`. Imported late, as Numba takes half a second.
+
+Machine code is kept between processes. Numba makes it anew when the file of a function changes; but a loop has also
+the constants and the loops of other files in it, so here it is made anew when any source behind its file changes.
+"""
+
+import hashlib
+from functools import cache
+from typing import Any
+
+from numba import config, njit
+from numba.core.caching import InTreeCacheLocator, UserProvidedCacheLocator, UserWideCacheLocator
+
+from lifecycle.core.sources import modules_behind, source_of
+
+
+class _BySources:
+    """A place for machine code that is stamped with the sources behind a function's module."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        super().__init__(function, file)  # pyright: ignore[reportCallIssue]
+        self._module = function.__module__
+
+    def get_source_stamp(self) -> bytes:
+        """The hash of all these sources; code that has another stamp is not used."""
+        return _stamp(self._module)
+
+
+class InTree(_BySources, InTreeCacheLocator):
+    """In `__pycache__`, beside the module."""
+
+
+class UserProvided(_BySources, UserProvidedCacheLocator):
+    """In the folder that `NUMBA_CACHE_DIR` names."""
+
+
+class UserWide(_BySources, UserWideCacheLocator):
+    """In the user's folder for caches, if the others cannot be written."""
+
+
+@cache
+def _stamp(module: str) -> bytes:
+    total = hashlib.sha256()
+    for name in sorted(modules_behind(module, module.partition(".")[0])):
+        total.update(f"{name}\0".encode() + source_of(name))
+    return total.digest()
+
+
+_PLACES = ",".join(f"{__name__}.{kind.__name__}" for kind in (UserProvided, InTree, UserWide))
+config.CACHE_LOCATOR_CLASSES = _PLACES  # pyright: ignore[reportAttributeAccessIssue] - set as Numba is imported
+compiled: Any = njit(cache=True, nogil=True)
+inlined: Any = njit(cache=True, nogil=True, inline="always")
+# Without counts of references to arrays: where nearly each step is a call with ten of them, they take most of the time.
+uncounted: Any = njit(cache=True, nogil=True, _nrt=False)  # pyright: ignore[reportCallIssue] - not in its types
