@@ -5,7 +5,6 @@ its key, the rows that came of the answer, and why there are none if there are n
 moment the whole lines count, and the rest of a line is cut off. In memory are a key and a place for each entry.
 """
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lifecycle.annotation.claimed import claimed
 from lifecycle.core.config import ConfigError
 from lifecycle.core.files import temporary
 
@@ -28,27 +28,14 @@ class Journal:
         """Opens the journal, and makes it if it is not there. Raises `ConfigError` for one by other settings, and for
         one that another process has open."""
         self._path, self._entries = path, dict[str, tuple[int, str]]()  # (place in the file, fault) by key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        self._file = claimed(path, settings)
         try:
-            self._take(settings)
+            self._take()
         except BaseException:
             self._file.close()
             raise
 
-    def _take(self, settings: Mapping[str, Any]) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self._path}: another process writes it; wait for its end") from None
-        self._file.seek(0)
-        known = self._read_line()
-        if known is None:
-            self._append(dict(settings))
-        elif known != settings:
-            changed = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
-            told = ", ".join(f"{name} {known.get(name)!r} -> {settings.get(name)!r}" for name in changed)
-            raise ConfigError(f"{self._path}: made with other settings ({told}); delete it, or write elsewhere")
+    def _take(self) -> None:
         while True:
             at = self._file.tell()
             if (entry := self._read_line()) is None:

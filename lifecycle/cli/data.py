@@ -19,6 +19,7 @@ from lifecycle.cli.data_plan import plan
 from lifecycle.cli.data_score import score
 from lifecycle.cli.data_signatures import signatures
 from lifecycle.cli.data_synthesise import synthesise
+from lifecycle.cli.data_topics import topics
 from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import CorpusName, chosen_corpus, data_run, documents_folder, documents_of
 from lifecycle.cli.make import make
@@ -38,7 +39,7 @@ data.command(plan)
 data.command(mix)
 data.command(fertility)
 data.command(train_classifier)
-for verb in (score, synthesise, perplexity, signatures):
+for verb in (score, synthesise, perplexity, topics, signatures):
     data.command(verb)
 
 type Out = Annotated[

@@ -23,6 +23,11 @@ type ModelName = Annotated[
         name="model", help="http://HOST:PORT/v1#NAME, a bundle's folder, or a training stage or a version of the run."
     ),
 ]
+type OwnModelName = Annotated[
+    str, Parameter(name="model", help="A bundle's folder, or a training stage or a version of the run.")
+]
+
+CONTEXT = 2048  # tokens of a text that is measured, at a time
 
 
 @Parameter(name="*")
@@ -82,6 +87,24 @@ def own_model(config: Path, overrides: tuple[str, ...], name: str) -> "Model":
     from lifecycle.cli.open_model import open_model
 
     return open_model(Path(name), ())[0] if Path(name).is_dir() else open_model(config, (name, *overrides))[0]
+
+
+def measuring_model(config: Path, overrides: tuple[str, ...], name: str) -> tuple["Model", str]:
+    """The model of a bundle's folder, or of a training stage or a version of the run, for texts that are no chats, and
+    what names its weights. A bundle need not have a chat template; of its context no more than `CONTEXT` is used."""
+    from lifecycle.cli.make import BUNDLES, start_jax
+    from lifecycle.core.artifact import intact_hash
+    from lifecycle.core.files import user_cache
+
+    if not Path(name).is_dir():
+        model = own_model(config, overrides, name)
+        return model, model.version
+    start_jax(user_cache() / BUNDLES)
+    from lifecycle.evals.model import open_bundle
+    from lifecycle.parallel.axes import MeshConfig
+    from lifecycle.parallel.mesh import build_mesh
+
+    return open_bundle(Path(name), CONTEXT, build_mesh(MeshConfig())).model, intact_hash(Path(name))
 
 
 def shown_model(name: str) -> str:

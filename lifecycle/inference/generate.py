@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from lifecycle.inference.generation import Completion, Generation
 from lifecycle.inference.model import Model
-from lifecycle.inference.pooling import Pooling
+from lifecycle.inference.pooling import Embedding, Pooling
 from lifecycle.inference.programs import num_groups
 from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
@@ -84,6 +84,33 @@ def generate(
     return Generator(model, num_slots, mesh, max_seq_len, num_kept, num_ids)(prompts, params)
 
 
+class Embedder:
+    """Embeds one batch of prompts after the other, by the same weights."""
+
+    def __init__(
+        self, model: Model, num_slots: int = 8, mesh: Mesh | None = None, max_seq_len: int | None = None
+    ) -> None:
+        """Arguments and errors as of a `Generator`."""
+        self._runner, self._d_model = _runner(model, num_slots, mesh, max_seq_len), model.config.d_model
+
+    def __call__(self, prompts: Sequence[Sequence[int]], pooling: Pooling = "mean") -> np.ndarray:
+        """The vectors of prompts of token ids, `[N, D]`, float32, each of length 1.
+
+        Raises `ContextLengthError` before anything is computed, and `EngineError` for a vector that is not finite.
+        """
+        embeddings: list[Embedding] = []
+        with ExitStack() as submitted:
+            for prompt in prompts:
+                embeddings.append(self._runner.embed(prompt, pooling))
+                submitted.callback(embeddings[-1].cancel)
+            while self._runner.has_work:
+                self._runner.turn()
+            submitted.pop_all()
+        for own in embeddings:
+            own.wait()
+        return np.array([own.vector for own in embeddings]).reshape(len(prompts), self._d_model)
+
+
 def embed(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -91,15 +118,8 @@ def embed(
     num_slots: int = 8,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """The vectors of prompts of token ids, `[N, D]`, float32, each of length 1; on a mesh as `generate`.
-
-    Raises `ContextLengthError` before anything is computed, and `ConfigError` for a mesh that does not fit the model.
-    """
-    runner = _runner(model, num_slots, mesh)
-    embeddings = [runner.embed(prompt, pooling) for prompt in prompts]
-    while runner.has_work:
-        runner.turn()
-    return np.array([own.vector for own in embeddings]).reshape(len(prompts), model.config.d_model)
+    """The vectors of one batch of prompts; arguments, result and errors as of an `Embedder`."""
+    return Embedder(model, num_slots, mesh)(prompts, pooling)
 
 
 def _runner(

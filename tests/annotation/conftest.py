@@ -1,4 +1,4 @@
-"""The documents of a small run from two sources, and settings for a client that does not wait."""
+"""The documents of a small run from two sources, a small model, and settings for a client that does not wait."""
 
 import json
 import random
@@ -11,8 +11,12 @@ from lifecycle.core.config import load_config
 from lifecycle.core.progress import Silent
 from lifecycle.evals import chat_client
 from lifecycle.evals.chat_client import ChatClient
+from lifecycle.inference.model import Model
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
+from lifecycle.testing.models import random_model
+from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.weights.published import save_weights
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 NOUNS = [
@@ -79,6 +83,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def documents(run: Run) -> Path:
     return run.select()["documents"]
+
+
+def small_model() -> Model:
+    return random_model(num_layers=1, max_seq_len=256)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle without a chat template."""
+    model, folder = small_model(), tmp_path_factory.mktemp("bundle")
+    save_weights(model.config, model.params, folder)
+    ByteTokenizer().save(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

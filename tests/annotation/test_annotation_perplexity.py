@@ -16,15 +16,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.documents import SPLITS, read_documents, tagged_documents
 from lifecycle.evals.texts import score_texts
-from lifecycle.inference.model import Model
-from lifecycle.testing.models import random_model
-from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.weights.published import save_weights
-from tests.annotation.conftest import DEBUG, Run
-
-
-def small_model() -> Model:
-    return random_model(num_layers=1, max_seq_len=256)
+from tests.annotation.conftest import DEBUG, Run, small_model
 
 
 class KillAt(Silent):
@@ -32,15 +24,6 @@ class KillAt(Silent):
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
         raise KeyboardInterrupt
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle without a chat template."""
-    model, folder = small_model(), tmp_path_factory.mktemp("bundle")
-    save_weights(model.config, model.params, folder)
-    ByteTokenizer().save(folder)
-    return folder
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
