@@ -244,6 +244,7 @@ _SELECTION: dict[str, Any] = {
     "dedup": {"jaccard", "addresses", "prefer", "lines", "paragraphs", "substrings", "max_cut"},
     "decontamination": True, "heldout_fraction": True, "heldout_bytes": True, "rights": True,
 }  # fmt: skip
+_SHARDS: dict[str, Any] = {"topics": True}  # that decide only how token shards name the documents
 
 
 type Places = tuple[Annotated[str, AfterValidator(checked_place), PlainSerializer(shown, when_used="json")], ...]
@@ -273,6 +274,8 @@ class DataConfig(Section):
     lists: tuple[ListConfig, ...] = ()
     classifiers: tuple[ClassifierConfig, ...] = ()
     scores: tuple[ScoresConfig, ...] = ()
+    # A file by `lifecycle data topics`: token shards, and so mixtures, then have a source's documents by topic.
+    topics: UserFile | None = None
     pii: PiiConfig = PiiConfig()
     dedup: DedupConfig = DedupConfig()
     decontamination: DecontaminationConfig = DecontaminationConfig()
@@ -314,8 +317,12 @@ class DataConfig(Section):
 
     def tagging(self) -> dict[str, Any]:
         """JSON-ready settings that decide the columns that tagging writes."""
-        return self.model_dump(mode="json", exclude=_SELECTION)
+        return self.model_dump(mode="json", exclude=_SELECTION | _SHARDS)
 
     def selection(self) -> dict[str, Any]:
         """JSON-ready settings that decide which of the tagged documents are kept and held out."""
         return self.model_dump(mode="json", include=_SELECTION)
+
+    def sharding(self) -> dict[str, Any]:
+        """JSON-ready settings that decide how token shards name the documents."""
+        return self.model_dump(mode="json", include=_SHARDS)

@@ -31,6 +31,7 @@ from lifecycle.data.measures.identity import HASH_BYTES
 from lifecycle.data.shards import ARRAYS, INDEX, SPLITS, ShardError, TokenShards
 from lifecycle.data.tagging.engine import Engine, Native
 from lifecycle.data.tagging.workers import WorkerDiedError
+from lifecycle.data.topics import Topics
 from lifecycle.text.bulk import BulkEncoder, bulk_encoder
 from lifecycle.text.tokenizer import Tokenizer
 
@@ -47,10 +48,11 @@ type _Group = tuple[Path, int]  # a row group of a file
 
 def write_token_shards(
     documents: Mapping[str, Path], tokenizer: Tokenizer, out: Path, progress: Progress, engine: Engine | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = SHARD_BYTES, topics: Mapping[str, Topics] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Encodes `kept-*.parquet` and `heldout-*.parquet` into `out`; returns stats. `documents`: the folders of corpora
     by name, whose sources are called `CORPUS/SOURCE`; with the name "" as they are. `engine`: where; without one, here.
+    `topics`: of the documents of some corpora, which become parts of their sources (`topic_names.py`).
 
     Raises `ShardError` if a corpus has no kept document. Without held-out documents that split exists and is empty.
     """
@@ -60,7 +62,7 @@ def write_token_shards(
         if not any(shard.corpus == name for shard in shards["train"]):
             raise ShardError(f"{folder}: no kept document to train on; loosen the data filters or add sources")
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    write = _WriteShard(tokenizer, dtype.str, out)
+    write = _WriteShard(tokenizer, dtype.str, out, topics or {})
     facts = _write_all([*shards["train"], *shards["heldout"]], write, engine or Native(1), progress)
     sources: dict[str, int] = {}  # name -> number, in order of first occurrence
     splits = {
@@ -157,10 +159,12 @@ class _WriteShard:
     tokenizer: Tokenizer
     dtype: str
     out: Path
+    topics: Mapping[str, Topics]
 
     def __call__(self, shard: _Shard) -> _Facts:
         """Writes a shard; returns its facts."""
         path, encode = self.out / f"{shard.name}.array_record", _encoder(self.tokenizer)
+        topics = self.topics.get(shard.corpus)
         part, text_bytes = _Part([], [], []), 0
         writer = array_record_module.ArrayRecordWriter(str(temporary(path)), _WRITE_OPTIONS)
         for batch in map(_read, shard.groups):
@@ -170,7 +174,8 @@ class _WriteShard:
             for start, end in pairwise(bounds):
                 writer.write(bytes(data[start:end]))
             text_bytes += _num_bytes(batch["text"])
-            part.add(np.diff(ends, prepend=0), batch)
+            sources = batch["source"] if topics is None else topics.sources(batch)
+            part.add(np.diff(ends, prepend=0), batch["id"], sources)
         writer.close()
         temporary(path).replace(path)
         names = [
@@ -200,7 +205,8 @@ class _WriteShard:
 
     def _made_of(self, shard: _Shard) -> str:
         groups = [[path.name, path.stat().st_size, number] for path, number in shard.groups]
-        return digest([shard.corpus, groups, self.tokenizer.fingerprint, self.dtype])
+        topics = self.topics.get(shard.corpus)
+        return digest([shard.corpus, groups, self.tokenizer.fingerprint, self.dtype, topics and topics.content])
 
 
 _encoders: dict[tuple[str, int], BulkEncoder] = {}  # of this process: one, which it makes once
@@ -234,12 +240,12 @@ class _Part:
     sources: list[pa.StringArray]
     ids: list[NDArray[np.uint8]]
 
-    def add(self, lengths: NDArray[np.int64], batch: pa.RecordBatch) -> None:
+    def add(self, lengths: NDArray[np.int64], ids: pa.StringArray, sources: pa.StringArray) -> None:
         """Takes a row group in."""
-        ids = np.frombuffer(bytes.fromhex("".join(batch["id"].to_pylist())), np.uint8)
+        names = np.frombuffer(bytes.fromhex("".join(ids.to_pylist())), np.uint8)
         self.lengths.append(lengths.astype("<i4"))
-        self.sources.append(batch["source"])
-        self.ids.append(ids.reshape(len(lengths), HASH_BYTES))
+        self.sources.append(sources)
+        self.ids.append(names.reshape(len(lengths), HASH_BYTES))
 
     def save(self, path: Path) -> list[str]:
         """Writes a file for each array; sources as the numbers of the names that are returned, in order of first

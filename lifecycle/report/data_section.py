@@ -46,6 +46,8 @@ def tokenizer_section(stats: Mapping[str, Any], tokens: Mapping[str, Any] | None
         blocks.append(_fertility(fertility))
     if tokens is not None:
         blocks.append(_shards(tokens))
+        if sorted_corpora := tokens.get("topics"):
+            blocks.append(_topics(tokens["source_tokens"], sorted_corpora))
     return ReportSection("tokenizer", "Tokenizer", tuple(blocks))
 
 
@@ -107,6 +109,17 @@ def _shards(tokens: Mapping[str, Any]) -> Table:
         for name, split in tokens["splits"].items()
     )
     return Table(f"Token shards ({tokens['dtype']})", columns, rows, columns[1:])
+
+
+def _topics(of_splits: Mapping[str, Mapping[str, int]], sorted_corpora: Mapping[str, Mapping[str, int]]) -> Table:
+    """The tokens of each source and topic; the title says how many documents of the corpora have no topic."""
+    columns = ("source", *of_splits)
+    names = sorted({name for tokens in of_splits.values() for name in tokens})
+    rows = tuple((name, *(count(tokens.get(name, 0)) for tokens in of_splits.values())) for name in names)
+    without = sum(of["without"] for of in sorted_corpora.values())
+    return Table(
+        f"Tokens by topic; documents without one: {count(without)}", columns, rows, columns[1:], folded=len(rows) > 20
+    )
 
 
 def funnel_table(steps: Sequence[Mapping[str, Any]]) -> Table:

@@ -79,7 +79,7 @@ def _data_stages(config: RunConfig) -> Iterator[Stage]:
     opens = dict.fromkeys(documents, TEXT)
     yield Stage("tokenizer", "tokenizer", documents, keys.tokenizer, opens=opens)
     if config.reads("tokens"):
-        yield Stage("tokens", "tokens", (*documents, "tokenizer"), keys.nothing, opens=opens)
+        yield Stage("tokens", "tokens", (*documents, "tokenizer"), keys.tokens, opens=opens)
     if config.uses_rows:
         inputs = (*(documents if config.rows.docstrings else ()), "tokenizer")
         yield Stage("rows", "rows", inputs, keys.rows, opens=opens)

@@ -77,9 +77,10 @@ def _hash_of(tokenizer: Path) -> str:
     return hash_files(folder, [name for name in dict.fromkeys((*named, *FILES)) if (folder / name).is_file()])
 
 
-def nothing(config: RunConfig) -> dict[str, Any]:
-    """The empty key of a stage that depends only on its inputs."""
-    return {}
+def tokens(config: RunConfig) -> dict[str, Any]:
+    """The key of the token shards: the topics of documents, by corpus, of those that have some."""
+    topics = {corpus: found for corpus, data in config.corpora.items() if (found := data.sharding()["topics"])}
+    return {"topics": topics} if topics else {}
 
 
 def rows(config: RunConfig) -> dict[str, Any]:

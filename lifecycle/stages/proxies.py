@@ -5,6 +5,7 @@ killed search goes on, and a proxy that is trained already is not trained twice.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -101,9 +102,10 @@ def losses_of(artifact: Artifact, sources: Sequence[str]) -> list[float]:
 
 
 def targets_of(heldout: Counts, named: Sequence[str]) -> list[str]:
-    """The sources whose held-out text is the target: all, or those that are named, or whose corpus is."""
-    sources = [source for source in heldout if not named or source in named or source.split("/")[0] in named]
-    known = {*heldout, *(source.split("/")[0] for source in heldout)}
+    """The sources whose held-out text is the target: all, or those that are named, or are parts of what is."""
+    wholes = {source: {source[: at.start()] for at in re.finditer("/|$", source)} for source in heldout}
+    sources = [source for source, own in wholes.items() if not named or own.intersection(named)]
+    known = set().union(*wholes.values())
     if unknown := [name for name in named if name not in known]:
         raise ConfigError(f"--target={unknown[0]}: no held-out text has this name{nearest(unknown[0], known)}")
     if len(heldout) < 2:

@@ -4,6 +4,7 @@ Whether such a run is possible is decided in `stages/config.py`. Cheap to import
 library.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -149,11 +150,17 @@ class RunSettings(Section):
     @cached_property
     def source_names(self) -> tuple[str, ...]:
         """The sources as token shards name them: of a named corpus `CORPUS/SOURCE`."""
-        return tuple(
-            f"{corpus}/{source.name}" if corpus else source.name
-            for corpus, data in self.corpora.items()
-            for source in data.sources
-        )
+        return tuple(name for corpus in self.corpora for name in self._sources_of(corpus))
+
+    @cached_property
+    def sorted_sources(self) -> tuple[str, ...]:
+        """Those whose documents are sorted by topic: token shards have `SOURCE/topic-00` and so on of them."""
+        sorted_by = (corpus for corpus, data in self.corpora.items() if data.topics is not None)
+        return tuple(name for corpus in sorted_by for name in self._sources_of(corpus))
+
+    def _sources_of(self, corpus: str) -> Iterator[str]:
+        names = (source.name for source in self.corpora[corpus].sources)
+        return (f"{corpus}/{name}" if corpus else name for name in names)
 
     @cached_property
     def models(self) -> dict[str, ModelConfig]:

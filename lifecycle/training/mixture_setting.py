@@ -62,8 +62,9 @@ def named_in(mixture: Mapping[str, float] | str) -> tuple[str, ...]:
 def source_weights(mixture: Mapping[str, float] | str, tokens: Mapping[str, int]) -> dict[str, float]:
     """The weight of each source, from the tokens of all; empty without a mixture.
 
-    A corpus stands for its sources, `CORPUS/SOURCE`, which share its weight by their tokens. Weights that follow from
-    tokens are rows of a period, and each source has one of them or more. Raises `ConfigError` for a name that is none.
+    A corpus stands for its sources, `CORPUS/SOURCE`, which share its weight by their tokens; so does a source for its
+    topics, `SOURCE/topic-07`. Weights that follow from tokens are rows of a period, and each source has one of them or
+    more. Raises `ConfigError` for a name that is none.
     """
     power = exponent_of(mixture)
     if power is not None:
@@ -77,7 +78,7 @@ def source_weights(mixture: Mapping[str, float] | str, tokens: Mapping[str, int]
         total = sum(tokens[source] for source in own)
         for source in own:
             if source in spread:
-                raise ConfigError(f"mixture: {source!r} has a weight of its own and one as a part of its corpus")
+                raise ConfigError(f"mixture: {source!r} has a weight of its own and one as a part of another name")
             spread[source] = weights[name] * tokens[source] / total
     return whole_rows(spread)
 

@@ -66,7 +66,7 @@ def test_weights_by_hand_stay_as_they_are_and_a_corpus_stands_for_its_sources() 
     assert source_weights({}, tokens) == {}
     assert source_weights({"web/new": 0.3, "code/own": 2}, tokens) == {"web/new": 0.3, "code/own": 2}
     assert source_weights({"web": 1, "code": 1}, tokens) == {"code/own": 512, "web/new": 384, "web/old": 128}
-    with pytest.raises(ConfigError, match="'web/old' has a weight of its own and one as a part of its corpus"):
+    with pytest.raises(ConfigError, match="'web/old' has a weight of its own and one as a part of another name"):
         source_weights({"web": 1, "web/old": 1}, tokens)
     with pytest.raises(ConfigError, match="no text of 'cod/own'; did you mean 'code/own'"):
         source_weights({"cod/own": 1, "web": 1}, tokens)
