@@ -15,14 +15,14 @@ HALF = 0.5  # of a text, so that a word of all texts has odds
 _WORD = re.compile(r"[^\W\d_]{2,}")  # letters
 
 
-def words_of(text: str) -> frozenset[str]:
-    """The different words of a text, in lower case."""
-    return frozenset(_WORD.findall(text.lower()))
+def words_in(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return _WORD.findall(text.lower())
 
 
 def distinctive(groups: Sequence[Sequence[str]], most: int) -> list[list[str]]:
     """At most `most` words of each group of texts, the surest first; of equally sure ones in the order of letters."""
-    counts = [Counter(word for text in texts for word in words_of(text)) for texts in groups]
+    counts = [Counter(word for text in texts for word in {*words_in(text)}) for texts in groups]
     total, texts = sum(counts, Counter[str]()), sum(map(len, groups))
     return [_surest(own, len(group), total, texts, most) for own, group in zip(counts, groups, strict=True)]
 

@@ -101,7 +101,7 @@ def _embed(documents: Path, vectors: VectorFile, model: Model, most_bytes: int, 
     for part in read_parts(documents, ("text",), EMBEDDED):
         texts = _beginnings(part.rows, most_bytes)
         held = [text for text in texts if text]
-        keys = [_key(text) for text in held]
+        keys = [key_of(text) for text in held]
         lacking = vectors.lacks(keys)
         before += len(keys) - int(lacking.sum())
         waiting |= {key: text for key, text, is_new in zip(keys, held, lacking, strict=True) if is_new}
@@ -135,7 +135,8 @@ def _beginnings(rows: pa.RecordBatch, most_bytes: int) -> list[str]:
     return [beginning(text, most_bytes) for text in rows["text"].to_pylist()]
 
 
-def _key(text: str) -> bytes:
+def key_of(text: str) -> bytes:
+    """What the vector of a text is kept under."""
     return blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
@@ -143,7 +144,7 @@ def _clusters(documents: Path, vectors: VectorFile, settings: TopicSettings) -> 
     """Those of the sample."""
     numbers = drawn_numbers(documents, SAMPLE, settings.seed)
     texts = (beginning(row["text"], settings.most_bytes) for row in drawn_documents(documents, numbers))
-    keys = [_key(text) for text in texts if text]
+    keys = [key_of(text) for text in texts if text]
     if len(keys) < settings.clusters:
         raise ConfigError(f"{settings.clusters} topics of {len(keys):,} kept documents with a text: ask for fewer")
     return cluster(vectors.read(keys), settings.clusters, settings.seed)
@@ -202,7 +203,7 @@ def _assigned(
         done, tally.empty = done + len(texts), tally.empty + int((~has_text).sum())
         rows = part.rows.filter(pa.array(has_text))
         if rows.num_rows:
-            topics, similarity = clusters.nearest(vectors.read([_key(text) for text in texts if text]))
+            topics, similarity = clusters.nearest(vectors.read([key_of(text) for text in texts if text]))
             tally.add(rows, topics, similarity, settings.seed)
             yield {"id": rows["id"], "topic": topics, "similarity": np.round(similarity, 6)}
         progress.update(done)
