@@ -1,11 +1,11 @@
 """What token shards call the documents of a source that have a topic: `SOURCE/topic-07`, and those without one
-`SOURCE/none`."""
+`SOURCE/none`. What a mixture may call a topic of all sources, or of a corpus's: `topic-07`, `CORPUS/topic-07`."""
 
 import re
 
 NONE = "none"
 
-_NAME = re.compile(r"topic-\d{2,}")
+_NAME = re.compile(rf"topic-\d{{2,}}|{NONE}")
 
 
 def topic_name(number: int) -> str:
@@ -13,7 +13,7 @@ def topic_name(number: int) -> str:
     return f"topic-{number:02d}"
 
 
-def is_part(name: str, source: str) -> bool:
-    """Whether this may be the name of a source's documents with a topic, or of those without one."""
-    own, _, topic = name.rpartition("/")
-    return own == source and (topic == NONE or _NAME.fullmatch(topic) is not None)
+def divided(name: str) -> tuple[str, str] | None:
+    """(what a topic is a part of, "" for everything; the topic's name); None for a name that is no topic's."""
+    whole, _, topic = name.rpartition("/")
+    return (whole, topic) if _NAME.fullmatch(topic) else None

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from lifecycle.core.config import ConfigError, nearest
-from lifecycle.data.topic_names import is_part
+from lifecycle.data.topic_names import divided
 from lifecycle.evals.config import WinRatesConfig
 from lifecycle.evals.likelihood import LikelihoodTask
 from lifecycle.evals.tasks import TaskConfig
@@ -203,7 +203,7 @@ def check_precision(at: str, train: TrainConfig, model: ModelConfig, mesh: MeshC
         )
 
 
-def check_mixture(at: str, train: TrainConfig, sources: Sequence[str], sorted_sources: Sequence[str]) -> None:
+def check_mixture(at: str, train: TrainConfig, sources: Sequence[str], sorted_by_topic: Sequence[str]) -> None:
     """Checks that a stage's mixture names sources of the run, or topics of those that are sorted by topic, and that no
     source has the name of another meaning."""
     if not isinstance(train, NextTokenConfig) or not train.mixture:
@@ -211,7 +211,8 @@ def check_mixture(at: str, train: TrainConfig, sources: Sequence[str], sorted_so
     if exponent_of(train.mixture) is not None and TEMPERATURE in sources:
         raise ValueError(f"{at}.mixture: a source is named {TEMPERATURE!r}, which means another thing here; rename it")
     named = named_in(train.mixture)
-    topics = {name for name in named if any(is_part(name, source) for source in sorted_sources)}
+    wholes = ("", *sorted_by_topic) if sorted_by_topic else ()
+    topics = {name for name in named if (parts := divided(name)) is not None and parts[0] in wholes}
     if unknown := next((name for name in named if name not in sources and name not in topics), None):
         raise ValueError(f"{at}.mixture: no source {unknown!r} in data.sources{nearest(unknown, sources)}")
     if named:

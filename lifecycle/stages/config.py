@@ -154,7 +154,7 @@ class RunConfig(RunSettings):
             self._check_own_rows(kind)
         sources = (*self.source_names, *filter(None, self.corpora))
         for name, train in self.train.items():
-            check_mixture(f"train.{name}", train, sources, self.sorted_sources)
+            check_mixture(f"train.{name}", train, sources, self.sorted_by_topic)
             check_reading(f"train.{name}", train, self.rows_of(name)[0])
             check_measured(f"train.{name}", train, self.tasks)
         if self.rows.reasoning_gym and not self.reads("prompts"):

@@ -36,7 +36,7 @@ from lifecycle.training.hooks.evaluate import Evaluate
 from lifecycle.training.job import Continued
 from lifecycle.training.likelihood import NextTokenConfig, SftConfig
 from lifecycle.training.mixture import Mixture
-from lifecycle.training.mixture_setting import mixed_shares, named_in, repeated, source_weights
+from lifecycle.training.mixture_setting import mixed_shares, named_in, parts_of, repeated, source_weights
 from lifecycle.training.objectives.registry import objective_kind
 from lifecycle.training.packing import ExampleRows, RowSource
 from lifecycle.training.preference import ProcessRewardModelConfig
@@ -93,7 +93,7 @@ def require_sources(stages: Iterable[TrainConfig], shards: TokenShards) -> None:
     """Raises `ShardError` if any stage's mixture names a source without documents; called before training."""
     named = {name for train in stages if isinstance(train, NextTokenConfig) for name in named_in(train.mixture)}
     for name in named:
-        if not any(source.startswith(f"{name}/") for source in shards.sources):
+        if not parts_of(name, shards.sources):
             shards.of_source(name)
 
 

@@ -5,7 +5,6 @@ killed search goes on, and a proxy that is trained already is not trained twice.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from lifecycle.planning.mixture_law import Fit, best_shares, drawn_shares, fit
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.ladder import Rung, run_of_rungs, shorter, smaller, target_of
 from lifecycle.training.config import PERIOD
-from lifecycle.training.mixture_setting import MOST_EPOCHS, SIZE, source_weights, whole_rows
+from lifecycle.training.mixture_setting import MOST_EPOCHS, SIZE, parts_of, source_weights, whole_rows
 
 BITS = "heldout_bits_per_byte"  # with `.SOURCE` behind it
 MODEL = "proxy"  # the name of their model
@@ -102,15 +101,14 @@ def losses_of(artifact: Artifact, sources: Sequence[str]) -> list[float]:
 
 
 def targets_of(heldout: Counts, named: Sequence[str]) -> list[str]:
-    """The sources whose held-out text is the target: all, or those that are named, or are parts of what is."""
-    wholes = {source: {source[: at.start()] for at in re.finditer("/|$", source)} for source in heldout}
-    sources = [source for source, own in wholes.items() if not named or own.intersection(named)]
-    known = set().union(*wholes.values())
-    if unknown := [name for name in named if name not in known]:
+    """The sources whose held-out text is the target: all, or those that the names stand for."""
+    known = {*heldout, *(source.split("/")[0] for source in heldout)}
+    parts = {name: parts_of(name, heldout) for name in named}
+    if unknown := [name for name, own in parts.items() if not own]:
         raise ConfigError(f"--target={unknown[0]}: no held-out text has this name{nearest(unknown[0], known)}")
     if len(heldout) < 2:
         raise ConfigError("held-out text of two sources or more is needed; raise data.heldout_fraction")
-    return sources
+    return [source for source in heldout if not named or any(source in own for own in parts.values())]
 
 
 def advise(

@@ -153,10 +153,10 @@ class RunSettings(Section):
         return tuple(name for corpus in self.corpora for name in self._sources_of(corpus))
 
     @cached_property
-    def sorted_sources(self) -> tuple[str, ...]:
-        """Those whose documents are sorted by topic: token shards have `SOURCE/topic-00` and so on of them."""
-        sorted_by = (corpus for corpus, data in self.corpora.items() if data.topics is not None)
-        return tuple(name for corpus in sorted_by for name in self._sources_of(corpus))
+    def sorted_by_topic(self) -> tuple[str, ...]:
+        """The corpora and sources whose documents token shards have by topic: `SOURCE/topic-00` and so on."""
+        own = [corpus for corpus, data in self.corpora.items() if data.topics is not None]
+        return (*filter(None, own), *(name for corpus in own for name in self._sources_of(corpus)))
 
     def _sources_of(self, corpus: str) -> Iterator[str]:
         names = (source.name for source in self.corpora[corpus].sources)

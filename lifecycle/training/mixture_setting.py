@@ -7,7 +7,7 @@ the exponent 1/T = 0.3). What must hold: equal tokens give equal weights, on any
 period.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidatorFunctionWrapHandler, WrapValid
 
 from lifecycle.core.config import ConfigError, nearest
 from lifecycle.core.strict_yaml import parse_yaml
+from lifecycle.data.topic_names import divided
 from lifecycle.training.config import PERIOD
 from lifecycle.training.mixture import rows_per_period
 
@@ -62,9 +63,8 @@ def named_in(mixture: Mapping[str, float] | str) -> tuple[str, ...]:
 def source_weights(mixture: Mapping[str, float] | str, tokens: Mapping[str, int]) -> dict[str, float]:
     """The weight of each source, from the tokens of all; empty without a mixture.
 
-    A corpus stands for its sources, `CORPUS/SOURCE`, which share its weight by their tokens; so does a source for its
-    topics, `SOURCE/topic-07`. Weights that follow from tokens are rows of a period, and each source has one of them or
-    more. Raises `ConfigError` for a name that is none.
+    A name stands for what `parts_of` says, which shares its weight by its tokens. Weights that follow from tokens are
+    rows of a period, and each source has one of them or more. Raises `ConfigError` for a name that is none.
     """
     power = exponent_of(mixture)
     if power is not None:
@@ -84,10 +84,20 @@ def source_weights(mixture: Mapping[str, float] | str, tokens: Mapping[str, int]
 
 
 def _sources_in(name: str, tokens: Mapping[str, int]) -> list[str]:
-    own = [name] if name in tokens else [source for source in tokens if source.startswith(f"{name}/")]
-    if not own:
+    if not (own := parts_of(name, tokens)):
         raise ConfigError(f"mixture: no text of {name!r}{nearest(name, tokens)}")
     return own
+
+
+def parts_of(name: str, sources: Collection[str]) -> list[str]:
+    """The sources that a name in a mixture stands for: that one; those of a corpus, or the topics of a source; or a
+    topic of all sources, or of a corpus's."""
+    if name in sources:
+        return [name]
+    if (topical := divided(name)) is not None:
+        whole, topic = topical
+        return [own for own in sources if own.startswith(whole and f"{whole}/") and own.endswith(f"/{topic}")]
+    return [own for own in sources if own.startswith(f"{name}/")]
 
 
 def whole_rows(weights: Mapping[str, float]) -> dict[str, float]:

@@ -61,6 +61,7 @@ def test_targets_are_all_held_out_text_or_what_is_named() -> None:
     sorted_by_topic = {"web/crawl/topic-00": 1, "web/crawl/topic-01": 2, "web/news/none": 3, "code": 4}
     assert targets_of(sorted_by_topic, ("web/crawl", "web/news/none")) == [*sorted_by_topic][:3]
     assert targets_of(sorted_by_topic, ("web/crawl/topic-01",)) == ["web/crawl/topic-01"]
+    assert targets_of(sorted_by_topic, ("topic-00", "code")) == ["web/crawl/topic-00", "code"]
     with pytest.raises(ConfigError, match=r"--target=cod: no held-out text has this name; did you mean 'code'\?"):
         targets_of(TOKENS, ("cod",))
     with pytest.raises(ConfigError, match=r"two sources or more is needed; raise data\.heldout_fraction"):

@@ -11,7 +11,7 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.training.config import PERIOD
 from lifecycle.training.likelihood import NextTokenConfig
 from lifecycle.training.mixture import rows_per_period
-from lifecycle.training.mixture_setting import mixed_shares, named_in, repeated, source_weights
+from lifecycle.training.mixture_setting import mixed_shares, named_in, parts_of, repeated, source_weights
 
 TOKENS = {"large": 900_000, "middle": 90_000, "small": 10_000}
 SIZES: dict[str, Any] = {"steps": 1, "seq_len": 16, "global_batch_size": 1, "optimizer": {"name": "adamw"}}
@@ -70,6 +70,29 @@ def test_weights_by_hand_stay_as_they_are_and_a_corpus_stands_for_its_sources() 
         source_weights({"web": 1, "web/old": 1}, tokens)
     with pytest.raises(ConfigError, match="no text of 'cod/own'; did you mean 'code/own'"):
         source_weights({"cod/own": 1, "web": 1}, tokens)
+
+
+def test_a_name_stands_for_a_source_s_topics_and_a_topic_for_its_parts() -> None:
+    parts = [
+        "web/crawl/topic-01",
+        "web/crawl/topic-10",
+        "web/news/topic-01",
+        "web/news/none",
+        "code/own/topic-01",
+        "books",
+    ]
+    assert parts_of("topic-01", parts) == ["web/crawl/topic-01", "web/news/topic-01", "code/own/topic-01"]
+    assert parts_of("web/topic-01", parts) == ["web/crawl/topic-01", "web/news/topic-01"]
+    assert parts_of("web/crawl", parts) == ["web/crawl/topic-01", "web/crawl/topic-10"]
+    assert parts_of("web/crawl/topic-10", parts) == ["web/crawl/topic-10"] and parts_of("none", parts) == [
+        "web/news/none"
+    ]
+    assert parts_of("topic-1", parts) == parts_of("crawl/topic-10", parts) == [] and parts_of("books", parts) == [
+        "books"
+    ]
+    tokens = dict(zip(parts, (30, 10, 10, 5, 20, 9), strict=True))
+    rows = source_weights({"topic-01": 3, "books": 1}, tokens)
+    assert rows == {"books": 256, "code/own/topic-01": 256, "web/crawl/topic-01": 384, "web/news/topic-01": 128}
 
 
 def test_epochs_follow_from_shares_and_many_are_said_aloud() -> None:
