@@ -1,9 +1,10 @@
 """Topics of a corpus: clusters of what one of our own models makes of its documents.
 
 Each document's beginning becomes a vector, the mean of the model's hidden states; a sample of the kept documents is
-clustered, and each document, held out ones too, has the topic whose centre is nearest (Abbas et al. 2023, "SemDeDup",
-section 3, and Tirumala et al. 2023, "D4", cluster a corpus so). What must hold: a document's topic depends on the kept
-documents, the model, the seed and its own text alone; memory holds the sample's vectors, and of the documents a part.
+clustered, and each document, held out ones too, has the topic whose centre is nearest. Corpora are clustered like this
+in SemDeDup (Abbas et al. 2023, section 3) and D4 (Tirumala et al. 2023). What must hold: a document's topic depends on
+the kept documents, the model, the seed and its own text alone; memory holds the vectors of the sample, and of the
+documents a part.
 """
 
 from collections import Counter
@@ -81,8 +82,8 @@ def find_topics(
 
     `documents` is an artifact of that stage. Beside the file `OUT.vectors` keeps the vectors: another run, for another
     number of topics too, computes only those that are not in it. A text longer than the model's context is cut to it.
-    Raises `ConfigError` for fewer documents than topics and a model whose numbers are not finite, and
-    what `VectorFile` raises.
+    Raises `ConfigError` for fewer documents than topics and a model whose numbers are not finite, and what `VectorFile`
+    raises.
     """
     made_by = {"model": version, "context": model.config.max_seq_len, "most_bytes": settings.most_bytes}
     with VectorFile(out.with_name(f"{out.name}.vectors"), made_by, model.config.d_model) as vectors:

@@ -139,6 +139,7 @@ def test_words_are_those_that_a_group_has_and_the_others_have_not() -> None:
     assert distinctive([["one two"], []], 3)[1] == []
 
 
+@pytest.mark.slow
 def test_the_verb_finds_topics_of_a_run_s_documents(
     run: Run, documents: Path, bundle: Path, tmp_path: Path, capsys: Any
 ) -> None:
