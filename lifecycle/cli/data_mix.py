@@ -47,7 +47,7 @@ type Budget = Annotated[
     float, Parameter(help="Of the model's tokens per parameter, for the proxies.", validator=Number(gt=0, lte=1))
 ]
 type Target = Annotated[
-    list[str] | None, Parameter(help="A corpus or source whose held-out text is to be predicted best; all by default.")
+    list[str] | None, Parameter(help="A corpus, source or topic whose held-out text counts; all by default.")
 ]
 type OnlyPlan = Annotated[bool, Parameter(name="--plan", negative="", help="Train nothing.")]
 

@@ -214,7 +214,8 @@ def check_mixture(at: str, train: TrainConfig, sources: Sequence[str], sorted_by
     wholes = ("", *sorted_by_topic) if sorted_by_topic else ()
     topics = {name for name in named if (parts := divided(name)) is not None and parts[0] in wholes}
     if unknown := next((name for name in named if name not in sources and name not in topics), None):
-        raise ValueError(f"{at}.mixture: no source {unknown!r} in data.sources{nearest(unknown, sources)}")
+        hint = "" if divided(unknown) is None else ", or no data.topics sorts it by topic"
+        raise ValueError(f"{at}.mixture: no source {unknown!r} in data.sources{hint}{nearest(unknown, sources)}")
     if named:
         assert not isinstance(train.mixture, str)
         rows_per_period(train.mixture)

@@ -140,6 +140,8 @@ def test_a_mixture_draws_by_topic(run: Sorted, mixture: Any, share_of: dict[Any,
 
 
 def test_names_that_are_no_topics_are_refused(run: Sorted) -> None:
+    with pytest.raises(ConfigError, match=r"no source .a/topic-00. in data\.sources, or no data\.topics sorts it"):
+        run.config('train.base.mixture={"a/topic-00": 1}')
     sorted_ones, none = (run.by_topic,), ()
     for words, names in ((sorted_ones, ("a/topik-01", "c/topic-01", "a/topic-1")), (none, ("topic-00", "a/topic-01"))):
         for name in names:
