@@ -32,15 +32,23 @@ class RayCluster:
     ) -> Iterator[tuple[int, R | WorkerDiedError]]:
         """See `Engine`. Twice as many tasks as the cluster has cores are on their way at a time."""
         ray = connected(self.address)
-        task = ray.remote(max_retries=attempts - 1)(function)
+        task, given = (
+            ray.remote(max_retries=attempts - 1)(_called),
+            ray.put(function),
+        )  # which may be large, as an object is
         most = 2 * int(ray.cluster_resources().get("CPU", 1))
         waiting, running = deque(range(len(work))), {}
         while waiting or running:
             while waiting and len(running) < most:
-                running[task.remote(work[waiting[0]])] = waiting[0]
+                running[task.remote(given, work[waiting[0]])] = waiting[0]
                 waiting.popleft()
             for done in ray.wait(list(running))[0]:
                 yield running.pop(done), _result(ray, done)
+
+
+def _called[T, R](function: Callable[[T], R], item: T) -> R:
+    """A task: Ray takes no object that can be called for one."""
+    return function(item)
 
 
 def connected(address: str) -> Any:

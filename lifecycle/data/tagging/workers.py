@@ -4,6 +4,7 @@ Workers are spawned, not forked (a fork would copy locks held by JAX's and Daft'
 and end with their parent, however it ends. A worker that dies takes no other item of the work with it.
 """
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -106,7 +107,7 @@ def _alone[T, R](function: Callable[[T], R], item: T, attempts: int) -> R | Work
 
 def call_alone[R](function: Callable[..., R], *arguments: Any) -> R:
     """`function(*arguments)` in a process of its own, which ends with the call and frees its threads and memory."""
-    with _pool(1, _end_with_parent) as pool:
+    with _pool(1, _end_at_once) as pool:
         with _bare_main():
             result: Future[R] = pool.submit(function, *arguments)
         return result.result()
@@ -121,6 +122,13 @@ def _load() -> None:
     """Loads what all map steps need, so that it is there when the first piece of work comes."""
     _end_with_parent()
     word_hashes("")
+
+
+def _end_at_once() -> None:
+    """Lets nothing of the interpreter be taken apart at the process's end: threads of Daft and Ray that are still there
+    died by a fault then, in nearly each process that used Ray."""
+    _end_with_parent()
+    atexit.register(os._exit, 0)
 
 
 def _end_with_parent() -> None:
