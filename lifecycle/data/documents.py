@@ -40,7 +40,8 @@ _PART = re.compile(
 class DocumentWriter:
     """Writes tables to `<prefix>-00000.parquet` and so on, in order; without documents, one empty file with the schema.
 
-    A context manager: leaving it without an error ends the last file. Keeps one row group's documents in memory.
+    A context manager: leaving it without an error ends the last file. Keeps the documents of two row groups in memory:
+    one is compressed and written by a thread while the next one comes.
     """
 
     def __init__(self, folder: Path, prefix: str, schema: pa.Schema) -> None:
@@ -48,7 +49,7 @@ class DocumentWriter:
         self._pending: list[pa.Table] = []
         self._num_pending = self._pending_bytes = self._file_bytes = self._num_files = 0
         self._file: pq.ParquetWriter | None = None
-        self._thread = ThreadPoolExecutor(1)  # compresses and writes a group while the next one is made
+        self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> "DocumentWriter":
@@ -62,7 +63,7 @@ class DocumentWriter:
                     self._open_file()
                 self._finish_group()
             if self._file is not None:
-                self._thread.submit(self._file.close).result()
+                self._thread.submit(self._file.close).result()  # behind what is being written
 
     def write(self, documents: pa.Table) -> None:
         """Adds documents; they must have the writer's schema, with a column `text`."""
