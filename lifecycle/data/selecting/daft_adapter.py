@@ -1,6 +1,6 @@
 """Grouping by Daft: which documents, or passages of them, have a key in common. The same code runs on Ray.
 
-The only file that imports Daft, itself imported only in a separate process (`workers.call_alone`): in a process that
+The only file that imports Daft, itself imported only in a separate process (`workers.Alone`): in a process that
 also has JAX, the interpreter has crashed at exit (3 of 100 runs).
 """
 
@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ LIMITS = ("first_half", "second_half", "place")  # uint64, uint64, int64
 LINKS = pa.schema([("first", pa.int64()), ("ordinal", pa.int64())])
 
 
+@cache
 def use_engine(address: str | None) -> None:
-    """Runs what follows on the Ray cluster at this address; None: in this process."""
+    """Runs what follows on the Ray cluster at this address; None: in this process. Daft takes one engine a process."""
     if address is None:
         daft.set_runner_native()
     else:

@@ -28,7 +28,7 @@ from lifecycle.data.selecting.selection import removals
 from lifecycle.data.selecting.shingle_store import ShingleStore, write_shingles
 from lifecycle.data.selecting.similarity import NearDuplicate, SimilarGroups, preferred
 from lifecycle.data.tagging.engine import Engine, ordered_results
-from lifecycle.data.tagging.workers import call_alone
+from lifecycle.data.tagging.workers import Alone
 
 ADDRESS, EXACT, NEAR = "address_duplicates", "exact_duplicates", "near_duplicates"  # the names of the steps
 _OF = {ADDRESS: "address", EXACT: "content"}  # step -> the column of hashes that it compares
@@ -48,17 +48,20 @@ def deduplicate(
     left, removed = pool.with_earlier(chosen), []
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
         folder = Path(name)
-        for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
-            progress.start(step.replace("_", " "))
-            kept, copies = _copies(pool, left, step, folder, engine)
-            removed.append(removals(step, _copy_failures(step, kept, copies, pool)))
-            left[copies] = False
-        near = _near_duplicates(pool, left, config, folder, engine, progress)
+        with Alone() as alone:
+            for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
+                progress.start(step.replace("_", " "))
+                kept, copies = _copies(pool, left, step, folder, engine, alone)
+                removed.append(removals(step, _copy_failures(step, kept, copies, pool)))
+                left[copies] = False
+            progress.start(NEAR.replace("_", " "))
+            bands = _link_bands(pool, left, config, folder, engine, alone)
+        near = _near_duplicates(pool, bands, config, folder, engine, progress)
     return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, pool))])
 
 
 def _copies(
-    pool: Pool, chosen: NDArray[np.bool_], step: str, folder: Path, engine: Engine
+    pool: Pool, chosen: NDArray[np.bool_], step: str, folder: Path, engine: Engine, alone: Alone
 ) -> tuple[Ordinals, Ordinals]:
     """The run's documents that have the hash of another one with a lower rank: the one with the lowest, and each of
     them."""
@@ -69,7 +72,7 @@ def _copies(
         return [_placed(half, column.is_valid()) for half in np.frombuffer(joined, np.uint64).reshape(-1, 2).T]
 
     _write_keys(folder / "keys.parquet", pool.stretches, chosen, [_OF[step]], _HALVES, halves)
-    call_alone(_write_links, folder / "keys.parquet", {step: _HALVES}, folder, engine.address)
+    alone(_write_links, folder / "keys.parquet", {step: _HALVES}, folder, engine.address)
     firsts, others = _read_links(folder, step, pool.num_own)
     heads = np.unique(firsts)
     members = np.concatenate([heads, others])
@@ -116,19 +119,25 @@ def _read_links(folder: Path, name: str, num_own: int) -> tuple[Ordinals, Ordina
     return firsts[:end], links["ordinal"].to_numpy()[:end]
 
 
-def _near_duplicates(
-    pool: Pool, chosen: NDArray[np.bool_], config: DedupConfig, folder: Path, engine: Engine, progress: Progress
-) -> list[NearDuplicate]:
-    """The near-duplicates among the chosen documents of the run, by ordinal."""
+def _link_bands(
+    pool: Pool, chosen: NDArray[np.bool_], config: DedupConfig, folder: Path, engine: Engine, alone: Alone
+) -> list[str]:
+    """Writes the links of each band among the chosen documents; returns the bands' names."""
     bands = [f"band_{number:03d}" for number in range(config.bands)]
 
     def keys(documents: pa.Table) -> list[pa.Array]:
         lists = documents["bands"].combine_chunks()
         return [pc.call_function("list_element", [lists, number]) for number in range(len(bands))]
 
-    progress.start(NEAR.replace("_", " "))
     _write_keys(folder / "keys.parquet", pool.stretches, chosen, ["bands"], bands, keys)
-    call_alone(_write_links, folder / "keys.parquet", {band: (band,) for band in bands}, folder, engine.address)
+    alone(_write_links, folder / "keys.parquet", {band: (band,) for band in bands}, folder, engine.address)
+    return bands
+
+
+def _near_duplicates(
+    pool: Pool, bands: Sequence[str], config: DedupConfig, folder: Path, engine: Engine, progress: Progress
+) -> list[NearDuplicate]:
+    """The near-duplicates among the documents of the run that links name, by ordinal."""
     links = (_read_links(folder, band, pool.num_own) for band in bands)
     candidates = np.unique(np.concatenate([side for sides in links for side in sides]))
     if not len(candidates):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.data.mixing import MIX
-from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes
+from lifecycle.data.ngrams import Hashes, distinct, ngram_hashes, word_hashes
 from lifecycle.data.selecting.eval_items import HELDOUT, TestItem, joined_words
 
 # An item shorter than the n-gram is compared as one n-gram. Below eight words (a question such as "What is the capital
@@ -85,27 +85,19 @@ class Lookup:
         positions = {n: self._found(words, n, bits) for (n, bits) in zip(self.hashes, self.bits, strict=True)}
         if not any(map(len, positions.values())):
             return None
-        return Match(positions, len(_distinct(ngram_hashes(words, self.ngram))))
+        return Match(positions, len(distinct(ngram_hashes(words, self.ngram))))
 
     def _found(self, words: Hashes, n: int, bits: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Positions in the hashes of the n-grams of these words, if they are there."""
         from lifecycle.data.compiled_words import find_grams
 
         shift, places = 64 - (8 * len(bits) - 1).bit_length(), np.empty(len(words), np.int64)
-        return _distinct(places[: find_grams(words, n, bits, shift, self.hashes[n], places)])
+        return distinct(places[: find_grams(words, n, bits, shift, self.hashes[n], places)])
 
 
 def _mapped(path: Path) -> NDArray[Any]:
     # as a plain array: Numba takes 30 times as long to look at a `memmap`
     return np.asarray(np.load(path, mmap_mode="r"))
-
-
-def _distinct[T: np.generic](values: NDArray[T]) -> NDArray[T]:
-    """The values in order, each once; the array is sorted in place. `np.unique` takes four times as long."""
-    values.sort()
-    is_first = np.ones(len(values), bool)
-    np.not_equal(values[1:], values[:-1], out=is_first[1:])
-    return values[is_first]
 
 
 class OverlapIndex:

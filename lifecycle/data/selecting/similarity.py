@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.data.measures.minhash import SHINGLE_WORDS
-from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes
+from lifecycle.data.ngrams import Hashes, distinct, ngram_hashes, word_hashes
 
 BUCKET_HEADS = 16  # documents of a bucket that all others of it are compared with
 
@@ -31,7 +31,7 @@ class NearDuplicate(NamedTuple):
 def shingles(text: str) -> Hashes:
     """The set of a text's word 5-grams as sorted hashes; a text of fewer than five words is one shingle."""
     hashes = word_hashes(text)
-    return np.unique(ngram_hashes(hashes, min(SHINGLE_WORDS, len(hashes)))) if len(hashes) else hashes
+    return distinct(ngram_hashes(hashes, min(SHINGLE_WORDS, len(hashes)))) if len(hashes) else hashes
 
 
 def jaccard_similarity(one: Hashes, other: Hashes) -> float:

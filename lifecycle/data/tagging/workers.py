@@ -105,12 +105,30 @@ def _alone[T, R](function: Callable[[T], R], item: T, attempts: int) -> R | Work
     return WorkerDiedError("the process that read it ended: killed, out of memory, or a fault in a library")
 
 
-def call_alone[R](function: Callable[..., R], *arguments: Any) -> R:
-    """`function(*arguments)` in a process of its own, which ends with the call and frees its threads and memory."""
-    with _pool(1, _end_at_once) as pool:
+class Alone:
+    """A process of its own for some calls, which starts with the first of them and ends with this context manager, so
+    that its threads and memory are free."""
+
+    def __init__(self) -> None:
+        self._pool = _pool(1, _end_at_once)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def __call__[R](self, function: Callable[..., R], *arguments: Any) -> R:
+        """`function(*arguments)` there."""
         with _bare_main():
-            result: Future[R] = pool.submit(function, *arguments)
+            result: Future[R] = self._pool.submit(function, *arguments)
         return result.result()
+
+
+def call_alone[R](function: Callable[..., R], *arguments: Any) -> R:
+    """`function(*arguments)` in a process of its own, which ends with the call."""
+    with Alone() as alone:
+        return alone(function, *arguments)
 
 
 def _pool(workers: int, initializer: Callable[[], None]) -> ProcessPoolExecutor:
