@@ -4,6 +4,7 @@
 into billions of nodes.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -22,6 +23,8 @@ class _Loader(yaml.SafeLoader):
         first: dict[Any, yaml.Node] = {}
         for key in keys:
             name = self.construct_object(key, deep=True)
+            if not isinstance(name, Hashable):
+                raise yaml.MarkedYAMLError(problem="a list or mapping as a key", problem_mark=key.start_mark)
             if name in first:
                 before = first[name].start_mark.line + 1
                 raise yaml.MarkedYAMLError(

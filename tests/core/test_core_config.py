@@ -134,6 +134,7 @@ def test_lists_of_sections_are_read_and_named_by_index(folder: Path) -> None:
         ("model: small\nsteps: 3", ("steps.more=3",), r"override 'steps.more=3': steps is not a section"),
         ("model: small", ("steps=[1",), r"override 'steps=\[1': the value is not valid YAML"),
         ("model: small\nsteps: 1\nsteps: 2", (), r"the key 'steps' was given in line 2 already(?s:.*)line 3"),
+        ("model: small\n? [a, b]\n: c", (), r"a list or mapping as a key(?s:.*)line 2"),
         ("model: small\nby_name: {a: small, a: small}", (), r"the key 'a' was given in line 2 already"),
         ("model: small", ("model={d_model: 1, d_model: 2}",), r"the key 'd_model' was given in line 1 already"),
         ("model: small\nby_name: {ab: small}", ("by_name.aa.d_model=1",), r"by_name has no 'aa'; did you mean 'ab'\?"),

@@ -128,8 +128,8 @@ def test_jsonl_uses_the_good_rows_and_lists_the_others(tmp_path: Path) -> None:
     assert [(s.path, s.reason) for s in found if isinstance(s, Skipped)] == [
         ("a.jsonl:2", "broken_row"),
         ("a.jsonl:4", "broken_row"),
-        ("a.jsonl:5", "broken_row"),
-        ("a.jsonl:6", "broken_row"),
+        ("a.jsonl:5", "no_text_column"),
+        ("a.jsonl:6", "no_text_column"),
         ("a.jsonl:7", "empty"),
         ("a.jsonl:8", "too_large"),
         ("a.jsonl:10", "too_large"),
@@ -145,8 +145,10 @@ def test_lone_surrogates_become_replacements_and_are_counted(tmp_path: Path) -> 
 
 
 def test_a_row_file_without_a_usable_row_is_reported_as_such(tmp_path: Path) -> None:
-    found = extract(tmp_path / "a.jsonl", "{broken\n[]\n")
-    assert [s.reason for s in found if isinstance(s, Skipped)] == ["broken_row", "broken_row", "no_usable_row"]
+    damaged = extract(tmp_path / "a.jsonl", '{broken\n[]\n{"text": null}\n')
+    assert [s.reason for s in damaged if isinstance(s, Skipped)] == [*["broken_row"] * 3, "no_text_column"]
+    other = extract(tmp_path / "a.jsonl", '{broken\n{"body": "a"}\n')  # the setting is wrong, not the file
+    assert [s.reason for s in other if isinstance(s, Skipped)] == ["broken_row", "no_text_column", "no_usable_row"]
 
 
 def test_parquet_rows_with_their_format(tmp_path: Path) -> None:

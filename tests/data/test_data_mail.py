@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lifecycle.data.config import SourceConfig
 from lifecycle.data.reading.documents_of import documents_of
 from lifecycle.data.reading.mail import mbox_contents
-from lifecycle.data.reading.raw import Content, UnreadableError
+from lifecycle.data.reading.raw import Content, UnreadableError, raw_batch
 from lifecycle.data.reading.row_parts import row_parts
 
 PLAIN = b"""\
@@ -195,3 +195,11 @@ def test_parts_have_the_mails_of_the_whole(
     parts = row_parts(path, "mbox", size)
     assert [item for part in parts or [None] for item in read_part(part)] == read_part(None)
     assert [part.first_row for part in parts[1:]] == [part.first_row + part.num_rows for part in parts[:-1]]
+
+
+@pytest.mark.parametrize(
+    "value", ["<no address>", "=?utf-7?Q?http://x/+2AA-?=", "=?unicode_escape?Q?http://x/=5Cud800?="]
+)
+def test_an_archive_that_is_no_address_is_none(tmp_path: Path, value: str) -> None:
+    found = document(extract(tmp_path / "a.eml", f"Subject: s\nArchived-At: {value}\n\ntext\n"))
+    assert found.url is None and raw_batch([found])["text"].to_pylist() == ["text\n"]

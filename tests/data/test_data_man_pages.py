@@ -198,6 +198,12 @@ def test_what_is_no_page_or_has_no_end(tmp_path: Path, content: str, reason: str
     assert skipped(extract(tmp_path / "a.1", content)).reason == reason
 
 
+def test_a_line_of_conditions_is_not_read_once_for_each_of_them() -> None:
+    parse_man(f".TH A 1\n.if n {'x' * 100_000}\n")
+    with pytest.raises(UnreadableError, match="a macro or string that is in itself"):
+        parse_man(f".TH A 1\n.if n {'x' * 100_001}\n")
+
+
 LINES = [
     *PAGE.split("\n"),
     *MDOC.split("\n"),

@@ -157,8 +157,8 @@ def test_an_array_is_cut_into_its_values(values: list[Any], chunk: int, indent: 
         ),
         ("[]", [], [("a.json", "empty")]),
         ('{\n "name": "package",\n "version": 1\n}', [], [("a.json", "unknown_format")]),
-        ('{"name": "package"}', [], [("a.json:1", "broken_row"), ("a.json", "no_text_column")]),
-        ('[{"name": "package"}]', [], [("a.json:1", "broken_row"), ("a.json", "no_text_column")]),
+        ('{"name": "package"}', [], [("a.json:1", "no_text_column"), ("a.json", "no_text_column")]),
+        ('[{"name": "package"}]', [], [("a.json:1", "no_text_column"), ("a.json", "no_text_column")]),
     ],
 )  # fmt: skip
 def test_json_that_is_broken_or_something_else(
@@ -182,8 +182,13 @@ def test_csv_gives_the_fields_that_were_written(rows: list[tuple[str, str]], del
 def test_csv_uses_the_good_rows_and_lists_the_others(tmp_path: Path) -> None:
     content = "id,text\n1,one\n2\n3,three,more\n\n4,four\n" + f'5,"{"x" * 500_000}"\n6,six\n7,"never ends\n8,eight\n'
     found = extract(tmp_path / "a.csv", content)
-    assert [entry.text for entry in documents(found)] == ["one", "four", "six", "never ends\n8,eight\n"]
-    assert reasons(found) == [("a.csv:2", "broken_row"), ("a.csv:3", "broken_row"), ("a.csv:5", "too_large")]
+    assert [entry.text for entry in documents(found)] == ["one", "four", "six"]
+    assert reasons(found) == [
+        ("a.csv:2", "broken_row"), ("a.csv:3", "broken_row"), ("a.csv:5", "too_large"), ("a.csv:7", "broken_row"),
+    ]  # fmt: skip
+    last = refused(found)[-1].detail
+    begin = content.index("7,")
+    assert f"a quote that is never closed: bytes {begin} to {len(content)}, the file's end, are lost" in last
 
 
 @pytest.mark.parametrize(
@@ -194,10 +199,41 @@ def test_csv_uses_the_good_rows_and_lists_the_others(tmp_path: Path) -> None:
         (b"text\n\0\0\n", "undecodable"),
         ("", "no_text_column"),
         ("text\n", "empty"),
+        ("text\rone\rtwo\r", "broken_file"),
+        ('text,"label\none,1\ntwo,2\n', "broken_file"),
     ],
 )
 def test_csv_files_without_text(tmp_path: Path, content: str | bytes, reason: str) -> None:
     assert skipped(extract(tmp_path / "a.csv", content)).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "times"),
+    [
+        (pa.timestamp("s"), [10**12, -(10**11), 1704164645], [None, None, "2024-01-02T03:04:05"]),
+        (pa.timestamp("ns"), [10**18], ["2001-09-09T01:46:40"]),
+        (pa.timestamp("us", "Mars/Phobos"), [1704164645 * 10**6], ["2024-01-02T03:04:05Z"]),
+        (pa.timestamp("s", "Asia/Tokyo"), [253402300799, -62135596800], [None, None]),  # 9999 and 1 in UTC
+        (pa.date32(), [10**7, -(10**7), 19724], [None, None, "2024-01-02"]),
+        (pa.date64(), [86_400_000 * 10**7, 86_400_000 * 19724], [None, "2024-01-02"]),
+    ],
+)
+def test_times_that_python_does_not_have_are_none(
+    tmp_path: Path, kind: pa.DataType, values: list[int], times: list[str | None]
+) -> None:
+    table = pa.table({"text": ["a"] * len(values), "date": pa.array(values, kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        assert [entry.time for entry in documents(extract_path(tmp_path / name))] == times
+
+
+def test_numbers_that_json_does_not_have_are_no_metadata(tmp_path: Path) -> None:
+    text = f"---\na: .nan\nb: -.inf\nc: 0x{'f' * 6000}\nd: {'9' * 4000}\ne: 1.5\n---\ntext\n"
+    assert document(extract(tmp_path / "a.md", text)).meta == {"d": int("9" * 4000), "e": 1.5}
+    rows = documents(extract(tmp_path / "a.jsonl", '{"text": "a", "x": NaN, "y": -Infinity, "z": 2}'))
+    assert [row.meta for row in rows] == [{"z": 2}]
 
 
 def test_parquet_columns_of_all_kinds(tmp_path: Path) -> None:

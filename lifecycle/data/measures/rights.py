@@ -100,7 +100,11 @@ def _read(path: Path, stat: tuple[int, int]) -> Forgotten:
     hashes: set[str] = set()
     addresses: set[str] = set()
     hosts: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{path}: no list of text in UTF-8: {error}; correct data.rights") from None
+    for number, line in enumerate(lines, 1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue

@@ -108,19 +108,21 @@ class Opened:
 
     def _rows(self, rows: Iterator[Row], format: str) -> Iterator[Content | Refused]:
         """The rows' contents; raises `UnreadableError` for a file without a single usable one."""
-        num_used = num_refused = 0
+        num_used, reasons = 0, set[str]()
         for item in row_contents(rows, self.path, self.source, self.max_bytes):
-            num_used += isinstance(item, Content)
-            num_refused += isinstance(item, Refused)
+            if isinstance(item, Refused):
+                reasons.add(item.error.reason)
+            else:
+                num_used += 1
             yield item
-        if not num_used + num_refused:
+        if num_used or (reasons and self.part is not None):
+            return
+        if not reasons:
             raise UnreadableError("empty", "no rows")
-        if not num_used and self.part is None:
-            is_meant = (
-                format in ("jsonl", "parquet", "arrow") and not self.depth
-            )  # CSV and JSON often hold something else
-            what = f"no row with text in column {self.source.text_column!r}"
-            raise UnreadableError("no_usable_row" if is_meant else "no_text_column", what)
+        # Where a row is whole and has no text, the wrong column is asked for; CSV and JSON often hold something else.
+        is_meant = format in ("jsonl", "parquet", "arrow") and not self.depth and "no_text_column" in reasons
+        what = f"no row with text in column {self.source.text_column!r}"
+        raise UnreadableError("no_usable_row" if is_meant else "no_text_column", what)
 
     def _members(self, members: Iterator[Member | Refused]) -> Iterator[Content | Refused]:
         """What is in the files of an archive."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from lifecycle.data.reading.decoding import decode
 from lifecycle.data.reading.html_text import parse_html
-from lifecycle.data.reading.raw import Content, Refused, UnreadableError
+from lifecycle.data.reading.raw import Content, Refused, UnreadableError, address_in
 from lifecycle.data.reading.row_parts import MAIL_BEGIN, RowPart
 from lifecycle.data.reading.streams import lines
 from lifecycle.data.reading.times import iso_time
@@ -95,9 +95,9 @@ def parse_mail(content: Content) -> Content:
     meta: dict[str, Any] = {name: headers[name] for name in SHOWN if headers.get(name)}
     if others := len(leaves) - len(texts):
         meta["attachments"] = others
-    address = headers.get("archived-at", "").strip("<> ")
+    address = address_in(headers.get("archived-at", "").strip("<> "))
     return replace(
-        content, data=_text(texts, content.path), meta=content.meta | meta, url=content.url or address or None,
+        content, data=_text(texts, content.path), meta=content.meta | meta, url=content.url or address,
         time=content.time or iso_time(headers.get("date")),
     )  # fmt: skip
 

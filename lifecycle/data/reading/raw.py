@@ -5,6 +5,7 @@ hold: whatever was in a file is in one of its documents or in a `Skipped`.
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ RAW_COLUMNS = pa.schema([
     ("format", pa.string()), ("meta", pa.string()), ("surrogates", pa.int64()),
 ])  # fmt: skip
 SURROGATES = re.compile("[\ud800-\udfff]")
+MOST_BITS = 14_000  # of a number: Python turns 4,300 digits into text, and back, and no more
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\ud800-\udfff]+")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,22 @@ def raw_batch(documents: Sequence[RawDocument]) -> pa.RecordBatch:
 
 
 def plain_values(mapping: dict[Any, Any]) -> dict[str, Any]:
-    """The values that JSON can store without loss; dates become text, nested values are left out."""
-    kept = {str(key): value for key, value in mapping.items() if isinstance(value, str | int | float | bool)}
+    """The values that JSON can store without loss; dates become text, all others are left out: nested ones, NaN and
+    infinity, numbers of thousands of digits."""
+    kept = {str(key): value for key, value in mapping.items() if _is_plain(value)}
     dates = {str(key): value.isoformat() for key, value in mapping.items() if hasattr(value, "isoformat")}
     return kept | dates
+
+
+def _is_plain(value: Any) -> bool:
+    match value:
+        case float():
+            return math.isfinite(value)
+        case int():
+            return value.bit_length() <= MOST_BITS
+    return isinstance(value, str)
+
+
+def address_in(value: Any) -> str | None:
+    """The address that a value is; None for what is none."""
+    return value if isinstance(value, str) and _ADDRESS.fullmatch(value) else None

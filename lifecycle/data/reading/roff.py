@@ -168,6 +168,7 @@ class Roff:
 
     def _run_if(self, is_true: bool, body: str) -> None:
         if is_true:
+            self._expand(len(body))  # of one line with many conditions each is read with all behind it
             self._lines.appendleft(body.lstrip().removeprefix("\\{").lstrip())
             return
         depth = body.count("\\{") - body.count("\\}")

@@ -11,10 +11,12 @@ import math
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
@@ -28,6 +30,7 @@ BATCH = 256  # Parquet rows at a time, fewer if they are long
 BATCH_BYTES = 16 << 20
 ARROW_FILE = b"ARROW1\0\0"
 DELIMITERS = (",", "\t", ";", "|")
+_DAY = timedelta(days=1)  # more than zones differ from UTC: nearer to the first and last year, no local time can be had
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,12 @@ def csv_rows(file: io.BufferedReader, max_bytes: int, text_column: str) -> Itera
     head = file.peek(CHUNK)
     encoding, limit = encoding_of(head), line_limit(max_bytes)
     first = head.split(b"\n", 1)[0].decode(encoding, "replace").rstrip("\r")
-    delimiter = next(
-        (sign for sign in DELIMITERS if text_column in next(csv.reader([first], delimiter=sign), ())), None
-    )
-    if delimiter is None:
-        raise UnreadableError("no_text_column", f"no column {text_column!r} in the first line: {first[:200]!r}")
     csv.field_size_limit(limit)
     source = _CsvLines(file, encoding, limit)
-    records = csv.reader(source, delimiter=delimiter)
+    records = csv.reader(source, delimiter=_delimiter(first, text_column))
     names, number = next(records), 0
+    if source.has_ended:
+        raise UnreadableError("broken_file", f"a quote in the first line is never closed: {first[:200]!r}")
     while True:
         begin = source.at
         try:
@@ -108,9 +108,23 @@ def csv_rows(file: io.BufferedReader, max_bytes: int, text_column: str) -> Itera
             row = UnreadableError("broken_row", f"not CSV: {error}")
         except UnreadableError as error:
             row = error
+        if source.has_ended:
+            what = f"a quote that is never closed: bytes {begin} to {source.at}, the file's end, are lost"
+            row = UnreadableError("broken_row", what)
         if row:
             number += 1
             yield Row(number, row, begin, source.at)
+
+
+def _delimiter(first: str, text_column: str) -> str:
+    """The sign between the names in a first line; raises `UnreadableError` for one without `text_column`."""
+    try:
+        for sign in DELIMITERS:
+            if text_column in next(csv.reader([first], delimiter=sign), ()):
+                return sign
+    except csv.Error:  # lines that end with a carriage return alone are one line
+        raise UnreadableError("broken_file", "no line feed at the end of the first line: save it with LF") from None
+    raise UnreadableError("no_text_column", f"no column {text_column!r} in the first line: {first[:200]!r}")
 
 
 def _csv_row(names: list[str], fields: list[str]) -> dict[str, Any] | UnreadableError:
@@ -121,10 +135,11 @@ def _csv_row(names: list[str], fields: list[str]) -> dict[str, Any] | Unreadable
 
 
 class _CsvLines:
-    """The lines of a file as text; `at` is the offset behind the last one that was read."""
+    """The lines of a file as text; `at` is the offset behind the last one that was read. `has_ended`: whether one more
+    was asked for, which a reader does at the end only inside quotes, or to give no further row."""
 
     def __init__(self, file: io.BufferedReader, encoding: str, limit: int) -> None:
-        self.at = 0
+        self.at, self.has_ended = 0, False
         self._lines, self._encoding = lines(file, limit), encoding
 
     def __iter__(self) -> Iterator[str]:
@@ -132,7 +147,11 @@ class _CsvLines:
 
     def __next__(self) -> str:
         """Raises `UnreadableError` for a line that is lost."""
-        _, self.at, line = next(self._lines)
+        try:
+            _, self.at, line = next(self._lines)
+        except StopIteration:
+            self.has_ended = True
+            raise
         if isinstance(line, UnreadableError):
             raise line
         return line.decode(self._encoding, "replace")
@@ -229,10 +248,36 @@ def _decoded(value: Any) -> Any:
 
 def _readable(column: pa.Array) -> pa.Array:
     """A column whose values Python can have: a text's bytes, since Arrow does not check that they are UTF-8, and times
-    without their nanoseconds."""
+    as `_python_times` has them."""
     kind = _value_type(column.type)
     if _is_text(kind):
         return column.cast(pa.large_binary())
-    if pt.is_timestamp(kind) and kind.unit == "ns":
-        return column.cast(pa.timestamp("us", kind.tz), safe=False)
-    return column
+    return _python_times(column.cast(kind)) if pt.is_timestamp(kind) or pt.is_date(kind) else column
+
+
+def _python_times(column: pa.Array) -> pa.Array:
+    """Times and dates without nanoseconds, in UTC if nobody knows their zone, null outside the years 1 to 9999."""
+    kind = column.type
+    if pt.is_date(kind):
+        return _between(column, date.min, date.max)
+    unit = "us" if kind.unit == "ns" else kind.unit
+    if kind.tz is None:
+        return _between(column.cast(pa.timestamp(unit), safe=False), datetime.min, datetime.max)
+    column = column.cast(pa.timestamp(unit, _known_zone(kind.tz)), safe=False)
+    return _between(column, *(time.replace(tzinfo=UTC) for time in (datetime.min + _DAY, datetime.max - _DAY)))
+
+
+def _known_zone(name: str) -> str:
+    try:
+        pa.scalar(0, pa.timestamp("s", name)).as_py()
+    except pa.ArrowInvalid:
+        return "UTC"
+    return name
+
+
+def _between(column: pa.Array, low: date, high: date) -> pa.Array:
+    """A column of times with null for those before `low` and after `high`."""
+    is_later = pc.call_function("greater_equal", [column, pa.scalar(low, column.type)])
+    is_earlier = pc.call_function("less_equal", [column, pa.scalar(high, column.type)])
+    is_between = pc.call_function("and", [is_later, is_earlier])
+    return pc.call_function("if_else", [is_between, column, pa.scalar(None, column.type)])

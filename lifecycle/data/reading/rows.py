@@ -1,15 +1,12 @@
 """Rows to contents: which columns are a row's text, address, time and licence; the others are its metadata."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lifecycle.data.config import SourceConfig
-from lifecycle.data.reading.raw import Content, Refused, UnreadableError, plain_values
+from lifecycle.data.reading.raw import Content, Refused, UnreadableError, address_in, plain_values
 from lifecycle.data.reading.row_readers import Row
 from lifecycle.data.reading.times import iso_time
-
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\ud800-\udfff]+")
 
 
 def row_contents(rows: Iterable[Row], path: str, source: SourceConfig, max_bytes: int) -> Iterator[Content | Refused]:
@@ -26,7 +23,7 @@ def row_contents(rows: Iterable[Row], path: str, source: SourceConfig, max_bytes
         meta = plain_values({name: value for name, value in row.columns.items() if name != source.text_column})
         yield Content(
             place, source.format or "text", text, meta, begin=row.begin, end=row.end,
-            url=_taken(meta, (source.url_column,), _address), time=_taken(meta, source.time_columns, iso_time),
+            url=_taken(meta, (source.url_column,), address_in), time=_taken(meta, source.time_columns, iso_time),
             license=_taken(meta, (source.license_column,), _license),
         )  # fmt: skip
 
@@ -34,8 +31,10 @@ def row_contents(rows: Iterable[Row], path: str, source: SourceConfig, max_bytes
 def _text(columns: dict[str, Any], name: str, max_bytes: int) -> str:
     text = columns.get(name)
     if not isinstance(text, str):
+        if text is None and name in columns:
+            raise UnreadableError("broken_row", f"null in column {name!r}")
         what = "no" if text is None else f"{type(text).__name__} instead of a string in"
-        raise UnreadableError("broken_row", f"{what} column {name!r}; columns: {', '.join(map(str, columns))}")
+        raise UnreadableError("no_text_column", f"{what} column {name!r}; columns: {', '.join(map(str, columns))}")
     if not text.strip():
         raise UnreadableError("empty", "the row's text is empty")
     if 4 * len(text) > max_bytes and len(text.encode("utf-8", "surrogatepass")) > max_bytes:
@@ -50,10 +49,6 @@ def _taken(meta: dict[str, Any], names: Iterable[str], convert: Callable[[Any], 
             del meta[name]
             return value
     return None
-
-
-def _address(value: Any) -> str | None:
-    return value if isinstance(value, str) and _ADDRESS.fullmatch(value) else None
 
 
 def _license(value: Any) -> str | None:

@@ -2,7 +2,8 @@
 
 They stay between runs, so a killed run goes on where it was, and a source with new files is read as far as it is new.
 A file has its partition's documents and, beside its schema, what of the partition could not be used. A partition that
-fails is tried again, `ATTEMPTS` times in all; then its files count as failed and the others go on.
+fails is tried again, `ATTEMPTS` times in all; then each of its files alone, and those that fail count as failed. One
+whose process dies fails whole.
 """
 
 import json
@@ -88,7 +89,9 @@ class PartitionStore:
             tree = json.loads(metadata[_TAGGED])
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):  # not there, or not whole
             return None
-        return Tagged(tree["num_documents"], tuple(Skipped(**entry) for entry in tree["skipped"]))
+        skipped = tuple(Skipped(**entry) for entry in tree["skipped"])
+        is_failed = any(entry.reason == FAILED for entry in skipped)
+        return None if is_failed else Tagged(tree["num_documents"], skipped)
 
 
 def _path(folder: Path, partition: Partition) -> Path:
@@ -105,6 +108,8 @@ def _make(item: tuple[Partition, Path]) -> Tagged:
         if isinstance(made, Exception):
             made = _written(partition, unfinished)
     if isinstance(made, Exception):
+        made = _without_failing(partition, unfinished, made)
+    if isinstance(made, Exception):
         unfinished.unlink()
         return _failed(partition, made)
     partition.require_unchanged()
@@ -112,8 +117,29 @@ def _make(item: tuple[Partition, Path]) -> Tagged:
     return made
 
 
-def _written(partition: Partition, path: Path) -> Tagged | Exception:
-    """Writes a partition, a batch at a time. What reading it raises is returned: it is the partition's alone."""
+def _without_failing(partition: Partition, path: Path, error: Exception) -> Tagged | Exception:
+    """Writes a partition of those files that do not fail alone; returns an error if none is left."""
+    failed: tuple[Skipped, ...] = ()
+    good: list[SourceFile] = []
+    for entry in partition.files if len(partition.files) > 1 else ():
+        alone = replace(partition, files=(entry,))
+        if (own := _error_of(alone)) is None:
+            good.append(entry)
+        else:
+            failed += _failed(alone, own).skipped
+    return _written(replace(partition, files=tuple(good)), path, failed) if good else error
+
+
+def _error_of(partition: Partition) -> Exception | None:
+    tagging = _Tagging(partition)
+    while tagging.next_batch() is not None:
+        pass
+    return tagging.error
+
+
+def _written(partition: Partition, path: Path, failed: tuple[Skipped, ...] = ()) -> Tagged | Exception:
+    """Writes a partition, a batch at a time, with what had failed in it. What reading it raises is returned: it is the
+    partition's alone."""
     num_documents, tagging = 0, _Tagging(partition)
     with (
         open(path, "wb") as file,
@@ -122,7 +148,7 @@ def _written(partition: Partition, path: Path) -> Tagged | Exception:
         while (batch := tagging.next_batch()) is not None:
             writer.write_batch(batch)
             num_documents += batch.num_rows
-        made = Tagged(num_documents, tuple(tagging.skipped))
+        made = Tagged(num_documents, (*tagging.skipped, *failed))
         writer.add_key_value_metadata({_TAGGED.decode(): json.dumps(asdict(made))})
         writer.close()
         file.flush()
@@ -154,7 +180,7 @@ class _Tagging:
 
 def _failed(partition: Partition, error: Exception) -> Tagged:
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    detail = f"{what} ({ATTEMPTS} times, with {len(partition.files)} files at once)"
+    detail = f"{what} ({ATTEMPTS} times in all, alone too)"
     first = Skipped(partition.source.name, "", FAILED, detail)
     return Tagged(0, tuple(replace(first, path=path) for entry in partition.files for path in _named(entry)))
 
