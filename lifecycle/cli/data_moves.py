@@ -1,6 +1,7 @@
 """What `lifecycle data diff` prints of a comparison: for people, or as JSON for programs."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from lifecycle.data.inspecting.comparison import Amount, Comparison, Fate, Move,
 from lifecycle.data.inspecting.samples import Sample
 from lifecycle.report.format import count, size
 
-SHOWN_CHARS = 300  # of a sample's text
+SHOWN_CHARS = 300  # of a sample's text, or a passage's
+SHOWN_PASSAGES = 5  # of a document, that one side alone cuts
 NAMES = {"kept": "kept", "heldout": "held out", "removed": "removed", None: "not there"}
 SUMS: Mapping[str, Callable[[Moved], bool]] = {
     "unchanged": lambda moved: not moved.has_changed,
@@ -41,6 +43,13 @@ def as_tree(compared: Comparison, folders: Folders) -> dict[str, Any]:
         **{name: _amount(compared.total(is_counted)) for name, is_counted in SUMS.items()},
         "sources": {name: {what: _amount(of) for what, of in own.items()} for name, own in _sources(compared).items()},
         "moves": moves,
+        "cut_differently": {
+            "sources": {
+                name: {side: _amount(of) for side, of in zip(folders, own, strict=True)}
+                for name, own in compared.recut.items()
+            },
+            "samples": [asdict(sample) for sample in compared.recut_samples],
+        },
     }
 
 
@@ -52,6 +61,12 @@ def show(console: Console, compared: Comparison, folders: Folders) -> None:
     for name, is_counted in SUMS.items():
         what = name if name == "unchanged" else f"{name} the kept documents"
         console.print(f"{what}: {_said(compared.total(is_counted))}", markup=False, highlight=False)
+    if compared.recut:
+        a, b = (sum(of, Amount()) for of in zip(*compared.recut.values(), strict=True))
+        line = (
+            f"of the unchanged ones cut differently: {count(a.documents)} ({size(a.bytes)} in A, {size(b.bytes)} in B)"
+        )
+        console.print(line, markup=False, highlight=False)
     if moves := _moves(compared):
         console.print(_moves_table(moves), _sources_table(compared))
     for (before, after), samples in compared.samples.items():
@@ -61,6 +76,23 @@ def show(console: Console, compared: Comparison, folders: Folders) -> None:
             detail = f"\n    {in_line(sample.detail)}" if sample.detail else ""
             console.out(f"{in_line(sample.name)}  {sample.id}{detail}", highlight=False)
             console.out(excerpt(sample.text, SHOWN_CHARS, sample.size), highlight=False)
+    _show_recut(console, compared)
+
+
+def _show_recut(console: Console, compared: Comparison) -> None:
+    if compared.recut_samples:
+        of = sum(amount.documents for amount, _ in compared.recut.values())
+        title = f"cut differently: {len(compared.recut_samples)} of {count(of)}"
+        console.print(f"\n{title}", style="bold", markup=False, highlight=False)
+    for sample in compared.recut_samples:
+        console.out(f"{in_line(sample.name)}  {sample.id}", highlight=False)
+        for side, passages in (("A", sample.only_a), ("B", sample.only_b)):
+            for passage in passages[:SHOWN_PASSAGES]:
+                where = f"only {side} cuts, by {passage.step}, characters {passage.begin:,} to {passage.end:,}"
+                more = "..." if len(passage.text) > SHOWN_CHARS else ""
+                console.out(f"    {where}: {in_line(passage.text[:SHOWN_CHARS])}{more}", highlight=False)
+            if (more := len(passages) - SHOWN_PASSAGES) > 0:
+                console.out(f"    and {more:,} more", highlight=False)
 
 
 def _moves(compared: Comparison) -> dict[Move, Amount]:

@@ -105,3 +105,53 @@ def test_only_the_largest_moves_have_samples(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(comparison, "SAMPLED_MOVES", 1)
     found = compared(tmp_path, rows({"a": ["kept"], "b": ["kept"], "c": ["rare"]}), rows({"c": ["kept"]}))
     assert [*found.samples] == [(FATES["kept"], Fate())]
+
+
+def cuts(text: str, *spans: tuple[str, int, int]) -> list[dict[str, Any]] | None:
+    return [{"step": step, "begin": b, "end": e, "text": text[b:e]} for step, b, e in spans] or None
+
+
+spans = st.lists(
+    st.tuples(st.integers(0, 12), st.integers(1, 6)).map(lambda s: (s[0], min(s[0] + s[1], 12))), max_size=4
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(spans, spans), min_size=1, max_size=6))
+def test_documents_that_are_cut_differently(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]]
+) -> None:
+    sides: list[list[dict[str, Any]]] = [[], []]
+    texts = [f"text {number} of it" for number in range(len(pairs))]
+    for text, pair in zip(texts, pairs, strict=True):
+        for rows, own in zip(sides, pair, strict=True):
+            own = [(begin, end) for begin, end in sorted(own) if begin < end]
+            rows.append(document(text, cuts=cuts(text, *(("lines", *span) for span in own)), text_bytes=len(own)))
+    found = compared(tmp_path_factory.mktemp("sides"), *sides, num_samples=len(pairs))
+
+    def characters(passages: Any) -> set[int]:
+        return {at for passage in passages or () for at in range(passage["begin"], passage["end"])}
+
+    gone = {a["id"]: [characters(side["cuts"]) for side in (a, b)] for a, b in zip(*sides, strict=True)}
+    differ = {name for name, (a, b) in gone.items() if a != b}
+    amounts = [Amount(len(differ), sum(row["text_bytes"] for row in side if row["id"] in differ)) for side in sides]
+    assert found.recut == ({"s": tuple(amounts)} if differ else {})
+    assert {sample.id for sample in found.recut_samples} == differ
+    for sample in found.recut_samples:
+        a, b = gone[sample.id]
+        text = texts[int(sample.name.split()[1])]
+        for passages, expected in ((sample.only_a, a - b), (sample.only_b, b - a)):
+            assert characters(passage._asdict() for passage in passages) == expected
+            assert all(text[passage.begin : passage.end] == passage.text for passage in passages)
+
+
+def test_what_moved_or_is_cut_the_same_by_other_steps_is_not_cut_differently(tmp_path: Path) -> None:
+    text = "one two three"
+    a = [
+        document(text, cuts=cuts(text, ("lines", 0, 3), ("substrings", 3, 7))),
+        document("moved", cuts=cuts("moved", ("l", 0, 1))),
+    ]
+    b = [document(text, cuts=cuts(text, ("decontamination", 0, 7))), document("moved", split="heldout")]
+    found = compared(tmp_path, a, b)
+    assert not found.recut and not found.recut_samples
+    assert found.total(lambda moved: moved.has_changed) == Amount(1, 5)

@@ -1,8 +1,9 @@
-"""Two selections compared: which documents entered and left the training text, which moved otherwise, and samples.
+"""Two selections compared: which documents entered and left the training text, which moved otherwise, which are cut
+differently, and samples.
 
 Documents are the same if their ids are, hashes of source and text: one whose text a setting changes has left, and
 another one has entered. Copies share an id: the i-th best fate of an id on one side is compared with the i-th best on
-the other. What must hold: memory does not grow with the documents. Their records, 36 bytes each, are put into temporary
+the other. What must hold: memory does not grow with the documents. Their records, 44 bytes each, are put into temporary
 files by their ids, and compared file by file.
 """
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import Split
+from lifecycle.data.inspecting.recut import Pair, Recut, cut_marks, read_recut
 from lifecycle.data.inspecting.samples import Keys, Place, Sample, Smallest, draw_keys, read_samples
 from lifecycle.data.inspecting.selected import Part, id_numbers, num_documents, read_parts
 
@@ -26,10 +28,10 @@ IN_FILE = 1 << 18  # records, about
 BUFFERED = 1 << 17  # records until they are put into the files
 SAMPLED_MOVES = 30  # the largest
 RECORD = np.dtype(
-    [("id", "<u8", 2), ("number", "<u8"), ("bytes", "<u4"), ("source", "<u4"), ("fate", "<u4")]
-)  # `number`: of the document in its split; `fate` and `source`: numbers of `_Names`
+    [("id", "<u8", 2), ("number", "<u8"), ("cut", "<u8"), ("bytes", "<u4"), ("source", "<u4"), ("fate", "<u4")]
+)  # `number`: of the document in its split; `cut`: of `cut_marks`; `fate` and `source`: numbers of `_Names`
 
-_ABSENT, _HELDOUT = 0, 2  # numbers of fates; those of removals are larger
+_ABSENT, _KEPT, _HELDOUT = range(3)  # numbers of fates; those of removals are larger
 
 type Records = NDArray[np.void]
 type Side = Literal["a", "b"]
@@ -88,10 +90,13 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many documents went where, and samples of the largest moves."""
+    """How many documents went where, and samples of the largest moves; by source what stayed and is cut differently, in
+    A and in B, and samples of that."""
 
     amounts: Mapping[Moved, Amount]
     samples: Mapping[Move, Sequence[Sample]]
+    recut: Mapping[str, tuple[Amount, Amount]]
+    recut_samples: Sequence[Recut]
 
     def by[Key](self, key: Callable[[Moved], Key | None]) -> dict[Key, Amount]:
         """The amounts with the same key, the largest first; without those whose key is None."""
@@ -115,7 +120,7 @@ def compare(a: Path, b: Path, num_samples: int, progress: Progress) -> Compariso
     with tempfile.TemporaryDirectory(prefix="lifecycle-diff-") as scratch:
         for side, folder in zip(SIDES, (a, b), strict=True):
             files = _Files(Path(scratch), side, num_files)
-            for part in read_parts(folder, ("id", "source", "text_bytes", "step", "reason")):
+            for part in read_parts(folder, ("id", "source", "text_bytes", "step", "reason", "cuts")):
                 files.add(names.records(part))
                 done += part.rows.num_rows
                 progress.update(done)
@@ -124,7 +129,7 @@ def compare(a: Path, b: Path, num_samples: int, progress: Progress) -> Compariso
         for number in range(num_files):
             moves.add(*_aligned(*(np.fromfile(_path(Path(scratch), side, number), RECORD) for side in SIDES)))
             progress.update(number + 1)
-    compared = Comparison(moves.amounts(names), {})
+    compared = Comparison(moves.amounts(names), {}, moves.recut(names), read_recut(a, b, moves.recut_pairs()))
     largest = list(compared.by(lambda moved: moved.move if moved.has_changed else None))[:SAMPLED_MOVES]
     return replace(compared, samples=moves.samples({"a": a, "b": b}, names, largest))
 
@@ -134,7 +139,7 @@ class _Names:
 
     def __init__(self) -> None:
         self.sources: dict[str, int] = {}
-        self.fates = {Fate(): _ABSENT, Fate("kept"): _ABSENT + 1, Fate("heldout"): _HELDOUT}
+        self.fates = {Fate(): _ABSENT, Fate("kept"): _KEPT, Fate("heldout"): _HELDOUT}
 
     def records(self, part: Part) -> Records:
         """The records of some documents."""
@@ -142,6 +147,7 @@ class _Names:
         records = np.zeros(rows.num_rows, RECORD)
         records["id"], records["bytes"] = id_numbers(rows), rows["text_bytes"].to_numpy()
         records["number"] = np.arange(part.first, part.first + rows.num_rows)
+        records["cut"] = cut_marks(rows["cuts"])
         records["source"] = _numbers(rows["source"], self.sources, lambda name: name)
         if part.split == "removed":
             both = pa.StructArray.from_arrays([rows["step"], rows["reason"]], ["step", "reason"])
@@ -186,7 +192,7 @@ def _aligned(a: Records, b: Records) -> tuple[Records, Records]:
     """The records of both sides with one place for each document, all zeros where a side does not have it."""
     records = np.concatenate([a, b])
     is_b = np.arange(len(records)) >= len(a)
-    order = np.lexsort((records["fate"], is_b, records["id"][:, 1], records["id"][:, 0]))
+    order = np.lexsort((records["cut"], records["fate"], is_b, records["id"][:, 1], records["id"][:, 0]))
     begins = _changes(records["id"][order, 0], records["id"][order, 1], is_b[order])
     copy = np.zeros(len(records), np.int64)  # of the documents with its id on its side, the how-manieth it is
     copy[order] = np.arange(len(order)) - np.flatnonzero(begins)[np.cumsum(begins) - 1]
@@ -211,6 +217,8 @@ class _Moves:
     def __init__(self, num_samples: int) -> None:
         self._amounts: dict[tuple[int, int, int], Amount] = {}  # by source and fates
         self._drawn: Smallest[tuple[Side, int]] = Smallest(num_samples)  # by fates: side, and number in its split there
+        self._recut: dict[int, tuple[Amount, Amount]] = {}  # by source
+        self._drawn_recut: Smallest[Pair] = Smallest(num_samples)
 
     def add(self, before: Records, after: Records) -> None:
         """Takes in documents, each at the same place of both sides."""
@@ -223,7 +231,27 @@ class _Moves:
         for source, own_before, own_after, num, size in found.tolist():
             kind = (source, own_before, own_after)
             self._amounts[kind] = self._amounts.get(kind, Amount()) + Amount(num, size)
-        self._draw(before, after, draw_keys(documents["id"], 0))
+        drawn = draw_keys(documents["id"], 0)
+        self._draw(before, after, drawn)
+        self._add_recut(before, after, drawn)
+
+    def _add_recut(self, before: Records, after: Records, keys: Keys) -> None:
+        fate = before["fate"]
+        is_text = (fate == _KEPT) | (fate == _HELDOUT)
+        places = np.flatnonzero(is_text & (fate == after["fate"]) & (before["cut"] != after["cut"]))
+        for source in np.unique(before["source"][places]).tolist():
+            own = places[before["source"][places] == source]
+            sums = (Amount(len(own), int(side["bytes"][own].sum(dtype=np.int64))) for side in (before, after))
+            known = self._recut.get(source, (Amount(), Amount()))
+            of_a, of_b = (amount + more for amount, more in zip(known, sums, strict=True))
+            self._recut[source] = of_a, of_b
+
+        def pair(at: int) -> Pair:
+            row = places[at]
+            split: Split = "kept" if fate[row] == _KEPT else "heldout"
+            return Pair(split, int(before["number"][row]), int(after["number"][row]))
+
+        self._drawn_recut.offer(None, keys[places], pair)
 
     def _draw(self, before: Records, after: Records, keys: Keys) -> None:
         changed = np.flatnonzero(before["fate"] != after["fate"])
@@ -242,6 +270,15 @@ class _Moves:
             Moved(sources[source], fates[before], fates[after]): amount
             for (source, before, after), amount in self._amounts.items()
         }
+
+    def recut(self, names: _Names) -> dict[str, tuple[Amount, Amount]]:
+        """By source what is cut differently."""
+        sources = list(names.sources)
+        return {sources[source]: amounts for source, amounts in sorted(self._recut.items())}
+
+    def recut_pairs(self) -> list[Pair]:
+        """Some documents that are cut differently."""
+        return self._drawn_recut.of(None)
 
     def samples(self, folders: Mapping[Side, Path], names: _Names, moves: Iterable[Move]) -> dict[Move, list[Sample]]:
         """Samples of these moves, read from the sides' folders."""
