@@ -30,6 +30,7 @@ from lifecycle.data.measures.quality_config import LinesConfig, QualityConfig
 Format = Literal["text", "markdown", "rst", "html", "latex", "man", "mail", "code", "python_dict"]
 PiiKind = Literal["email", "phone", "ip", "iban", "card", "national_id", "secret"]
 LEAST_KEY_BYTES = 32
+MOST = 1_000_000_000  # of what is counted: Arrow's arrays of texts end at 2 GB
 UNKNOWN = "unknown"  # a licence
 
 # Folders with generated files, third-party packages or a tool's own state, and what `datasets` notes of its files.
@@ -203,11 +204,11 @@ class DedupConfig(Section):
     bands: int = Field(default=14, ge=1, le=128)
     rows: int = Field(default=8, ge=1, le=32)
     # A line, or a paragraph, that stands in more documents is cut from all but the first so many; None: from none.
-    lines: int | None = Field(default=None, ge=1)
-    paragraphs: int | None = Field(default=None, ge=1)
+    lines: int | None = Field(default=None, ge=1, le=MOST)
+    paragraphs: int | None = Field(default=None, ge=1, le=MOST)
     # A passage of at least so many words that stands twice is cut where it stands again; None: none is. Lee et al. cut
     # from 50 tokens on (arXiv:2107.06499), which are some 40 words.
-    substrings: int | None = Field(default=None, ge=10)
+    substrings: int | None = Field(default=None, ge=10, le=MOST)
     max_cut: float = Field(default=0.8, gt=0, le=1)  # a document that would lose more of its text is removed whole
 
     @model_validator(mode="after")
@@ -230,7 +231,7 @@ class DecontaminationConfig(Section):
 
     action: Literal["drop", "cut"] = "drop"
 
-    ngram: int = Field(default=13, ge=5)  # words
+    ngram: int = Field(default=13, ge=5, le=1000)  # words
     min_overlap: float = Field(default=0.5, gt=0, le=1)  # share of the n-grams of either side
 
 
@@ -263,7 +264,7 @@ class DataConfig(Section):
 
     preset_folder: ClassVar[str | None] = "data"
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    max_document_bytes: int = Field(default=5_000_000, ge=1)  # larger files and rows are skipped and listed
+    max_document_bytes: int = Field(default=5_000_000, ge=1, le=MOST)  # larger files and rows are skipped and listed
     # An error if a larger share of the files, or of the rows in them, cannot be used. Left out of keys: it decides
     # whether there is a result, not which.
     max_skipped: float = Field(default=0.05, ge=0, le=1, exclude=True)

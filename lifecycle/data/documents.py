@@ -132,6 +132,13 @@ def tagged_documents(folder: Path) -> list[Stretch]:
     return stretches_of(document_files(folder, TAGGED), 0)
 
 
+def require_columns(stretches: Sequence[Stretch], schema: pa.Schema) -> None:
+    """Raises `ArtifactError` for documents with other columns than this version gives them."""
+    for path in sorted({stretch.path for stretch in stretches}):
+        if not pq.read_schema(path).equals(schema):
+            raise ArtifactError(f"{path}: another version made it; delete its folder and run the same command again")
+
+
 def stretches_of(files: Iterable[Path], first: int) -> list[Stretch]:
     """The documents of some files, in their order; `first`: the ordinal of the first one."""
     stretches: list[Stretch] = []

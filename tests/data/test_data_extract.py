@@ -144,6 +144,11 @@ def test_lone_surrogates_become_replacements_and_are_counted(tmp_path: Path) -> 
     assert columns["surrogates"] == 2 and json.loads(columns["meta"]) == {"note": "kept \ud800"}
 
 
+def test_what_is_said_of_a_row_can_be_written(tmp_path: Path) -> None:
+    found = extract(tmp_path / "a.jsonl", '{"\\ud800": 1}\n{"text": "a"}\n')
+    assert [s.detail for s in found if isinstance(s, Skipped)] == ["no column 'text'; columns: \ufffd"]
+
+
 def test_a_row_file_without_a_usable_row_is_reported_as_such(tmp_path: Path) -> None:
     damaged = extract(tmp_path / "a.jsonl", '{broken\n[]\n{"text": null}\n')
     assert [s.reason for s in damaged if isinstance(s, Skipped)] == [*["broken_row"] * 3, "no_text_column"]

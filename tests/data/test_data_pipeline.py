@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from document_tables import data_config
 from hypothesis import given
@@ -172,7 +173,7 @@ def test_useless_sources_are_errors(tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "rows.jsonl").write_text("{broken\n{too\n")
-    with pytest.raises(ConfigError, match=r"rows\.jsonl: no row with text.*rows\.jsonl:1: not JSON"):
+    with pytest.raises(ConfigError, match=r"rows\.jsonl: no row with text.*; not JSON: .*max_skipped"):
         prepare(folder, tmp_path / "a")
     (folder / "rows.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"read: 0 documents from 1 files \(empty 1\)"):
@@ -240,3 +241,24 @@ def test_a_large_corpus_holds_out_no_more_text_than_asked() -> None:
 )
 def test_the_file_that_a_document_is_a_part_of(path: str, file: str) -> None:
     assert file_of(path) == file
+
+
+def test_documents_that_another_version_tagged_are_refused(corpus: Path, tmp_path: Path) -> None:
+    tagging = tag(corpus, tmp_path / "a")
+    (tagged,) = tagging.glob("tagged-*.parquet")
+    pq.write_table(pq.read_table(tagged).drop_columns("address"), tagged)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ArtifactError, match=r"tagged-00000\.parquet: another version made it; delete its folder"):
+        prepare_documents(tagging, data_config(str(corpus)), tmp_path / "out", Silent(), 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_document_bytes": 2**64 - 1}, {"dedup": {"lines": 2**63}}, {"dedup": {"paragraphs": 2**63}},
+        {"dedup": {"substrings": 2**63}}, {"decontamination": {"ngram": 2**64 - 1}},
+    ],
+)  # fmt: skip
+def test_numbers_that_no_corpus_reaches_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="less than or equal to"):
+        data_config("corpus", **settings)

@@ -17,7 +17,7 @@ from lifecycle.data.reading.code_language import language_of_program
 from lifecycle.data.reading.documents_of import documents_of
 from lifecycle.data.reading.epub import epub_contents
 from lifecycle.data.reading.mail import mbox_contents
-from lifecycle.data.reading.raw import Content, RawDocument, Refused, Skipped, UnreadableError
+from lifecycle.data.reading.raw import SURROGATES, Content, RawDocument, Refused, Skipped, UnreadableError
 from lifecycle.data.reading.row_parts import RowPart
 from lifecycle.data.reading.row_readers import Row, arrow_rows, csv_rows, json_lines, json_rows, parquet_rows
 from lifecycle.data.reading.rows import row_contents
@@ -44,7 +44,7 @@ def extract_file(entry: SourceFile, source: SourceConfig, max_bytes: int) -> Ite
             if is_empty:
                 raise UnreadableError("empty", f"no document in the {entry.format}")
     except UnreadableError as error:
-        yield Skipped(source.name, entry.path, error.reason, str(error))
+        yield _skipped(source, entry.path, error)
     except OSError as error:
         what = "a folder that cannot be listed" if entry.file.is_dir() else error.strerror or str(error)
         yield Skipped(source.name, entry.path, "unreadable", what)
@@ -56,7 +56,13 @@ def _documents(item: Content | Refused, source: SourceConfig) -> Iterator[RawDoc
             raise item.error
         yield from documents_of(item, source)
     except UnreadableError as error:
-        yield Skipped(source.name, item.path, error.reason, str(error))
+        yield _skipped(source, item.path, error)
+
+
+def _skipped(source: SourceConfig, path: str, error: UnreadableError) -> Skipped:
+    """As it can be written: names of members and of columns may have lone surrogates."""
+    path, detail = (SURROGATES.sub("\ufffd", text) for text in (path, str(error)))
+    return Skipped(source.name, path, error.reason, detail)
 
 
 @dataclass(frozen=True)
@@ -108,10 +114,10 @@ class Opened:
 
     def _rows(self, rows: Iterator[Row], format: str) -> Iterator[Content | Refused]:
         """The rows' contents; raises `UnreadableError` for a file without a single usable one."""
-        num_used, reasons = 0, set[str]()
+        num_used, reasons = 0, dict[str, UnreadableError]()  # the first fault of each kind
         for item in row_contents(rows, self.path, self.source, self.max_bytes):
             if isinstance(item, Refused):
-                reasons.add(item.error.reason)
+                reasons.setdefault(item.error.reason, item.error)
             else:
                 num_used += 1
             yield item
@@ -121,7 +127,7 @@ class Opened:
             raise UnreadableError("empty", "no rows")
         # Where a row is whole and has no text, the wrong column is asked for; CSV and JSON often hold something else.
         is_meant = format in ("jsonl", "parquet", "arrow") and not self.depth and "no_text_column" in reasons
-        what = f"no row with text in column {self.source.text_column!r}"
+        what = f"no row with text in column {self.source.text_column!r}; {next(iter(reasons.values()))}"
         raise UnreadableError("no_usable_row" if is_meant else "no_text_column", what)
 
     def _members(self, members: Iterator[Member | Refused]) -> Iterator[Content | Refused]:

@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 from lifecycle.core.files import write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
-from lifecycle.data.documents import PIECE, SPLITS, DocumentWriter, Split, Stretch, num_documents, tagged_documents
+from lifecycle.data.documents import (
+    PIECE,
+    SPLITS,
+    DocumentWriter,
+    Split,
+    Stretch,
+    num_documents,
+    require_columns,
+    tagged_documents,
+)
 from lifecycle.data.measures.filters import document_steps, joined_steps
 from lifecycle.data.measures.steps import DocumentStep, MapStep
 from lifecycle.data.selecting.contaminated_passages import cut_contaminated
@@ -105,6 +114,7 @@ def prepare_documents(
     reading, stretches, steps = read_reading(tagging), tagged_documents(tagging), document_steps(config)
     cut = [CutStretch.of(stretch) for stretch in stretches]
     schema = tagged_schema(config)
+    require_columns(stretches, schema)
     joins = joined_steps(config)
     chosen = _chosen(stretches, steps, joins, [name for name in schema.names if name not in LARGE])
     removed, is_heldout = REMOVALS.empty_table(), np.zeros_like(chosen)
