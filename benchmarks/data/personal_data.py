@@ -24,7 +24,14 @@ from lifecycle.data.personal.pii import MaskPii
 
 def audited(texts: list[str], step: MaskPii) -> tuple[pa.RecordBatch, float]:
     num = len(texts)
-    columns = {"text": texts, "meta": ["{}"] * num, "format": ["text"] * num, "language": ["en"] * num}
+    columns = {
+        "text": texts,
+        "meta": ["{}"] * num,
+        "format": ["text"] * num,
+        "language": ["en"] * num,
+        "url": [None] * num,
+        "path": ["p"] * num,
+    }
     batch = pa.record_batch([pa.array(column, pa.string()) for column in columns.values()], list(columns))
     start = time.process_time()
     return step(batch), time.process_time() - start

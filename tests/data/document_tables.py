@@ -14,6 +14,7 @@ from lifecycle.data.measures.filters import document_steps
 from lifecycle.data.measures.steps import DocumentStep, run_steps
 from lifecycle.data.reading.raw import RawDocument, raw_batch
 from lifecycle.data.selecting.selection import removed_documents, select
+from lifecycle.data.web_names import ADDRESS_BYTES, address_hash
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ def table_of(texts: Sequence[str], source: str = "s") -> pa.Table:
     """Documents that have a text, a source and a path; nothing is measured."""
     documents = [raw(text, path=f"f{number}", source=source) for number, text in enumerate(texts)]
     return numbered(pa.Table.from_batches([raw_batch(documents)]))
+
+
+def at_addresses(documents: pa.Table, urls: Sequence[str | None]) -> pa.Table:
+    """The documents with hashes of other addresses."""
+    hashes = pa.array([None if url is None else address_hash(url) for url in urls], pa.binary(ADDRESS_BYTES))
+    return documents.set_column(documents.schema.get_field_index("address"), "address", hashes)
 
 
 def stored(documents: pa.Table, folder: Path) -> list[Stretch]:

@@ -105,9 +105,13 @@ def test_a_passage_takes_the_marks_beside_it_along(text: str, passage: str, foun
 
 def test_a_cut_document_has_its_passages_beside_it(tmp_path: Path) -> None:
     text = "\u00e9 one EMAIL two\nmenu URL\nthree IP four\n"
-    kind = pa.list_(pa.struct([("begin", pa.int64()), ("end", pa.int64())]))
+    found = ("EMAIL", "URL", "IP")
+    kind = pa.list_(pa.struct([("column", pa.string()), ("begin", pa.int64()), ("end", pa.int64())]))
     places = [
-        [{"begin": text.index(word), "end": text.index(word) + len(word)} for word in ("EMAIL", "URL", "IP")],
+        [
+            *({"column": "text", "begin": text.index(word), "end": text.index(word) + len(word)} for word in found),
+            {"column": "url", "begin": 99, "end": 100},
+        ],
         None,
     ]
     documents = numbered(pa.table({
@@ -129,7 +133,9 @@ def test_a_cut_document_has_its_passages_beside_it(tmp_path: Path) -> None:
     tagged = cut.tagged()
     first, other = with_passages(without_cuts(tagged, cut), tagged, cut).to_pylist()
     assert first["text"] == "\u00e9 one EMAIL two\n\nIP four\n" and first["text_bytes"] == len(first["text"].encode())
-    assert [first["text"][span["begin"] : span["end"]] for span in first["pii_spans"]] == ["EMAIL", "IP"]
+    *of_text, of_url = first["pii_spans"]
+    assert [first["text"][span["begin"] : span["end"]] for span in of_text] == ["EMAIL", "IP"]
+    assert of_url == {"column": "url", "begin": 99, "end": 100}
     assert [(own["step"], own["text"]) for own in first["cuts"]] == [("lines", "menu URL\n"), ("words", "three")]
     assert all(text[own["begin"] : own["end"]] == own["text"] for own in first["cuts"])
     assert (other["text"], other["cuts"], other["x"]) == ("other\n", None, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from document_tables import table_of, verdicts
+from document_tables import at_addresses, table_of, verdicts
 from duplicates import WORDS, made_texts, named_in, removed_of, signed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,8 +90,7 @@ def test_a_part_of_the_documents_is_compared_by_its_ordinals(tmp_path: Path) -> 
 
 def test_documents_of_one_address_are_one_if_so_asked(tmp_path: Path) -> None:
     urls = ["https://www.example.org/a/", None, "http://example.org/a#top", "http://example.org/b", None]
-    documents = table_of(["one", "two", "three", "three", "two"])
-    documents = documents.set_column(documents.schema.get_field_index("url"), "url", pa.array(urls, pa.string()))
+    documents = at_addresses(table_of(["one", "two", "three", "three", "two"]), urls)
     removed = removed_of(documents, tmp_path / "asked", DedupConfig(addresses=True))
     # The third has left when the fourth is looked at, so its text stays.
     assert [*zip(removed["ordinal"].to_pylist(), removed["detail"].to_pylist(), strict=True)] == [

@@ -1,6 +1,7 @@
 """Masking: what counts as personal, what must be left alone, source code that still parses, idempotence, audits."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.config import PiiKind
-from lifecycle.data.personal.masking import Span, find, mask, windows_of
+from lifecycle.data.personal.masking import MASKS, Span, find, mask, windows_of
 from lifecycle.data.personal.pii import KINDS, MaskPii, pii_step
 from lifecycle.data.personal.pii_rule import Sign, Where
+from lifecycle.data.personal.places import masked_places
+from lifecycle.data.web_names import address_hash, host_of
 
 
 def look(
@@ -266,3 +269,65 @@ def test_strings_in_metadata_are_masked_too() -> None:
     assert isinstance(step, MaskPii)
     row, _ = judged(pii_step(data_config()), raw("x", author="Jane <jane@company.org>", year=2024), language="en")
     assert row["meta"] == '{"author": "Jane <EMAIL_ADDRESS>", "year": 2024}' and row["pii_email"] == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://a.org/?email=a@b.org&x=1", "https://a.org/?email=EMAIL_ADDRESS&x=1"),
+        ("https://a.org/u/jane%40company.org/a%20b", "https://a.org/u/EMAIL_ADDRESS/a%20b"),
+        ("https://a.org/a%2Fb%20c?d=%41", "https://a.org/a%2Fb%20c?d=%41"),  # nothing is found: nothing changes
+        ("https://a.org/?tel=%2B44%2020%207946%200958", "https://a.org/?tel=PHONE_NUMBER"),
+        ("https://a.org/2024/01/02/1234567890123456", "https://a.org/2024/01/02/1234567890123456"),
+        ("https://jane@company.org/", "https://EMAIL_ADDRESS@company.org/"),
+        ("https://bot:correct-h0rse-b@db.company.org/x", "https://SECRET_KEY@db.company.org/x"),
+        ("mailto:jane@company.org", "mailto:EMAIL_ADDRESS"),
+        ("https://93.184.216.34:80/?from=93.184.216.34", "https://93.184.216.34:80/?from=IP_ADDRESS"),
+        (None, None),
+    ],
+)
+def test_addresses_are_masked_but_their_hosts(url: str | None, expected: str | None) -> None:
+    row, _ = judged(pii_step(data_config()), replace(raw("no word"), url=url), language="en")
+    assert row["url"] == expected and row["text"] == "no word"
+    assert row["address"] == (None if url is None else address_hash(url))
+    masks = {"EMAIL_ADDRESS": "email", "PHONE_NUMBER": "phone", "SECRET_KEY": "secret", "IP_ADDRESS": "ip"}
+    found = [(masks[row["url"][span["begin"] : span["end"]]], span["column"]) for span in row["pii_spans"]]
+    assert [kind for kind, _ in found] == [kind for mask, kind in masks.items() if mask in (expected or "")]
+    assert all(row[f"pii_{kind}"] == 1 and column == "url" for kind, column in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("mail/jane@company.org/in.mbox:12", "mail/EMAIL_ADDRESS/in.mbox:12"),
+        ("jane@company.org.txt", "EMAIL_ADDRESS.txt"), ("jane@company.org.jsonl.gz:3", "EMAIL_ADDRESS.jsonl.gz:3"),
+        ("all.tar#to/jane@company.org", "all.tar#to/EMAIL_ADDRESS"), ("icon@2x.png", "icon@2x.png"),
+        ("2024-01-02/1234567890123456.txt", "2024-01-02/1234567890123456.txt"),
+    ],
+)  # fmt: skip
+def test_paths_are_masked_but_the_numbers_of_their_rows(path: str, expected: str) -> None:
+    row, _ = judged(pii_step(data_config()), raw("é a@b.de", path=path), language="en")
+    assert row["path"] == expected and row["pii_email"] == 1 + ("EMAIL" in expected)
+    assert all(row[span["column"]][span["begin"] : span["end"]] == "EMAIL_ADDRESS" for span in row["pii_spans"])
+
+
+def test_kinds_that_are_kept_stay_in_addresses_and_count() -> None:
+    url = "https://jane@company.org/%41?to=a%40b.org&from=a@b.org"
+    row, _ = judged(pii_step(data_config(pii={"keep": ["email"]})), replace(raw("x"), url=url), language="en")
+    assert row["url"] == url and row["pii_email"] == 2
+    assert [url[span["begin"] : span["end"]] for span in row["pii_spans"]] == ["jane", "a@b.org"]
+
+
+ADDRESS_PIECES = ["https://", "//", "jane@company.org", "%40", "@", "a.org", "/", "?q=", "#", "[", "]", ":", "é", " ",
+                  "+4915112345678", "%2B", "93.184.216.34", "user:pa55w0rd-x@", "%", "%C3", "\t"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(ADDRESS_PIECES), max_size=8).map("".join))
+def test_masked_addresses_have_their_host_and_nothing_more_to_mask(url: str) -> None:
+    for column in ("url", "path"):
+        masked = masked_places(column, [url], ["en"]).get(0)
+        if masked is not None:
+            assert all(again.text == masked.text for again in masked_places(column, [masked.text], ["en"]).values())
+            data = masked.text.encode()
+            assert all(data[span.begin : span.end].decode() == MASKS[span.kind] for span in masked.spans)
+            assert column == "path" or host_of(url) in ("", host_of(masked.text))  # "": it is broken

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from document_tables import data_config, stored, table_of
+from document_tables import at_addresses, data_config, stored, table_of
 from duplicates import made_texts, named_in, removed_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,8 +71,7 @@ def test_each_step_keeps_the_preferred_document(tmp_path: Path) -> None:
     base = " ".join(f"word{number}" for number in range(200))
     texts = ["one", "two", base, base.replace("word150", "new"), base, "three", "two"]
     urls = ["http://a.org", "http://a.org", None, None, None, None, None]
-    documents = table_of(texts)
-    documents = documents.set_column(documents.schema.get_field_index("url"), "url", pa.array(urls, pa.string()))
+    documents = at_addresses(table_of(texts), urls)
     removed = removed_of(documents, tmp_path, DedupConfig(addresses=True), ranks=[6, 5, 4, 3, 0, 1, 2])
     rows = [tuple(row.values()) for row in removed.sort_by("ordinal").to_pylist()]
     assert [(ordinal, step) for ordinal, step, _, _ in rows] == [

@@ -1,5 +1,6 @@
 """Rights: licences by SPDX's expressions, lists of what is to be forgotten, and addresses in one spelling."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.measures.filters import document_steps
-from lifecycle.data.measures.web_names import canonical, host_of, hosts_above
 from lifecycle.data.selecting.selection import select
+from lifecycle.data.web_names import canonical, host_of, hosts_above
 
 
 def documents(**columns: list[Any]) -> pa.Table:
     """Tagged documents with some columns replaced."""
     count = len(next(iter(columns.values())))
-    table = tagged([raw(f"text {number}", source="mine", path=f"p{number}") for number in range(count)])
+    urls = columns.pop("url", [None] * count)
+    rows = [raw(f"text {number}", source="mine", path=f"p{number}") for number in range(count)]
+    table = tagged([replace(row, url=url) for row, url in zip(rows, urls, strict=True)])
     for name, values in columns.items():
         at = table.schema.get_field_index(name)
         table = table.set_column(at, name, pa.array(values, table.schema.field(at).type))
@@ -57,6 +60,25 @@ def test_what_is_to_be_forgotten(tmp_path: Path) -> None:
     assert len(removed(table, opt_outs={"mine": [str(tmp_path / "list.txt")]})) == 4
     (tmp_path / "list.txt").write_text("other.org\n")  # a longer or shorter list counts at once
     assert removed(table, forget=[str(tmp_path / "list.txt")]).keys() == {4}
+
+
+def test_a_masked_address_is_forgotten_by_the_whole_one(tmp_path: Path) -> None:
+    whole = "https://a.org/users/jane@company.org?tel=%2B442079460958"
+    table = documents(url=[whole, "https://john@company.org:8080/", "https://93.184.216.34/a"])
+    masked = table["url"].to_pylist()
+    assert masked == [
+        "https://a.org/users/EMAIL_ADDRESS?tel=PHONE_NUMBER", "https://EMAIL_ADDRESS@company.org:8080/",
+        "https://93.184.216.34/a",
+    ]  # fmt: skip
+    alike = documents(url=[whole, whole.replace("jane", "john")])  # masked alike, and no duplicates
+    assert len(set(alike["url"].to_pylist())) == 1 and len(set(alike["address"].to_pylist())) == 2
+    derived = documents(url=masked)  # rows that a model has written of these documents
+    for lines, forgotten in (
+        (whole, {0}), ("http://company.org:8080", {1}), ("a.org", {0}), ("company.org\n93.184.216.34", {1, 2}),
+    ):  # fmt: skip
+        (tmp_path / "list.txt").write_text(lines)
+        for rows in (table, derived):
+            assert removed(rows, forget=[str(tmp_path / "list.txt")]).keys() == forgotten
 
 
 def test_lists_that_cannot_be_used(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from lifecycle.data.documents import SPLITS, Split
 from lifecycle.data.inspecting.selected import read_where
+from lifecycle.data.measures.language import UNDETERMINED
 from lifecycle.data.measures.steps import DocumentStep, Limit
+from lifecycle.data.personal.places import masked_places
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.selecting.funnel import CUTTING, GLOBAL_STEPS, HELDOUT_SPLIT
 
@@ -56,10 +58,15 @@ def _is_named(rows: pa.RecordBatch, first: int, name: str) -> NDArray[np.bool_]:
     del first
     source, _, path = name.partition(":")
     ids, sources, paths = (rows[column].to_numpy(zero_copy_only=False) for column in ("id", "source", "path"))
-    flags = (paths == name) | ((sources == source) & (paths == path))
+    flags = np.isin(paths, _spellings(name)) | ((sources == source) & np.isin(paths, _spellings(path)))
     if _ID.fullmatch(name):
         flags |= np.strings.startswith(ids.astype(str), name)
     return flags
+
+
+def _spellings(path: str) -> list[str]:
+    """A path as it was, and as it is once it is masked."""
+    return [path, *(masked.text for masked in masked_places("path", [path], [UNDETERMINED]).values())]
 
 
 def unread(skipped: Sequence[Skipped], name: str) -> list[Skipped]:

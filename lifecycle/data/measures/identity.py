@@ -9,7 +9,6 @@ import pyarrow as pa
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.rights import rights_rules
 from lifecycle.data.measures.steps import DocumentStep
-from lifecycle.data.measures.web_names import canonical
 
 HASH_BYTES = 16
 
@@ -17,19 +16,16 @@ HASH_BYTES = 16
 @dataclass(frozen=True)
 class Identify:
     """`id`: 32 hexadecimal digits, the same in every run that reads the same text from a source of the same name.
-    `content`: a hash of the text; `address`: one of its address, in one spelling, null where there is none."""
+    `content`: a hash of the text."""
 
-    columns: ClassVar[pa.Schema] = pa.schema([
-        ("id", pa.string()), ("content", pa.binary(HASH_BYTES)), ("address", pa.binary(HASH_BYTES)),
-    ])  # fmt: skip
+    columns: ClassVar[pa.Schema] = pa.schema([("id", pa.string()), ("content", pa.binary(HASH_BYTES))])
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Columns `id`, `content` and `address`."""
+        """Columns `id` and `content`."""
         pairs = zip(batch["source"].to_pylist(), batch["text"].to_pylist(), strict=True)
         contents = [(source, text.encode()) for source, text in pairs]
         ids = [_hash(f"{source}\0".encode() + text).hex() for source, text in contents]
-        addresses = [None if url is None else _hash(canonical(url).encode()) for url in batch["url"].to_pylist()]
-        columns = (ids, [_hash(text) for _, text in contents], addresses)
+        columns = (ids, [_hash(text) for _, text in contents])
         arrays = [pa.array(column, kind) for column, kind in zip(columns, self.columns.types, strict=True)]
         return pa.record_batch(arrays, schema=self.columns)
 

@@ -7,7 +7,7 @@ a longer list reads no source again.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +19,10 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import local_file
 from lifecycle.core.web_address import shown
 from lifecycle.data.config import RightsConfig
+from lifecycle.data.measures.language import UNDETERMINED
 from lifecycle.data.measures.steps import Failure, Rule
-from lifecycle.data.measures.web_names import canonical, host_of, hosts_above
+from lifecycle.data.personal.places import masked_places
+from lifecycle.data.web_names import address_hash, canonical, host_of, hosts_above
 
 _DIGITS = re.compile(r"[0-9a-fA-F]{32}")
 _HOST = re.compile(r"(?:[\w-]+\.)+[\w-]+")
@@ -31,6 +33,7 @@ class Forgotten(NamedTuple):
 
     hashes: frozenset[str]  # ids and contents
     addresses: frozenset[str]
+    address_hashes: frozenset[bytes]
     hosts: frozenset[str]
 
 
@@ -62,11 +65,11 @@ class Forget:
     def __call__(self, documents: pa.Table) -> Iterator[Failure]:
         """The documents that are to be forgotten."""
         forgotten = read_list(self.place)
-        columns = documents.select(["ordinal", "source", "id", "content", "url"]).to_pydict()
-        for ordinal, source, name, content, url in zip(*columns.values(), strict=True):
+        columns = documents.select(["ordinal", "source", "id", "content", "address", "url"]).to_pydict()
+        for ordinal, source, name, content, address, url in zip(*columns.values(), strict=True):
             if self.source not in (None, source):
                 continue
-            if found := _entry_of(forgotten, name, content.hex(), url):
+            if found := _entry_of(forgotten, name, content.hex(), address, url):
                 yield Failure(ordinal, "forgotten", f"{Path(self.place).name} has {found}")
 
 
@@ -98,7 +101,7 @@ def read_list(place: str) -> Forgotten:
 def _read(path: Path, stat: tuple[int, int]) -> Forgotten:
     del stat
     hashes: set[str] = set()
-    addresses: set[str] = set()
+    given: list[str] = []  # addresses as they are written
     hosts: set[str] = set()
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -111,22 +114,30 @@ def _read(path: Path, stat: tuple[int, int]) -> Forgotten:
         if _DIGITS.fullmatch(entry):
             hashes.add(entry.lower())
         elif "://" in entry:
-            addresses.add(canonical(entry))
+            given.append(entry)
         elif _HOST.fullmatch(entry):
             hosts.add(entry.lower())
         else:
             raise ConfigError(f"{path}:{number}: {entry!r} is no id, hash, address with :// or name of a host")
-    return Forgotten(frozenset(hashes), frozenset(addresses), frozenset(hosts))
+    return Forgotten(frozenset(hashes), frozenset(map(canonical, given)), frozenset(_hashes(given)), frozenset(hosts))
 
 
-def _entry_of(forgotten: Forgotten, name: str, content: str, url: str | None) -> str | None:
-    """What of a document is on the list, for its reason."""
+def _hashes(addresses: Sequence[str]) -> Iterator[bytes]:
+    """The hashes of some addresses, and of what is left of them once they are masked: what a model has written of a
+    document has that."""
+    yield from map(address_hash, addresses)
+    masked = masked_places("url", addresses, [UNDETERMINED] * len(addresses))
+    yield from (address_hash(address.text) for address in masked.values())
+
+
+def _entry_of(forgotten: Forgotten, name: str, content: str, address: bytes | None, url: str | None) -> str | None:
+    """What of a document is on the list, for its reason; `url` may be masked, all of it but its host."""
     if name in forgotten.hashes:
         return f"its id {name}"
     if content in forgotten.hashes:
         return f"its content {content}"
     if url is None:
         return None
-    if canonical(url) in forgotten.addresses:
+    if address in forgotten.address_hashes:
         return f"its address {url}"
     return next((f"its host {host}" for host in hosts_above(host_of(url)) if host in forgotten.hosts), None)

@@ -22,8 +22,8 @@ from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.classifier import read_classifier, score
 from lifecycle.data.measures.rights import read_list
 from lifecycle.data.measures.steps import DocumentStep, Limit, Rule
-from lifecycle.data.measures.web_names import canonical, host_of, hosts_above
 from lifecycle.data.ngrams import Hashes, folded_characters, ngram_hashes, utf8, word_hashes
+from lifecycle.data.web_names import canonical, host_of, hosts_above
 
 SHOWN = 20  # lines of a list, in an error
 _MARKS = re.compile(r"[!@#$%*+=^|~<>\\]")  # that people write for letters

@@ -20,27 +20,31 @@ from lifecycle.data.config import DataConfig, PiiKind
 from lifecycle.data.measures.steps import DocumentStep, Limit
 from lifecycle.data.personal.masking import Span, mask, windows_of
 from lifecycle.data.personal.pii_rule import Where
+from lifecycle.data.personal.places import Column, masked_places
 
+PLACES: tuple[Column, ...] = ("url", "path")
 KINDS: tuple[PiiKind, ...] = get_args(PiiKind)
 _SPANS = pa.list_(pa.struct([
-    ("kind", pa.string()), ("rule", pa.string()), ("begin", pa.int64()), ("end", pa.int64()), ("hash", pa.string()),
+    ("column", pa.string()), ("kind", pa.string()), ("rule", pa.string()), ("begin", pa.int64()), ("end", pa.int64()),
+    ("hash", pa.string()),
 ]))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MaskPii:
-    """`text` and the strings in `meta`, masked, how many of each kind `text` has, and where: `pii_spans`.
+    """`text`, `url`, `path` and the strings in `meta`, masked, how many of each kind the first three have, and where:
+    `pii_spans`.
 
-    A span names the kind and the rule that found it, and its place in the characters of `text` as it is written, where
-    it or its mask is. With a key it has a hash of the value (BLAKE2b; digits without what separates them, addresses in
-    lower case), which nobody without the key can compare with anything.
+    A span names its column, the kind and the rule that found it, and its place in the characters of the column as it is
+    written, where it or its mask is. With a key it has a hash of the value (BLAKE2b; digits without what separates
+    them, addresses in lower case), which nobody without the key can compare with anything.
     """
 
     kept: tuple[PiiKind, ...] = ()
     hash_key: bytes | None = field(default=None, repr=False)
     columns: ClassVar[pa.Schema] = pa.schema([
-        ("text", pa.string()), ("meta", pa.string()), *((f"pii_{kind}", pa.int64()) for kind in KINDS),
-        ("pii_spans", _SPANS),
+        ("text", pa.string()), *((column, pa.string()) for column in PLACES), ("meta", pa.string()),
+        *((f"pii_{kind}", pa.int64()) for kind in KINDS), ("pii_spans", _SPANS),
     ])  # fmt: skip
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -52,23 +56,31 @@ class MaskPii:
         for number, windows in windows_of(batch["text"]):
             before = batch["text"][number].as_py().encode()
             text, spans = mask(before, windows, wheres[number], self.kept)
-            rows[number] = self._rows(text, spans)
+            rows[number] = self._rows("text", text, spans)
             if text != before:
                 changed[number] = text.decode()
+        places = [self._masked_places(batch, column, rows) for column in PLACES]
         counts = [Counter(row["kind"] for row in document) for document in rows]
         columns = (pa.array([count[kind] for count in counts], pa.int64()) for kind in KINDS)
         texts, metas = _with(batch["text"], changed), _with(batch["meta"], self._changed_metas(batch["meta"], wheres))
-        return pa.record_batch([texts, metas, *columns, pa.array(rows, _SPANS)], schema=self.columns)
+        return pa.record_batch([texts, *places, metas, *columns, pa.array(rows, _SPANS)], schema=self.columns)
 
-    def _rows(self, text: bytes, spans: Sequence[Span]) -> list[dict[str, Any]]:
+    def _masked_places(self, batch: pa.RecordBatch, column: Column, rows: list[list[dict[str, Any]]]) -> pa.Array:
+        """A column of addresses or paths, masked; what was found is added to the rows of `pii_spans`."""
+        found = masked_places(column, batch[column].to_pylist(), batch["language"].to_pylist(), self.kept)
+        for number, masked in found.items():
+            rows[number] += self._rows(column, masked.text.encode(), masked.spans)
+        return _with(batch[column], {number: masked.text for number, masked in found.items()})
+
+    def _rows(self, column: str, text: bytes, spans: Sequence[Span]) -> list[dict[str, Any]]:
         """`pii_spans` of a text: places in its bytes become places in its characters."""
         rows: list[dict[str, Any]] = []
         at = chars = 0
         for span in spans:
             begin = chars + len(text[at : span.begin].decode())
             at, chars = span.end, begin + len(text[span.begin : span.end].decode())
-            row = {"kind": span.kind, "rule": span.rule, "begin": begin, "end": chars, "hash": self._hash(span)}
-            rows.append(row)
+            about = {"column": column, "kind": span.kind, "rule": span.rule}
+            rows.append(about | {"begin": begin, "end": chars, "hash": self._hash(span)})
         return rows
 
     def _hash(self, span: Span) -> str | None:

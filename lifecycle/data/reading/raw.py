@@ -13,13 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from lifecycle.data.web_names import ADDRESS_BYTES, address_hash
+
 # The input columns of the map steps. `url` and `time` (ISO 8601) are null where nothing is known of them, `begin` and
-# `end` where a document is no span of bytes (see `Content`). `meta` is a JSON object; `surrogates` counts lone
-# surrogates, which Arrow cannot store and which became U+FFFD in the text.
+# `end` where a document is no span of bytes (see `Content`). `address` is a hash of `url` in one spelling, by which
+# documents are compared once it is masked. `meta` is a JSON object; `surrogates` counts lone surrogates, which Arrow
+# cannot store and which became U+FFFD in the text.
 RAW_COLUMNS = pa.schema([
     ("text", pa.string()), ("source", pa.string()), ("path", pa.string()), ("url", pa.string()),
-    ("time", pa.string()), ("begin", pa.int64()), ("end", pa.int64()), ("license", pa.string()),
-    ("format", pa.string()), ("meta", pa.string()), ("surrogates", pa.int64()),
+    ("address", pa.binary(ADDRESS_BYTES)), ("time", pa.string()), ("begin", pa.int64()), ("end", pa.int64()),
+    ("license", pa.string()), ("format", pa.string()), ("meta", pa.string()), ("surrogates", pa.int64()),
 ])  # fmt: skip
 SURROGATES = re.compile("[\ud800-\udfff]")
 MOST_BITS = 14_000  # of a number: Python turns 4,300 digits into text, and back, and no more
@@ -98,6 +101,7 @@ def raw_batch(documents: Sequence[RawDocument]) -> pa.RecordBatch:
     rows = [
         {
             "text": document.text, "source": document.source, "path": document.path, "url": document.url,
+            "address": None if document.url is None else address_hash(document.url),
             "time": document.time, "begin": document.begin, "end": document.end, "license": document.license,
             "format": document.format, "surrogates": document.num_surrogates,
             "meta": json.dumps(document.meta, sort_keys=True),  # ASCII: metadata may contain lone surrogates

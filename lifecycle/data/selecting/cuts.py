@@ -223,7 +223,7 @@ def _chars_before(data: bytes) -> NDArray[np.int64]:
 
 
 def _moved(spans: Sequence[dict[str, Any]], data: bytes, pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
-    """Spans of characters where they are now; without those that are cut."""
+    """Spans of characters where they are now; without those that are cut. Those of other columns stay."""
     chars, new = _chars_before(data), 0
     places: list[tuple[int, int, int]] = []
     for piece in pieces:
@@ -233,8 +233,9 @@ def _moved(spans: Sequence[dict[str, Any]], data: bytes, pieces: Sequence[Piece]
         new += end - begin
     for span in spans:
         for begin, end, by in places:
-            if begin <= span["begin"] and span["end"] <= end:
+            if begin <= span["begin"] and span["end"] <= end and span["column"] == "text":
                 yield span | {"begin": span["begin"] + by, "end": span["end"] + by}
+    yield from (span for span in spans if span["column"] != "text")
 
 
 def _replaced(column: pa.ChunkedArray, where: NDArray[np.bool_], values: list[Any]) -> pa.Array:

@@ -15,13 +15,14 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.documents import Split, Stretch, document_files, stretches_of
 from lifecycle.data.measures.identity import HASH_BYTES
 from lifecycle.data.selecting.similarity import shingles
+from lifecycle.data.web_names import ADDRESS_BYTES
 
 FILES = "signatures"  # the prefix of the files' names
 SHINGLES = "shingles"  # the column
 TAKEN: tuple[Split, ...] = ("kept", "heldout")
 _SCHEMA = pa.schema([
     ("source", pa.string()), ("path", pa.string()), ("content", pa.binary(HASH_BYTES)),
-    ("address", pa.binary(HASH_BYTES)), ("bands", pa.list_(pa.uint64())), (SHINGLES, pa.list_(pa.uint64())),
+    ("address", pa.binary(ADDRESS_BYTES)), ("bands", pa.list_(pa.uint64())), (SHINGLES, pa.list_(pa.uint64())),
 ])  # fmt: skip
 
 

@@ -1,9 +1,16 @@
 """Addresses of pages in one spelling, so that two that lead to the same page are equal."""
 
 from collections.abc import Iterator
+from hashlib import blake2b
 from urllib.parse import SplitResult, urlsplit
 
+ADDRESS_BYTES = 16  # of its hash
 _PORTS = {"http": 80, "https": 443}
+
+
+def address_hash(url: str) -> bytes:
+    """The same for all spellings of an address."""
+    return blake2b(canonical(url).encode(), digest_size=ADDRESS_BYTES).digest()
 
 
 def canonical(url: str) -> str:
