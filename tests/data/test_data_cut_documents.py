@@ -19,6 +19,7 @@ from lifecycle.data.tagging.tagging import tag_documents
 
 NOTICE = "This page is part of the archive; write to archive@company.org for more of it.\n"
 PASSAGE = " ".join(f"passage{number}" for number in range(30))
+FEW = f"{' '.join(f'few{number}' for number in range(16))}.\n"  # of a page that is mostly notices
 ASKED = 6  # the page that has the question; it is not held out
 QUESTION = " ".join(f"question{number}" for number in range(30))
 SETTINGS = {
@@ -45,6 +46,7 @@ def selected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
         text += f"\n{QUESTION}\n\n{essay(number + 200)}" if number == ASKED else ""
         (sources / f"page{number:02d}.txt").write_text(text)
     (sources / "menu.txt").write_text(NOTICE * 2)
+    (sources / "rest.txt").write_text(f"{FEW}{NOTICE * 8}")
     rows = folder / "eval.jsonl"
     rows.write_text(json.dumps({"prompt": QUESTION}) + "\n")
     (folder / "tagging").mkdir()
@@ -84,6 +86,7 @@ def test_documents_stand_cut_with_their_passages_beside_them(selected: tuple[Pat
     rows = {row["path"]: row for split in SPLITS for row in read_documents(out, split)}
     menu = rows.pop("menu.txt")
     assert (menu["step"], menu["reason"], menu["cuts"]) == (None, None, None)  # it comes first
+    del rows["rest.txt"]
     assert len(rows) == 12
     cut = [path for path, row in sorted(rows.items()) if "archive" not in row["text"]]
     assert cut == sorted(rows)[2:] and all(rows[path]["step"] is None for path in rows)
@@ -105,6 +108,22 @@ def test_why_shows_what_was_cut(selected: tuple[Path, Path, dict[str, Any]]) -> 
     shown = {passage.step: passage.measured for passage in passages(fate, steps)}
     assert "This page is part of the archive" in shown["repeated_lines"][0]
     assert PASSAGE[:100] in shown["repeated_substrings"][0] and "repeated_paragraphs" not in shown
+
+
+def test_one_that_is_mostly_cut_is_whole_with_what_would_have_gone(
+    selected: tuple[Path, Path, dict[str, Any]],
+) -> None:
+    folder, out, _ = selected
+    (fate,) = find_documents(out, "rest.txt")
+    notices = NOTICE.replace("archive@company.org", "EMAIL_ADDRESS") * 8
+    assert (fate.split, fate.row["reason"], fate.row["text"]) == ("removed", "mostly_repeated", FEW + notices)
+    assert "".join(cut["text"] for cut in fate.row["cuts"]) == notices
+    assert [cut["step"] for cut in fate.row["cuts"]] == ["repeated_lines"] * len(fate.row["cuts"])
+    last = list(passages(fate, document_steps(data_config(str(folder / "sources"), **SETTINGS))))[-1]
+    assert last.step == "repeated_lines" and last.measured[0].startswith(f"would cut characters {len(FEW)} to ")
+    (reason,) = last.reasons
+    share = f"87% of the text stands in documents before it (passages: {len(fate.row['cuts'])})"
+    assert reason == f"mostly_repeated: {share}: more than dedup.max_cut=0.8"
 
 
 def test_workers_change_no_byte(selected: tuple[Path, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,8 +131,8 @@ def test_a_document_that_is_mostly_repeated_is_removed_with_its_reason() -> None
     left, removed = cut(texts, lines=1)
     assert left[0] == texts[0]
     assert removed == {
-        1: "91% of the text stands in documents before it",
-        2: "100% of the text stands in documents before it",
+        1: "91% of the text stands in documents before it (passages: 3): more than dedup.max_cut=0.8",
+        2: "100% of the text stands in documents before it (passages: 1): nothing would stay",
     }
     assert set(cut(texts, lines=1, max_cut=1)[1]) == {2}  # nothing is left of it
 

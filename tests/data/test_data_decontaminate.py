@@ -152,8 +152,8 @@ def test_rows_in_parquet_and_line_separators_within_a_row(tmp_path: Path) -> Non
     assert [found.text for found in eval_items([path])] == ["one\u2028two\x85three"]
 
 
-def cut(texts: list[str], items: list[TestItem], format: str = "text") -> tuple[list[str], list[str | None]]:
-    """What is left of each text if what it shares is cut, and why it is removed all the same."""
+def cut(texts: list[str], items: list[TestItem], format: str = "text") -> tuple[list[str], list[list[str]]]:
+    """What is left of each text if what it shares is cut, and all reasons why it is removed all the same."""
     documents = table_of(texts, "train")
     at = documents.schema.get_field_index("format")
     documents = documents.set_column(at, "format", pa.array([format] * len(texts)))
@@ -164,7 +164,8 @@ def cut(texts: list[str], items: list[TestItem], format: str = "text") -> tuple[
         found, index = decontaminate(stretches, chosen, items, CONFIG, Native(1), folder, Silent())
         after, left = cut_contaminated(stretches, found, index.live_lookup(), Native(1), folder, Silent())
         return [text for own in after for text in own.read(["text"])["text"].to_pylist()], [
-            verdict.reason for verdict in verdicts(documents, left)
+            [entry["detail"] if entry["reason"] == "in_pieces" else entry["reason"] for entry in verdict.reasons or ()]
+            for verdict in verdicts(documents, left)
         ]
 
 
@@ -172,7 +173,7 @@ def test_what_is_shared_is_cut_with_a_margin() -> None:
     question, before, after = prose(1, 40), prose(5, 300), prose(6, 300)
     clean = prose(4, 100)
     left, reasons = cut([f"{before} {question.upper()}! {after}\n", clean], [item(question)])
-    assert reasons == [None, None] and left[1] == clean
+    assert reasons == [[], []] and left[1] == clean
     first, second = left[0].rstrip("\n").split("\n\n")
     assert before.startswith(first) and after.endswith(second)
     for piece, whole in ((first, before), (second, after)):
@@ -183,21 +184,24 @@ def test_short_pieces_go_and_what_nothing_is_left_of_is_removed() -> None:
     question = prose(1, 40)
     near_begin = f"{prose(2, 60)} {question} {prose(3, 300)}"  # 60 words less 200 characters: a short piece
     left, reasons = cut([near_begin, f"{prose(7, 50)} {question} {prose(8, 50)}", question], [item(question)])
-    assert reasons == [None, "heldout_overlap", "heldout_overlap"]
+    nothing = ["heldout_overlap", "not cut: nothing of 200 characters and more would stay"]
+    assert reasons == [[], nothing, nothing]
     assert prose(3, 300).endswith(left[0])
 
 
-@pytest.mark.parametrize(("times", "reason"), [(9, None), (10, "heldout_overlap")])
-def test_a_document_in_many_pieces_is_removed(times: int, reason: str | None) -> None:
+@pytest.mark.parametrize(
+    ("times", "reasons"), [(9, []), (10, ["heldout_overlap", "not cut: 11 pieces would stay, more than 10"])]
+)
+def test_a_document_in_many_pieces_is_removed(times: int, reasons: list[str]) -> None:
     question = prose(1, 40)
     text = " ".join(f"{prose(10 + number, 150)} {question}" for number in range(times)) + f" {prose(9, 150)}"
-    assert cut([text], [item(question)])[1] == [reason]
+    assert cut([text], [item(question)])[1] == [reasons]
 
 
 def test_source_code_is_removed_whole() -> None:
     question = prose(1, 40)
     text = f"{prose(5, 300)} {question} {prose(6, 300)}"
-    assert cut([text], [item(question)], "code") == ([text], ["heldout_overlap"])
+    assert cut([text], [item(question)], "code") == ([text], [["heldout_overlap"]])
 
 
 @pytest.mark.parametrize("language", ["w", "\u00e9", "\u4e2d"])
@@ -212,6 +216,6 @@ def test_nothing_of_the_items_is_left(language: str) -> None:
     left, reasons = cut(texts, items)
     lookup = OverlapIndex(items, CONFIG.ngram).lookup
     changed = [after for before, after in zip(texts, left, strict=True) if after != before]
-    assert len(changed) > 10 and reasons.count(None) > 10
+    assert len(changed) > 10 and reasons.count([]) > 10
     kept = zip(texts, left, reasons, strict=True)
-    assert all(lookup.match(after) is None for before, after, reason in kept if reason is None and after != before)
+    assert all(lookup.match(after) is None for before, after, own in kept if not own and after != before)

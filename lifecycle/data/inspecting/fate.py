@@ -90,20 +90,21 @@ def passages(fate: Fate, steps: Sequence[DocumentStep]) -> Iterator[Passage]:
         if name == HELDOUT_SPLIT and fate.split == "heldout":
             yield Passage(name, (), ("held out to be measured on",))
             return
-        cuts, own = tuple(_cuts(fate.row, name)), tuple(reasons.get(name, ()))
+        cuts, own = tuple(_cuts(fate, name)), tuple(reasons.get(name, ()))
         if cuts or own or name not in CUTTING:
             yield Passage(name, cuts, own)
         if own:
             return
 
 
-def _cuts(row: dict[str, Any], step: str) -> Iterator[str]:
-    """What a step has cut out of a document that stays."""
-    found = [cut for cut in row["cuts"] or () if cut["step"] == step]
+def _cuts(fate: Fate, step: str) -> Iterator[str]:
+    """What a step has cut out of a document that stays, or would have cut out of one that is removed."""
+    found = [cut for cut in fate.row["cuts"] or () if cut["step"] == step]
+    what = "would cut" if fate.split == "removed" else "cut"
     for cut in found[:SHOWN]:
         text = " ".join(cut["text"].split())
         shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
-        yield f"cut characters {cut['begin']:,} to {cut['end']:,}: {shown}"
+        yield f"{what} characters {cut['begin']:,} to {cut['end']:,}: {shown}"
     if more := found[SHOWN:]:
         yield f"and {len(more):,} more, of {sum(cut['end'] - cut['begin'] for cut in more):,} characters"
 

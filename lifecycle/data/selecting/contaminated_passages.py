@@ -24,6 +24,7 @@ from lifecycle.data.selecting.decontaminate import STEP
 from lifecycle.data.selecting.document_text import DocumentText, within
 from lifecycle.data.selecting.overlap_index import Lookup
 from lifecycle.data.selecting.repeats import pieces_of
+from lifecycle.data.selecting.selection import removals
 from lifecycle.data.tagging.engine import Engine
 
 MARGIN = 200  # characters that go at either side of an n-gram
@@ -34,8 +35,8 @@ MOST_PIECES = 10
 def cut_contaminated(
     stretches: Sequence[CutStretch], removed: pa.Table, lookup: Lookup, engine: Engine, folder: Path, progress: Progress
 ) -> tuple[list[CutStretch], pa.Table]:
-    """The stretches without what the removed documents share with items, and the removals that remain. `folder` must
-    outlive them."""
+    """The stretches without what the removed documents share with items, and the removals that remain, with the reason
+    why these documents were not cut. `folder` must outlive the stretches."""
     lookup.save(folder)
     chosen = np.zeros(stretches[-1].end if stretches else 0, bool)
     chosen[removed["ordinal"].to_numpy()] = True
@@ -44,7 +45,8 @@ def cut_contaminated(
     )
     changed = [np.unique(stretch.files[-1].read().ordinals) for stretch in cut]
     saved = np.setdiff1d(np.concatenate([np.zeros(0, np.int64), *changed]), [failure.ordinal for failure in failures])
-    return cut, removed.filter(pa.array(~np.isin(removed["ordinal"].to_numpy(), saved)))
+    removed = removed.filter(pa.array(~np.isin(removed["ordinal"].to_numpy(), saved)))
+    return cut, pa.concat_tables([removed, removals(STEP, failures)])
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,15 @@ class InPieces:
         left, _ = left_of(data, spans)
         shared = merged(_with_margins(text, _shared_ngrams(text, lookup)))
         num_pieces = int((_lengths(text, shared) > 0).sum())
-        if left.strip() and num_pieces <= MOST_PIECES and lookup.match(left.decode()) is None:
+        if not left.strip():
+            why = f"nothing of {MARGIN} characters and more would stay"
+        elif num_pieces > MOST_PIECES:
+            why = f"{num_pieces} pieces would stay, more than {MOST_PIECES}"
+        elif lookup.match(left.decode()) is not None:
+            why = "what would stay shares words with a test item across an earlier cut"
+        else:
             return None
-        return Failure(text.ordinal, "in_pieces", f"{num_pieces} pieces")
+        return Failure(text.ordinal, "in_pieces", f"not cut: {why}")
 
 
 def _shared_ngrams(text: DocumentText, lookup: Lookup) -> Spans:

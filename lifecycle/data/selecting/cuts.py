@@ -1,8 +1,9 @@
 """Passages that are cut from documents which stay: where they are recorded, and what is left of a text.
 
 A cut is a span of the bytes of a document's text as it was tagged, whichever step makes it, so steps need not know
-what others have cut. Each step writes its cuts to files, a batch for each stretch. Documents that are removed keep
-their whole text; those that stay have the passages beside what is left, so nothing is lost.
+what others have cut. Each step writes its cuts to files, a batch for each stretch. Documents that stay have the
+passages beside what is left, so nothing is lost; those that are removed have their whole text, and beside it what would
+have gone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from lifecycle.data.documents import Stretch
 
-# The passages that were cut from a document, in order, in characters of the text as it was tagged; null for none.
+# The passages that steps cut from a document, or would have cut from one that is removed, in order, in characters of
+# the text as it was tagged; null for none.
 CUTS = pa.field("cuts", pa.list_(pa.struct([
     ("step", pa.string()), ("begin", pa.int64()), ("end", pa.int64()), ("text", pa.string()),
 ])))  # fmt: skip
@@ -198,7 +200,7 @@ def without_cuts(documents: pa.Table, stretch: CutStretch) -> pa.Table:
 
 
 def with_passages(documents: pa.Table, tagged: pa.Table, stretch: CutStretch) -> pa.Table:
-    """Cut documents of a stretch with the column `CUTS`; `tagged` has the texts of the stretch before."""
+    """Documents of a stretch with the column `CUTS`; `tagged` has the texts of the stretch before."""
     cuts = [(own.step, own.read()) for own in stretch.files]
     ordinals = documents["ordinal"].to_numpy()
     is_cut = np.isin(ordinals, np.concatenate([np.zeros(0, np.int64), *(own.ordinals for _, own in cuts)]))

@@ -79,7 +79,9 @@ class MostlyCut:
         share = 1 - len(left) / len(text.data)
         if share <= self.max_cut and left.strip():
             return None
-        return Failure(text.ordinal, "mostly_repeated", f"{share:.0%} of the text stands in documents before it")
+        found = f"{share:.0%} of the text stands in documents before it (passages: {len(spans):,})"
+        why = f"more than dedup.max_cut={self.max_cut:g}" if left.strip() else "nothing would stay"
+        return Failure(text.ordinal, "mostly_repeated", f"{found}: {why}")
 
 
 def write_cuts(

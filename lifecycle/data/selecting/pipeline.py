@@ -93,7 +93,7 @@ class Selection:
             yield {
                 "kept": with_passages(kept_documents(training), documents, stretch),
                 "heldout": with_passages(kept_documents(heldout), documents, stretch),
-                "removed": removed.append_column(CUTS, pa.nulls(len(removed), CUTS.type)),
+                "removed": with_passages(removed, documents, stretch),
             }
 
 
