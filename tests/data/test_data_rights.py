@@ -86,7 +86,7 @@ def test_lists_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"list\.txt:2: 'nonsense' is no id"):
         removed(documents(url=["x"]), forget=[str(tmp_path / "list.txt")])
     (tmp_path / "list.txt").write_bytes("café.org\n".encode("cp1252"))
-    with pytest.raises(ConfigError, match=r"list\.txt: no list of text in UTF-8: .* position 3"):
+    with pytest.raises(ConfigError, match=r"list\.txt: no list of text: .* position 3.*; save it as UTF-8"):
         removed(documents(url=["x"]), forget=[str(tmp_path / "list.txt")])
     with pytest.raises(ConfigError, match="No such file"):
         removed(documents(url=["x"]), forget=[str(tmp_path / "none.txt")])

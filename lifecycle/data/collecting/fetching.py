@@ -20,6 +20,7 @@ from lifecycle.data.collecting.archive import Archive, Entry
 from lifecycle.data.collecting.requests import Answer, FetchError, Manners, ask, server_of
 from lifecycle.data.collecting.robots import Robots
 from lifecycle.data.reading.warc import FORMAT_OF_TYPE
+from lifecycle.data.user_lists import list_lines
 
 PASSING = (429, 500, 502, 503, 504)
 MOVED = (301, 302, 303, 307, 308)
@@ -41,7 +42,7 @@ class Fetched:
 
 def read_list(path: Path) -> list[str]:
     """The addresses of a file, one a line; empty lines and those that begin with # are left out."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in list_lines(path))
     return [line for line in lines if line and not line.startswith("#")]
 
 

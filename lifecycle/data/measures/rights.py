@@ -22,6 +22,7 @@ from lifecycle.data.config import RightsConfig
 from lifecycle.data.measures.language import UNDETERMINED
 from lifecycle.data.measures.steps import Failure, Rule
 from lifecycle.data.personal.places import masked_places
+from lifecycle.data.user_lists import list_lines
 from lifecycle.data.web_names import address_hash, canonical, host_of, hosts_above
 
 _DIGITS = re.compile(r"[0-9a-fA-F]{32}")
@@ -103,11 +104,7 @@ def _read(path: Path, stat: tuple[int, int]) -> Forgotten:
     hashes: set[str] = set()
     given: list[str] = []  # addresses as they are written
     hosts: set[str] = set()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{path}: no list of text in UTF-8: {error}; correct data.rights") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(list_lines(path), 1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue

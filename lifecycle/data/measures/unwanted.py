@@ -23,6 +23,7 @@ from lifecycle.data.measures.classifier import read_classifier, score
 from lifecycle.data.measures.rights import read_list
 from lifecycle.data.measures.steps import DocumentStep, Limit, Rule
 from lifecycle.data.ngrams import Hashes, folded_characters, ngram_hashes, utf8, word_hashes
+from lifecycle.data.user_lists import list_lines
 from lifecycle.data.web_names import canonical, host_of, hosts_above
 
 SHOWN = 20  # lines of a list, in an error
@@ -133,7 +134,7 @@ def _listed_words(path: str, content: str) -> dict[int, Hashes]:
     """The hashes of a list's entries, by their number of words."""
     del content
     found: dict[int, list[int]] = {}
-    lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    lines = list_lines(Path(path).expanduser())
     entries = [
         (number, entry) for number, line in enumerate(lines, 1) if (entry := line.strip()) and not entry.startswith("#")
     ]

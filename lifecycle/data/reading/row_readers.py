@@ -96,6 +96,8 @@ def csv_rows(file: io.BufferedReader, max_bytes: int, text_column: str) -> Itera
     source = _CsvLines(file, encoding, limit)
     records = csv.reader(source, delimiter=_delimiter(first, text_column))
     names, number = next(records), 0
+    if names.count(text_column) > 1:
+        raise UnreadableError("broken_file", f"{names.count(text_column)} columns are named {text_column!r}")
     if source.has_ended:
         raise UnreadableError("broken_file", f"a quote in the first line is never closed: {first[:200]!r}")
     while True:

@@ -1,0 +1,15 @@
+"""Lists that users keep in files: an entry on each line, in UTF-8."""
+
+from pathlib import Path
+
+from lifecycle.core.config import ConfigError
+
+
+def list_lines(path: Path) -> list[str]:
+    """The lines of a list; raises `ConfigError` for a file that cannot be read or is no text, naming it."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeError as error:
+        raise ConfigError(f"{path}: no list of text: {error}; save it as UTF-8, an entry on each line") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give a file with an entry on each line") from None
