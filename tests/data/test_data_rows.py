@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import tracemalloc
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from extraction import document, documents, extract, extract_path, reasons, refused, skipped
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.data.reading import json_arrays
 from lifecycle.data.reading.json_arrays import json_array
-from lifecycle.data.reading.row_readers import csv_rows
+from lifecycle.data.reading.raw import UnreadableError
+from lifecycle.data.reading.row_readers import arrow_rows, csv_rows, parquet_rows
 
 ROWS = [{"text": f"line {number} \u00e9", "n": number} for number in range(5000)]
 LINES = [json.dumps(row).encode() + b"\n" for row in ROWS]
@@ -280,3 +282,44 @@ def test_a_broken_row_group_costs_its_own_rows(tmp_path: Path) -> None:
     found = extract(path, bytes(data))
     assert [entry.text for entry in documents(found)] == [f"text {number}" for number in [*range(10), *range(20, 30)]]
     assert reasons(found) == [(f"a.parquet:{number}", "broken_row_group") for number in range(11, 21)]
+
+
+def arrow_files() -> dict[str, bytes]:
+    table = pa.table({
+        "text": ["h\u00e9llo"] * 8, "kind": pa.array(["a", "b"] * 4).dictionary_encode(),
+        "date": pa.array([1] * 8, pa.timestamp("s", "UTC")), "l": pa.array(["x"] * 8, pa.large_string()),
+    })  # fmt: skip
+    parquet, file, stream = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    pq.write_table(table, parquet)
+    for sink, opened in ((file, pa.ipc.new_file), (stream, pa.ipc.new_stream)):
+        with opened(sink, table.schema) as writer:
+            writer.write_table(table, 3)
+    return {"parquet": parquet.getvalue(), "file": file.getvalue(), "stream": stream.getvalue()}
+
+
+ARROW_FILES = arrow_files()
+
+
+@settings(max_examples=300)
+@given(
+    st.sampled_from(sorted(ARROW_FILES)), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4)
+)
+def test_a_damaged_arrow_file_gives_rows_or_reasons(kind: str, changes: list[tuple[int, int]]) -> None:
+    data = bytearray(ARROW_FILES[kind])
+    for at, byte in changes:
+        data[at % len(data)] = byte
+    with suppress(UnreadableError):
+        for row in (parquet_rows if kind == "parquet" else arrow_rows)(io.BytesIO(bytes(data)), "text"):
+            assert isinstance(row.columns, dict | UnreadableError)
+
+
+@pytest.mark.parametrize("name", ["te\ufffdt", "UTC"])
+def test_names_in_an_arrow_file_that_are_not_utf8(tmp_path: Path, name: str) -> None:
+    stream = io.BytesIO()
+    table = pa.table({"text": ["a"], "te\ufffdt": pa.array([1], pa.timestamp("s", "UTC"))})
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    damaged = stream.getvalue().replace(name.encode(), b"\xff" * len(name.encode()))
+    assert set(reasons(extract(tmp_path / "a.arrow", damaged))) <= {
+        ("a.arrow", "broken_file"), ("a.arrow:1", "broken_file"), ("a.arrow", "no_text_column"),
+    }  # fmt: skip

@@ -9,6 +9,7 @@ from selected_folders import document, write_folder
 
 from lifecycle.core.artifact import ArtifactError
 from lifecycle.data.inspecting import selected
+from lifecycle.data.inspecting.fate import find_documents
 from lifecycle.data.inspecting.selected import (
     column_ranges,
     id_numbers,
@@ -95,3 +96,12 @@ def test_a_damaged_file_and_one_of_another_version_are_named(tmp_path: Path) -> 
 def test_a_folder_without_documents_says_so(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no kept-"):
         list(read_parts(tmp_path, ("text",)))
+
+
+def test_a_document_is_found_by_its_path_as_it_was_and_as_it_is_masked(tmp_path: Path) -> None:
+    folder = write_folder(
+        tmp_path / "documents", [document("a", path="mail/EMAIL_ADDRESS.txt:3"), document("b", path="b")]
+    )
+    for name in ("mail/jane@company.org.txt:3", "s:mail/jane@company.org.txt:3", "s:mail/EMAIL_ADDRESS.txt:3"):
+        assert [fate.row["text"] for fate in find_documents(folder, name)] == ["a"]
+    assert not find_documents(folder, "other:mail/jane@company.org.txt:3")

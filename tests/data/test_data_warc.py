@@ -174,3 +174,12 @@ def test_an_archive_in_an_archive_is_not_cut(tmp_path: Path) -> None:
     parts = row_parts(path, "warc", 50_000)
     assert path.read_bytes().count(b"\x1f\x8b\x08") > len(outer) + 30
     assert len(parts) > 2 and {part.end for part in parts} <= own
+
+
+def test_a_broken_member_behind_a_cut_record_costs_itself(tmp_path: Path) -> None:
+    cut, broken = page(1)[:-50], bytearray(gzip.compress(page(2), mtime=0))
+    broken[-6] ^= 1  # its checksum
+    data = b"".join([archive([HEAD, cut]), bytes(broken), archive([page(3)])])
+    found = extract(tmp_path / "a.warc.gz", data)
+    assert [entry.url for entry in documents(found)] == ["https://example.org/3"]
+    assert [reason for _, reason in reasons(found)] == ["truncated", "broken_compression"]

@@ -30,6 +30,7 @@ BATCH = 256  # Parquet rows at a time, fewer if they are long
 BATCH_BYTES = 16 << 20
 ARROW_FILE = b"ARROW1\0\0"
 DELIMITERS = (",", "\t", ";", "|")
+_FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)  # of damaged files; the last of names of columns and zones
 _DAY = timedelta(days=1)  # more than zones differ from UTC: nearer to the first and last year, no local time can be had
 
 
@@ -164,10 +165,11 @@ def parquet_rows(file: Path | BinaryIO, text_column: str, part: RowPart | None =
     for a file that is none or has no text in `text_column`."""
     try:
         opened = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+        schema = opened.schema_arrow
+    except _FAULTS as error:
         raise UnreadableError("broken_file", f"not a readable Parquet file: {error}") from None
     with opened:
-        columns = _plain_columns(opened.schema_arrow, text_column)
+        columns = _plain_columns(schema, text_column)
         first = 0 if part is None else part.first_row
         groups = part.groups if part is not None and part.groups is not None else (0, opened.num_row_groups)
         for group in range(*groups):
@@ -182,16 +184,25 @@ def arrow_rows(file: BinaryIO, text_column: str) -> Iterator[Row]:
         opened = pa.ipc.open_file(file) if file.read(len(ARROW_FILE)) == ARROW_FILE else None
         file.seek(0)
         reader = pa.ipc.open_stream(file) if opened is None else opened
-    except (pa.ArrowException, OSError) as error:
+    except _FAULTS as error:
         raise UnreadableError("broken_file", f"not a readable Arrow file: {error}") from None
     columns, number = _plain_columns(reader.schema, text_column), 0
     try:
         for batch in _batches(reader):
-            for row in _plain_rows(batch.select(columns)):
+            for row in _plain_rows(_whole(batch.select(columns))):
                 number += 1
                 yield Row(number, row)
-    except (pa.ArrowException, OSError) as error:
+    except _FAULTS as error:
         yield Row(number + 1, UnreadableError("broken_file", f"nothing from here on can be read: {error}"))
+
+
+def _whole(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch whose offsets lie in its buffers: of a damaged file they may lie anywhere. Raises `ArrowInvalid` for
+    another one. Texts need not be UTF-8."""
+    as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    columns = [column.view(as_bytes.get(column.type, column.type)) for column in batch.columns]
+    pa.record_batch(columns, batch.schema.names).validate(full=True)
+    return batch
 
 
 def _batches(reader: pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
@@ -202,7 +213,10 @@ def _batches(reader: pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamRead
 
 
 def _plain_columns(schema: pa.Schema, text_column: str) -> list[str]:
-    kinds = {field.name: _value_type(field.type) for field in schema}
+    try:
+        kinds = {field.name: _value_type(field.type) for field in schema}
+    except UnicodeDecodeError as error:
+        raise UnreadableError("broken_file", f"the name of a column is not UTF-8: {error}") from None
     if text_column not in kinds:
         raise UnreadableError("no_usable_row", f"no column {text_column!r}; columns: {', '.join(kinds)}")
     if not _is_text(kinds[text_column]):
@@ -234,7 +248,7 @@ def _group_rows(file: pq.ParquetFile, group: int, columns: list[str], first: int
             for row in _plain_rows(batch):
                 number += 1
                 yield Row(number, row)
-    except (pa.ArrowException, OSError) as error:
+    except _FAULTS as error:
         for lost in range(number + 1, first + about.num_rows + 1):
             yield Row(lost, UnreadableError("broken_row_group", f"row group {group}: {error}"))
 

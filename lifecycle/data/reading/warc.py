@@ -99,11 +99,15 @@ def _gzip_records(file: BinaryIO, budget: Budget, limit: int, part: RowPart | No
 
 
 def _begins_record(file: BinaryIO, at: int) -> bool:
+    """Whether a record begins with a member; one that is broken is told by itself when it is read."""
     place = file.tell()
     file.seek(at)
-    head = zlib.decompressobj(31).decompress(file.read(INPUT), MAX_HEAD)
+    data = file.read(INPUT)
     file.seek(place)
-    return _VERSION.match(head) is not None
+    try:
+        return _VERSION.match(zlib.decompressobj(31).decompress(data, MAX_HEAD)) is not None
+    except zlib.error:
+        return True
 
 
 def _joined_records(file: BinaryIO, budget: Budget, limit: int, start: int, at: int, last: float) -> Iterator[_Record]:
