@@ -180,7 +180,9 @@ class _Tagging:
 
 def _failed(partition: Partition, error: Exception) -> Tagged:
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    detail = f"{what} ({ATTEMPTS} times in all, alone too)"
+    num_files = len(partition.files)
+    how = "alone too" if num_files == 1 else f"with {num_files} files at once"
+    detail = f"{what} ({ATTEMPTS} times, {how})"
     first = Skipped(partition.source.name, "", FAILED, detail)
     return Tagged(0, tuple(replace(first, path=path) for entry in partition.files for path in _named(entry)))
 
