@@ -174,6 +174,12 @@ def test_a_cookie_that_names_a_codec_for_something_else_does_not_stop_the_run(tm
     assert document(extract(tmp_path / "a.py", text)).text == text
 
 
+def test_what_is_longer_than_front_matter_is_text(tmp_path: Path) -> None:
+    text = f"---\ntitle: {'x' * 99_994}{{}}\n---\nText.\n"  # 100,001 characters without the braces
+    assert document(extract(tmp_path / "a.md", text.format("y"), max_bytes=200_000)).text == text.format("y")
+    assert document(extract(tmp_path / "a.md", text.replace("x{}", ""), max_bytes=200_000)).text == "Text.\n"
+
+
 @pytest.mark.parametrize("front", ["---\n{}\n---\n", "+++\na = {}\n+++\n"])
 def test_front_matter_nested_beyond_the_stack_is_text(tmp_path: Path, front: str) -> None:
     text = front.format("[" * 5000) + "Text.\n"

@@ -11,6 +11,7 @@ import yaml
 from lifecycle.core.strict_yaml import parse_yaml
 from lifecycle.data.reading.raw import UnreadableError, plain_values
 
+MAX_FRONT = 100_000  # characters: 5 MB of list items between two rules took YAML's reader ten seconds
 _YAML_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 _TOML_FRONT = re.compile(r"\A\+\+\+[ \t]*\n(.*?)\n\+\+\+[ \t]*(?:\n|\Z)", re.DOTALL)
 
@@ -23,7 +24,7 @@ def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:
         (_TOML_FRONT, tomllib.loads),
     )
     for pattern, load in loaders:
-        if match := pattern.match(text):
+        if (match := pattern.match(text)) and len(match[1]) <= MAX_FRONT:
             try:
                 front = load(match[1])
             except (yaml.YAMLError, tomllib.TOMLDecodeError, ValueError, RecursionError):
