@@ -203,6 +203,7 @@ def test_csv_uses_the_good_rows_and_lists_the_others(tmp_path: Path) -> None:
         ("text\n", "empty"),
         ("text\rone\rtwo\r", "broken_file"),
         ("text,n,text\none,1,two\n", "broken_file"),
+        ('text,"a\nb",c\rd\n', "broken_file"),
         ('text,"label\none,1\ntwo,2\n', "broken_file"),
     ],
 )

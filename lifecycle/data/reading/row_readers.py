@@ -96,9 +96,7 @@ def csv_rows(file: io.BufferedReader, max_bytes: int, text_column: str) -> Itera
     csv.field_size_limit(limit)
     source = _CsvLines(file, encoding, limit)
     records = csv.reader(source, delimiter=_delimiter(first, text_column))
-    names, number = next(records), 0
-    if names.count(text_column) > 1:
-        raise UnreadableError("broken_file", f"{names.count(text_column)} columns are named {text_column!r}")
+    names, number = _names(records, text_column), 0
     if source.has_ended:
         raise UnreadableError("broken_file", f"a quote in the first line is never closed: {first[:200]!r}")
     while True:
@@ -128,6 +126,17 @@ def _delimiter(first: str, text_column: str) -> str:
     except csv.Error:  # lines that end with a carriage return alone are one line
         raise UnreadableError("broken_file", "no line feed at the end of the first line: save it with LF") from None
     raise UnreadableError("no_text_column", f"no column {text_column!r} in the first line: {first[:200]!r}")
+
+
+def _names(records: Iterator[list[str]], text_column: str) -> list[str]:
+    """The names of the columns; raises `UnreadableError` for what is no CSV and for two that are `text_column`."""
+    try:
+        names = next(records)
+    except csv.Error as error:
+        raise UnreadableError("broken_file", f"the first line is not CSV: {error}") from None
+    if names.count(text_column) > 1:
+        raise UnreadableError("broken_file", f"{names.count(text_column)} columns are named {text_column!r}")
+    return names
 
 
 def _csv_row(names: list[str], fields: list[str]) -> dict[str, Any] | UnreadableError:
