@@ -127,6 +127,7 @@ def test_scores_are_selection_s_by_their_content(scored: Scored, tmp_path: Path)
         ('{"id": "%s", "score": 1}' % ("zz" * 16), ConfigError, "is no document's"),
         ('{"id": "%s", "scor": 1}' % ("00" * 16), ConfigError, "column 'score' is no number; did you mean 'scor'"),
         ('{"id": "%s", "score": true}' % ("00" * 16), ConfigError, "is no number"),
+        (f'{{"id": "{"00" * 16}", "score": {10**400}}}', ConfigError, "a number of 1329 bits, no score"),
         ('{"id": "%s", "score": NaN}' % ("00" * 16), RowError, "not valid JSON"),
     ],
 )

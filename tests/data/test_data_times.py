@@ -40,6 +40,7 @@ from lifecycle.data.reading.times import iso_time
         (True, None),
         (12, None),
         (1e300, None),
+        (10**400, None),
         (float("nan"), None),
         (None, None),
         ([2024], None),

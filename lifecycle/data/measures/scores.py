@@ -23,6 +23,7 @@ from lifecycle.data.measures.unwanted import UsersFile
 from lifecycle.text.row_files import read_rows
 
 ID_BYTES = 16  # of a document's id
+MOST_BITS = 1000  # of an integer: there is a float of its size
 SOME = 1 << 16  # rows taken from a file at a time
 
 
@@ -72,6 +73,8 @@ def _parts(path: Path, column: str) -> Iterator[tuple[NDArray[np.bytes_], NDArra
             )
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ConfigError(f"{path}:{number}: column {column!r} is no number{nearest(column, row)}")
+        if isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise ConfigError(f"{path}:{number}: column {column!r} is a number of {value.bit_length()} bits, no score")
         ids += bytes.fromhex(name)
         values.append(float(value))
         if len(values) == SOME:

@@ -32,6 +32,8 @@ def iso_time(value: Any) -> str | None:
 def _of_number(value: float) -> str | None:
     if value in _YEARS:
         return str(int(value))
+    if not _FIRST <= value <= 1000 * _LAST:  # of larger integers there is no float
+        return None
     seconds = value / 1000 if value > _LAST else value
     if not _FIRST <= seconds <= _LAST:
         return None
