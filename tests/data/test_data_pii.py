@@ -204,6 +204,11 @@ def test_places_to_look_at_do_not_depend_on_the_texts_beside() -> None:
         assert together.get(number, []) == dict(windows_of(pa.array([text]))).get(0, [])
 
 
+@pytest.mark.parametrize("text", ["=", "= ", "=\t", "==a ", "'=\""])
+def test_a_ruler_of_a_megabyte_is_read_once(text: str) -> None:
+    assert not list(windows_of(pa.array([text * (1_000_000 // len(text))])))
+
+
 def audited(text: str, **settings: Any) -> dict[str, Any]:
     return judged(pii_step(data_config(pii=settings)), raw(text), language="en")[0]
 

@@ -177,11 +177,15 @@ def _names_secret(text: Any, at: Any) -> bool:
 
 @compiled
 def _gives_digit(text: Any, classes: Any, at: Any) -> bool:
-    """Whether a digit is in the first value behind a sign of assignment, or in the second behind a short word."""
-    while at < len(text) and (text[at] == _COLON or text[at] == _EQUALS or text[at] == ord(">")):
+    """Whether a digit is in the first value behind a sign of assignment, or in the second behind a short word.
+
+    Signs and blanks behind the window are not looked at: a ruler of `=` would be read once for each of them.
+    """
+    end = min(len(text), at + _VALUE_BYTES)
+    while at < end and (text[at] == _COLON or text[at] == _EQUALS or text[at] == ord(">")):
         at += 1
     for _ in range(2):
-        while at < len(text) and (text[at] == _BLANK or text[at] == 9 or text[at] == ord('"') or text[at] == ord("'")):
+        while at < end and (text[at] == _BLANK or text[at] == 9 or text[at] == ord('"') or text[at] == ord("'")):
             at += 1
         begin = at
         while at < len(text) and text[at] > _BLANK and at < begin + _VALUE_BYTES:
