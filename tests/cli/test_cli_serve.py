@@ -109,7 +109,7 @@ main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     """Every program, also one that compiles in no time, is in the cache that the first start has left."""
     model, bundle = random_model(num_layers=1, max_seq_len=128), tmp_path / "tiny"

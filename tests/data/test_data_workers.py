@@ -58,11 +58,11 @@ def test_processes_stay_for_the_next_work_until_the_end() -> None:
     with Workers(2) as workers:
         found = [dict(workers.results(_slow_first, range(6), 1)) for _ in range(2)]
         first, second = [{result[1] for result in results.values() if isinstance(result, tuple)} for results in found]
-        assert second <= first
+        assert len(first | second) <= 2
         with pytest.raises(ValueError, match="item"):
             list(workers.results(_fail, range(3), 3))
         assert len(list(workers.results(_slow_first, range(6), 1))) == 6  # by others
-    for pid in first:
+    for pid in first | second:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 

@@ -65,7 +65,7 @@ def test_a_corpus_of_which_the_filters_leave_nothing(fresh: Debug, tmp_path: Pat
     assert "too_few_words 12" in message and "change data.quality.gopher.min_words" in message
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the rooms' own tests: `data/test_data_extract.py`, `test_data_streams.py`
 def test_undecodable_and_gigantic_files_are_skipped_counted_and_listed(fresh: Debug, tmp_path: Path) -> None:
     folder = corpus(tmp_path / "own")
     (folder / "picture.txt").write_bytes(bytes(range(256)) * 40)

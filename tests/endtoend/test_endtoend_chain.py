@@ -141,7 +141,7 @@ def test_a_flipped_bit_is_found_and_its_artifact_made_again(undisturbed: Debug, 
     assert "verified" in run.succeed("trace", "tokenizer", "--verify")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_deleted_registry_comes_back(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path)
     before = run.artifact("export").content_hash

@@ -54,7 +54,7 @@ def ended(group: Group) -> Group:
     return replace(group, samples=[replace(one, is_whole=True) for one in group.samples])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pieces_by_the_same_weights_are_the_completions_at_once(params: Any) -> None:
     config = settings(**PIECES)
     batches, whole = batches_of(config, params), sampler_of(config, MODEL)

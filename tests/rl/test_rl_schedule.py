@@ -154,7 +154,7 @@ def batches_and(batches: PolicyBatches, state: dict[str, Any], params: Any) -> H
     [
         pytest.param(AHEAD, marks=pytest.mark.slow),
         pytest.param(ROUNDS, marks=pytest.mark.long),
-        pytest.param(PIECES, marks=pytest.mark.slow),
+        pytest.param(PIECES, marks=pytest.mark.long),
     ],
     ids=["ahead", "rounds", "pieces"],
 )

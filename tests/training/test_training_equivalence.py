@@ -57,9 +57,9 @@ BY_DEFAULT = {
 }
 SLOW = {
     "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2, "sampler_cap": 2.0}),
-    "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
 }
 FURTHER = {
+    "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
     "top_k": ("distillation", {"loss_top_k": 5, "beta": 0.3, "temperature": 1.5}),
     "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),
     "dft": ("sft", {"loss": "dft"}),
