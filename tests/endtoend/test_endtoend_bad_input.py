@@ -82,7 +82,7 @@ def test_undecodable_and_gigantic_files_are_skipped_counted_and_listed(fresh: De
     assert kept and not {"picture.txt", "gigantic.txt"} & {row["path"] for row in kept}
 
 
-@pytest.mark.slow
+@pytest.mark.long  # `stages/test_stages_own_rows.py` has the messages
 def test_a_broken_row_is_told_with_its_line(undisturbed: Debug, tmp_path: Path) -> None:
     run = undisturbed.copy(tmp_path, "tagging", "documents")
     good, other = (json.dumps({"prompt": f"What is two and {n}?", "completion": "Four."}) for n in ("two", "2"))

@@ -46,7 +46,7 @@ def answers(
     [
         pytest.param({}, id="plain"),
         pytest.param({"layer_pattern": ("local", "global"), "window": 40}, id="windows", marks=pytest.mark.long),
-        pytest.param({"mla": LATENT, "head_dim": 24, "num_kv_heads": 2}, id="latents", marks=pytest.mark.slow),
+        pytest.param({"mla": LATENT, "head_dim": 24, "num_kv_heads": 2}, id="latents", marks=pytest.mark.long),
     ],
 )
 def test_answers_to_one_prompt_are_those_of_it_alone_bit_by_bit(sizes: dict[str, Any]) -> None:

@@ -186,8 +186,7 @@ def test_any_mesh_is_one_device(name: str, axes: str) -> None:
     "name",
     [
         "dpo",
-        pytest.param("kto", marks=pytest.mark.slow),
-        *(pytest.param(n, marks=pytest.mark.long) for n in ("orpo", "cpo", "reward")),
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("kto", "orpo", "cpo", "reward")),
     ],
 )
 def test_packed_groups_are_unpacked_ones(name: str) -> None:
