@@ -50,7 +50,8 @@ pytest_plugins = ("tests.array_shapes", "tests.artifacts", "tests.object_stores"
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """For the whole suite, one process per core that memory allows; none but this one for files named by hand.
 
-    One more than cores is no faster: the gate took 982 s with three on two cores, 939 with two."""
+    One more than cores is no faster: the gate took 982 s with three on two cores, 939 with two.
+    """
     if config.args_source is pytest.Config.ArgsSource.ARGS:
         return 0
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
