@@ -4,16 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
 from lifecycle.cli.display import progress_on
-from lifecycle.cli.respondents import OwnModelName, measuring_model
+from lifecycle.cli.respondents import MostBytes, OwnModelName, measuring_model
 from lifecycle.stages.chain import finished_stage
 
 type Out = Annotated[Path, Parameter(help="The file for the scores, a row for each document: perplexity.jsonl.")]
-type MostBytes = Annotated[int, Parameter(help="Of a text, from its beginning.", validator=Number(gte=1))]
 
 
 def perplexity(

@@ -13,7 +13,7 @@ from rich.table import Table
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import CorpusName, chosen_corpus, documents_of
-from lifecycle.cli.respondents import OwnModelName, measuring_model
+from lifecycle.cli.respondents import MostBytes, OwnModelName, measuring_model
 from lifecycle.report.format import share
 from lifecycle.training.config import PERIOD
 
@@ -24,7 +24,6 @@ SOURCES = 3  # that are shown of a topic
 
 type Clusters = Annotated[int, Parameter(help="How many topics.", validator=Number(gte=2, lte=PERIOD))]
 type Out = Annotated[Path, Parameter(help="The file for the topics, a row for each document: topics.parquet.")]
-type MostBytes = Annotated[int, Parameter(help="Of a text, from its beginning.", validator=Number(gte=1))]
 
 
 def topics(

@@ -26,6 +26,7 @@ type ModelName = Annotated[
 type OwnModelName = Annotated[
     str, Parameter(name="model", help="A bundle's folder, or a training stage or a version of the run.")
 ]
+type MostBytes = Annotated[int, Parameter(help="Of a text, from its beginning.", validator=Number(gte=1))]
 
 CONTEXT = 2048  # tokens of a text that is measured, at a time
 

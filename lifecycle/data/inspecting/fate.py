@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,10 @@ def _is_named(rows: pa.RecordBatch, first: int, name: str) -> NDArray[np.bool_]:
     return flags
 
 
-def _spellings(path: str) -> list[str]:
+@cache  # asked for each batch of documents
+def _spellings(path: str) -> tuple[str, ...]:
     """A path as it was, and as it is once it is masked."""
-    return [path, *(masked.text for masked in masked_places("path", [path], [UNDETERMINED]).values())]
+    return path, *(masked.text for masked in masked_places("path", [path], [UNDETERMINED]).values())
 
 
 def unread(skipped: Sequence[Skipped], name: str) -> list[Skipped]:

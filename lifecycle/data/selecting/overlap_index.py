@@ -114,7 +114,7 @@ class OverlapIndex:
             if n < min(MIN_ITEM_WORDS, ngram):
                 too_short[number] = True
             else:
-                grams.setdefault(n, []).append((number, np.unique(ngram_hashes(words, n))))
+                grams.setdefault(n, []).append((number, distinct(ngram_hashes(words, n))))
         self.too_short = too_short[: len(items)]
         self._tables = {n: _Table.of(entries, len(self.items)) for n, entries in grams.items()}
         self._is_heldout = np.array([item.kind == HELDOUT for item in self.items], bool)
