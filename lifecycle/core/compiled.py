@@ -5,11 +5,13 @@ the constants and the loops of other files in it, so here it is made anew when a
 """
 
 import hashlib
+import importlib
 from functools import cache
 from typing import Any
 
 from numba import config, njit
 from numba.core.caching import InTreeCacheLocator, UserProvidedCacheLocator, UserWideCacheLocator
+from numba.np import linalg
 
 from lifecycle.core.sources import modules_behind, source_of
 
@@ -45,6 +47,16 @@ def _stamp(module: str) -> bytes:
         total.update(f"{name}\0".encode() + source_of(name))
     return total.digest()
 
+
+def _no_products() -> None:
+    raise ImportError
+
+
+# Numba asks whether products of matrices can be compiled, which no loop here has. To answer, it would load SciPy's
+# linear algebra: 0.2 s of each process.
+_ensure_blas, linalg.ensure_blas = linalg.ensure_blas, _no_products
+importlib.import_module("numba.np.arraymath")  # asks once
+linalg.ensure_blas = _ensure_blas
 
 _PLACES = ",".join(f"{__name__}.{kind.__name__}" for kind in (UserProvided, InTree, UserWide))
 config.CACHE_LOCATOR_CLASSES = _PLACES  # pyright: ignore[reportAttributeAccessIssue] - set as Numba is imported
