@@ -1,14 +1,18 @@
-"""Identity: a document's id is a hash of its source and its text; and whether it may be used (`rights.py`)."""
+"""Identity: a document's id is a hash of its text's hash and its source; and whether it may be used (`rights.py`)."""
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.rights import rights_rules
 from lifecycle.data.measures.steps import DocumentStep
+from lifecycle.data.ngrams import utf8
 
 HASH_BYTES = 16
 
@@ -22,12 +26,11 @@ class Identify:
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Columns `id` and `content`."""
-        pairs = zip(batch["source"].to_pylist(), batch["text"].to_pylist(), strict=True)
-        contents = [(source, text.encode()) for source, text in pairs]
-        ids = [_hash(f"{source}\0".encode() + text).hex() for source, text in contents]
-        columns = (ids, [_hash(text) for _, text in contents])
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, self.columns.types, strict=True)]
-        return pa.record_batch(arrays, schema=self.columns)
+        data, offsets = utf8(batch["text"])
+        contents = [_hash(data[begin:end]) for begin, end in pairwise(offsets.tolist())]
+        sources = (name.encode() for name in batch["source"].to_pylist())
+        ids = [_hash(content + source).hex() for content, source in zip(contents, sources, strict=True)]
+        return pa.record_batch([pa.array(ids), pa.array(contents, pa.binary(HASH_BYTES))], schema=self.columns)
 
 
 def identity_step(config: DataConfig) -> DocumentStep:
@@ -36,5 +39,5 @@ def identity_step(config: DataConfig) -> DocumentStep:
     return DocumentStep("rights", Identify(), rules, settings="data.rights" if rules else "")
 
 
-def _hash(data: bytes) -> bytes:
+def _hash(data: bytes | NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
