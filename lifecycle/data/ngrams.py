@@ -8,7 +8,6 @@ of a thousand words with one of about 10^-6.
 from functools import cache
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
@@ -41,14 +40,6 @@ def distinct[T: np.generic](values: NDArray[T]) -> NDArray[T]:
     is_first = np.ones(len(values), bool)
     np.not_equal(values[1:], values[:-1], out=is_first[1:])
     return values[is_first]
-
-
-def utf8(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The bytes of texts without null, and where each begins and ends in them, as Arrow holds both."""
-    array = texts.cast(pa.large_string())
-    _, offsets, data = array.buffers()
-    begins = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    return np.frombuffer(data or b"", np.uint8), begins
 
 
 @cache

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, normalizers
 
+from lifecycle.core.arrow_text import utf8
 from lifecycle.text import compiled_bpe, compiled_cutting
 from lifecycle.text.compiled_bpe import LONGEST_CACHED
 from lifecycle.text.hf_tokenizer import HFTokenizer, byte_of_character
@@ -234,7 +235,5 @@ def _empty_cache(num_units: int) -> compiled_bpe.Cache:
 
 def _bytes_of(texts: pa.StringArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The UTF-8 bytes of texts, one after the other, and where each begins, with the end of the last."""
-    whole = pa.concat_arrays([texts.cast(pa.large_string())])
-    offsets = np.frombuffer(whole.buffers()[1], np.int64)[whole.offset : whole.offset + len(whole) + 1]
-    data = np.frombuffer(whole.buffers()[2] or b"", np.uint8)
+    data, offsets = utf8(texts)
     return data[offsets[0] : offsets[-1]], offsets - offsets[0]

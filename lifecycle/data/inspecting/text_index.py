@@ -19,13 +19,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.core.arrow_text import utf8
 from lifecycle.core.artifact import Artifact, ArtifactError, Draft, open_artifact, require_intact
 from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.files import alone
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import Split
 from lifecycle.data.inspecting.selected import num_documents, read_parts
-from lifecycle.data.ngrams import Hashes, utf8
+from lifecycle.data.ngrams import Hashes
 from lifecycle.data.placed_words import letters
 from lifecycle.data.tagging.code_version import code_version
 

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.core.arrow_text import utf8
 from lifecycle.core.config import ConfigError
 from lifecycle.core.files import temporary
-from lifecycle.data.ngrams import folded_characters, utf8
+from lifecycle.data.ngrams import folded_characters
 
 MOST_BYTES = 20_000  # of a text that are read, from its beginning
 FORMAT = "lifecycle.classifier.1"  # hashes and features as in this version of `compiled_classifier.py`

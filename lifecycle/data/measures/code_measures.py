@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
 from resiliparse.parse.html import HTMLTree
 
+from lifecycle.core.arrow_text import utf8
 from lifecycle.data.measures.character_classes import character_classes
-from lifecycle.data.ngrams import utf8
 
 OF_CODE = (
     "line_count", "alphabetic_share", "alphanumeric_share", "encoded_share", "encoded_length", "generated_marks",

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.core.arrow_text import utf8
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.rights import rights_rules
 from lifecycle.data.measures.steps import DocumentStep
-from lifecycle.data.ngrams import utf8
 
 HASH_BYTES = 16
 

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.core.arrow_text import utf8
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.language_model import DIM, language_model
 from lifecycle.data.measures.scripts import letter_classes, scripts_of
 from lifecycle.data.measures.steps import DocumentStep, Failure
-from lifecycle.data.ngrams import utf8
 from lifecycle.data.reading.code_language import code_language
 
 UNDETERMINED = "und"  # ISO 639-2 code

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.core.arrow_text import utf8
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.steps import DocumentStep
 from lifecycle.data.mixing import mixed
-from lifecycle.data.ngrams import folded_characters, utf8
+from lifecycle.data.ngrams import folded_characters
 
 SHINGLE_WORDS = 5
 MOST_CHARS = 500_000  # of a document: what follows does not change where it is looked for

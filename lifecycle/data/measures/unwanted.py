@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.core.arrow_text import utf8
 from lifecycle.core.config import ConfigError
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.classifier import read_classifier, score
 from lifecycle.data.measures.rights import read_list
 from lifecycle.data.measures.steps import DocumentStep, Limit, Rule
-from lifecycle.data.ngrams import Hashes, folded_characters, ngram_hashes, utf8, word_hashes
+from lifecycle.data.ngrams import Hashes, folded_characters, ngram_hashes, word_hashes
 from lifecycle.data.user_lists import list_lines
 from lifecycle.data.web_names import canonical, host_of, hosts_above
 

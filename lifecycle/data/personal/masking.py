@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.core.arrow_text import utf8
 from lifecycle.data.config import PiiKind
-from lifecycle.data.ngrams import utf8
 from lifecycle.data.personal.accounts import ACCOUNTS
 from lifecycle.data.personal.addresses import ADDRESSES
 from lifecycle.data.personal.national_ids import NATIONAL_IDS

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lifecycle.data.ngrams import utf8
+from lifecycle.core.arrow_text import utf8
 from lifecycle.data.placed_words import Words, words_of
 from lifecycle.data.selecting.cuts import NEWLINE, SPACES, CutStretch, Spans, spans_of
 
