@@ -9,7 +9,7 @@ import importlib
 from functools import cache
 from typing import Any
 
-from numba import config, njit
+from numba import config, njit, types
 from numba.core.caching import InTreeCacheLocator, UserProvidedCacheLocator, UserWideCacheLocator
 from numba.np import linalg
 
@@ -60,7 +60,22 @@ linalg.ensure_blas = _ensure_blas
 
 _PLACES = ",".join(f"{__name__}.{kind.__name__}" for kind in (UserProvided, InTree, UserWide))
 config.CACHE_LOCATOR_CLASSES = _PLACES  # pyright: ignore[reportAttributeAccessIssue] - set as Numba is imported
-compiled: Any = njit(cache=True, nogil=True)
+
+
+def _compiling(**options: Any) -> Any:
+    """A decorator for functions that are compiled once for all integers. Numba does so for each constant that a caller
+    hands them: a fifth of all time that compiling took."""
+
+    def decorate(function: Any) -> Any:
+        made: Any = njit(cache=True, nogil=True, **options)(function)
+        template_for = made.get_call_template
+        made.get_call_template = lambda args, kws: template_for(tuple(map(types.unliteral, args)), kws)
+        return made
+
+    return decorate
+
+
+compiled: Any = _compiling()
 inlined: Any = njit(cache=True, nogil=True, inline="always")
 # Without counts of references to arrays: where nearly each step is a call with ten of them, they take most of the time.
-uncounted: Any = njit(cache=True, nogil=True, _nrt=False)  # pyright: ignore[reportCallIssue] - not in its types
+uncounted: Any = _compiling(_nrt=False)  # pyright: ignore[reportCallIssue] - not in its types
