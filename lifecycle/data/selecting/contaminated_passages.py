@@ -22,7 +22,7 @@ from lifecycle.data.selecting.cuts import NO_SPANS, SPACES, CutStretch, Spans, l
 from lifecycle.data.selecting.cutting import write_cuts
 from lifecycle.data.selecting.decontaminate import STEP
 from lifecycle.data.selecting.document_text import DocumentText, within
-from lifecycle.data.selecting.overlap_index import Lookup
+from lifecycle.data.selecting.gram_lookup import Lookup
 from lifecycle.data.selecting.repeats import pieces_of
 from lifecycle.data.selecting.selection import removals
 from lifecycle.data.tagging.engine import Engine

@@ -8,7 +8,8 @@ the test item contains (an excerpt of a held-out document must not be trained on
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import batched
 from pathlib import Path
@@ -24,11 +25,16 @@ from lifecycle.data.documents import PIECE, Stretch, names_of
 from lifecycle.data.measures.steps import Failure
 from lifecycle.data.selecting.contamination import FILE, HITS, hit_table
 from lifecycle.data.selecting.eval_items import TestItem
-from lifecycle.data.selecting.overlap_index import Lookup, Match, OverlapIndex
+from lifecycle.data.selecting.gram_lookup import Lookup, Match
+from lifecycle.data.selecting.item_shares import ItemShares
+from lifecycle.data.selecting.overlap_index import Overlap, OverlapIndex, overlaps
 from lifecycle.data.selecting.selection import removals
 from lifecycle.data.tagging.engine import Engine, ordered_results
 
 STEP = "decontamination"
+_POSITIONS, _ENDS = "positions-", "ends-"  # in a file, with an n-gram length: of all documents, and where each's end
+_COLUMNS = ("ordinal", *Overlap._fields)
+_NONE = np.zeros(0, np.int64)
 
 type Chosen = NDArray[np.bool_]  # one for each document of a stretch
 type Matches = Iterator[tuple[int, Match]]  # of the documents that have one, by ordinal
@@ -47,33 +53,49 @@ def decontaminate(
         index.lookup.save(folder)
         parts = [(stretch, chosen[stretch.first : stretch.end]) for stretch in stretches]
         pieces = list(batched(parts, PIECE))
-        files = [folder / f"matches-{number:05d}.npz" for number in range(len(pieces))]
+        files = [_Files(folder, number) for number in range(len(pieces))]
         ordered_results(engine, _write_matches, list(zip(pieces, files, strict=True)), progress, STEP)
-        index.drop_boilerplate(match for file in files for _, match in _read_matches(file))
+        index.drop_boilerplate(map(_read_positions, files))
+        index.shares.save(folder)
+        work = [(file, config.min_overlap) for file in files]
+        ordered_results(engine, _write_overlaps, work, progress, f"{STEP}: shares")
         with pq.ParquetWriter(out / FILE, HITS, compression="zstd") as writer:
             failures = [
                 failure
                 for piece, file in zip(pieces, files, strict=True)
-                for failure in _failures([stretch for stretch, _ in piece], file, index, config.min_overlap, writer)
+                for failure in _failures([stretch for stretch, _ in piece], file, index, writer)
             ]
         return removals(STEP, failures), index
 
 
-def _write_matches(piece: tuple[Sequence[tuple[Stretch, Chosen]], Path]) -> None:
+@dataclass(frozen=True)
+class _Files:
+    """Of a piece of the work: what its documents have in common with the items, and which items that makes overlap."""
+
+    folder: Path
+    number: int
+
+    @property
+    def matches(self) -> Path:
+        return self.folder / f"matches-{self.number:05d}.npz"
+
+    @property
+    def overlaps(self) -> Path:
+        return self.folder / f"overlaps-{self.number:05d}.npz"
+
+
+def _write_matches(work: tuple[Sequence[tuple[Stretch, Chosen]], _Files]) -> None:
     """Writes what the chosen documents of some stretches have in common with the items; in worker processes."""
-    parts, file = piece
-    found = list(_matches(parts, _opened(file.parent)))
-    lengths = sorted({n for _, match in found for n in match.positions})
-    sizes = [[len(match.positions.get(n, ())) for n in lengths] for _, match in found]
-    positions = [match.positions[n] for _, match in found for n in lengths if n in match.positions]
-    np.savez(
-        file,
-        ordinals=np.array([ordinal for ordinal, _ in found], np.int64),
-        num_own=np.array([match.num_own for _, match in found], np.int64),
-        lengths=np.array(lengths, np.int64),
-        sizes=np.array(sizes, np.int64).reshape(len(found), len(lengths)),
-        positions=np.concatenate([np.zeros(0, np.int64), *positions]),
-    )
+    parts, file = work
+    found = list(_matches(parts, _opened(file.folder)))
+    arrays = {
+        "ordinals": np.array([ordinal for ordinal, _ in found], np.int64),
+        "num_own": np.array([match.num_own for _, match in found], np.int64),
+    }
+    for n in sorted({n for _, match in found for n in match.positions}):
+        own = [match.positions.get(n, _NONE) for _, match in found]
+        arrays |= {f"{_POSITIONS}{n}": np.concatenate(own), f"{_ENDS}{n}": np.cumsum([len(found) for found in own])}
+    np.savez(file.matches, allow_pickle=False, **arrays)
 
 
 def _matches(parts: Sequence[tuple[Stretch, Chosen]], lookup: Lookup) -> Matches:
@@ -84,17 +106,45 @@ def _matches(parts: Sequence[tuple[Stretch, Chosen]], lookup: Lookup) -> Matches
                 yield ordinal, match
 
 
-def _read_matches(file: Path) -> Matches:
-    """What `_write_matches` has written."""
-    with np.load(file) as found:
-        lengths, positions, at = found["lengths"].tolist(), found["positions"], 0
-        rows = zip(found["ordinals"].tolist(), found["num_own"].tolist(), found["sizes"].tolist(), strict=True)
-    for ordinal, num_own, sizes in rows:
-        own: dict[int, NDArray[np.int64]] = {}
-        for n, size in zip(lengths, sizes, strict=True):
-            own[n] = positions[at : at + size]
-            at += size
-        yield ordinal, Match(own, num_own)
+def _read_matches(file: _Files, chosen: Container[int] | None = None) -> Matches:
+    """What `_write_matches` has written, of all documents or of those chosen."""
+    with np.load(file.matches) as found:
+        positions, ordinals, nums = _positions(found), found["ordinals"].tolist(), found["num_own"].tolist()
+        ends = {n: found[f"{_ENDS}{n}"] for n in positions}
+    for at, (ordinal, num_own) in enumerate(zip(ordinals, nums, strict=True)):
+        if chosen is None or ordinal in chosen:
+            own = {n: positions[n][ends[n][at - 1] if at else 0 : ends[n][at]] for n in positions}
+            yield ordinal, Match(own, num_own)
+
+
+def _read_positions(file: _Files) -> dict[int, NDArray[np.int64]]:
+    with np.load(file.matches) as found:
+        return _positions(found)
+
+
+def _positions(found: Mapping[str, NDArray[np.int64]]) -> dict[int, NDArray[np.int64]]:
+    """The positions of all documents in a file, by n-gram length."""
+    return {int(name.removeprefix(_POSITIONS)): found[name] for name in found if name.startswith(_POSITIONS)}
+
+
+def _write_overlaps(work: tuple[_Files, float]) -> None:
+    """Writes which items have at least this share in common with a document, for those of a file; in worker
+    processes."""
+    file, min_overlap = work
+    shares = _opened_shares(file.folder)
+    found = [(ordinal, overlaps(shares, match, min_overlap)) for ordinal, match in _read_matches(file)]
+    rows = [(ordinal, *overlap) for ordinal, own in found for overlap in own]
+    arrays = {name: np.array([row[at] for row in rows]) for at, name in enumerate(_COLUMNS)}
+    np.savez(file.overlaps, allow_pickle=False, **arrays)
+
+
+def _read_overlaps(file: _Files) -> dict[int, list[Overlap]]:
+    """What `_write_overlaps` has written, by ordinal."""
+    found: dict[int, list[Overlap]] = {}
+    with np.load(file.overlaps) as columns:
+        for ordinal, *overlap in zip(*(columns[name].tolist() for name in _COLUMNS), strict=True):
+            found.setdefault(ordinal, []).append(Overlap(*overlap))
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -102,17 +152,24 @@ def _opened(folder: Path) -> Lookup:
     return Lookup.load(folder)
 
 
+@lru_cache(maxsize=1)
+def _opened_shares(folder: Path) -> ItemShares:
+    return ItemShares.load(folder)
+
+
 def _failures(
-    stretches: Sequence[Stretch], file: Path, index: OverlapIndex, min_overlap: float, writer: pq.ParquetWriter
+    stretches: Sequence[Stretch], file: _Files, index: OverlapIndex, writer: pq.ParquetWriter
 ) -> Iterator[Failure]:
     """The documents of some stretches that overlap an item, each with the one that it overlaps most; writes all."""
-    matches = ((ordinal, match, index.hits(match, min_overlap)) for ordinal, match in _read_matches(file))
-    found = [entry for entry in matches if entry[2]]
+    found = {ordinal: index.hits(own) for ordinal, own in _read_overlaps(file).items()}
     if not found:
         return
-    names = names_of(stretches, np.array([ordinal for ordinal, _, _ in found]))
-    rows = ((ordinal, hit, index.common(match, hit.ngram)) for ordinal, match, hits in found for hit in hits)
+    names = names_of(stretches, np.array([*found]))
+    matches = dict(_read_matches(file, found))
+    rows = (
+        (ordinal, hit, index.common(matches[ordinal], hit.ngram)) for ordinal, hits in found.items() for hit in hits
+    )
     writer.write_table(hit_table(rows, names))
-    for ordinal, _, hits in found:
+    for ordinal, hits in found.items():
         worst = hits[0]
         yield Failure(ordinal, worst.item.kind, f"{worst.share:.2f} of the n-grams with {worst.item.name}")
