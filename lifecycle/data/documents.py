@@ -6,7 +6,7 @@ files, however the tables are cut into batches: fixed row groups, no timestamps.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,6 +103,18 @@ class DocumentWriter:
         self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
         self._num_files += 1
         self._file_bytes = 0
+
+
+def read_ahead[T, R](read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`read(item)` of each, in their order; while one is used, a thread reads the next."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: Future[R] | None = None
+        for item in items:
+            ready, waiting = waiting, thread.submit(read, item)
+            if ready is not None:
+                yield ready.result()
+        if waiting is not None:
+            yield waiting.result()
 
 
 @dataclass(frozen=True)

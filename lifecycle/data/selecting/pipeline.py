@@ -31,6 +31,7 @@ from lifecycle.data.documents import (
     Split,
     Stretch,
     num_documents,
+    read_ahead,
     require_columns,
     tagged_documents,
 )
@@ -81,8 +82,8 @@ class Selection:
 
     def parts(self, funnel: Funnel) -> Iterator[dict[Split, pa.Table]]:
         """The documents, split, a row group at a time, with the columns of `VERDICT`; the funnel counts them."""
-        for stretch in self.stretches:
-            documents = joined(stretch.tagged(), self.joins)
+        for stretch, tagged in zip(self.stretches, read_ahead(CutStretch.tagged, self.stretches), strict=True):
+            documents = joined(tagged, self.joins)
             compared = removals_within(self.removed, stretch.first, stretch.end)
             removals = pa.concat_tables([select(documents, self.steps), compared])
             removed = removed_documents(documents, removals)
