@@ -1,12 +1,12 @@
 """MinHash deduplication beside datatrove's: from JSON Lines to JSON Lines of the documents that stay.
 
-    uv run benchmarks/data/minhash.py TEXT.jsonl --peer PYTHON [--size 100] [--again]
+    uv run benchmarks/data/minhash.py TEXT.jsonl --peer PYTHON [--size 100] [--again] [--bands 14 8]
 
 PYTHON is an interpreter with datatrove[io,processing] and spacy; TEXT.jsonl has real documents in the column `text`,
 from whose sentences the input of `--size` megabytes is made. Both sides run in a process of their own, 14 bands of 8
-hash functions, word 5-grams. Prints megabytes per CPU-second of the whole processes, start included, the ratio, and the
-share of the documents that one side keeps and the other does not; with `--again` also between datatrove and itself with
-other hash functions, since pairs near the threshold are found by chance.
+hash functions, word 5-grams; `--bands` are ours. Prints megabytes per CPU-second of the whole processes, start
+included, the ratio, and the share of the documents that one side keeps and the other does not; with `--again` also
+between datatrove and itself with other hash functions, since pairs near the threshold are found by chance.
 """
 
 import argparse
@@ -44,11 +44,12 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="an interpreter with datatrove")
     parser.add_argument("--size", type=int, default=100, help="megabytes")
     parser.add_argument("--jaccard", type=float, default=0.72, help="(1/14)^(1/8): datatrove finds half of such pairs")
+    parser.add_argument("--bands", nargs=2, type=int, default=(14, 8), help="ours: how many, hash functions of each")
     parser.add_argument("--again", action="store_true", help="datatrove with another seed, too")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        ours(arguments.run, arguments.jaccard)
+        ours(arguments.run, DedupConfig(jaccard=arguments.jaccard, bands=arguments.bands[0], rows=arguments.bands[1]))
         return
     if arguments.peer is None:
         parser.error("--peer PYTHON: an interpreter with datatrove is needed for the other side")
@@ -69,6 +70,7 @@ def measure(arguments: argparse.Namespace, size: int) -> tuple[int, list[float],
         (folder / "input").mkdir()
         num = write_texts(arguments.text, folder / "input" / "texts.jsonl", size * 1_000_000)
         own = [sys.executable, __file__, str(arguments.text), "--jaccard", str(arguments.jaccard), "--run", name]
+        own += ["--bands", *map(str, arguments.bands)]
         program = [str(arguments.peer), str(Path(__file__).with_name("minhash_peer.py")), f"{name}/input"]
         peers = [[*program, f"{name}/peer-{seed}", str(seed)] for seed in ((1, 2) if arguments.again else (1,))]
         spent = [_cpu_seconds_of(command) for command in (own, *peers)]
@@ -76,9 +78,9 @@ def measure(arguments: argparse.Namespace, size: int) -> tuple[int, list[float],
         return num, spent, [_kept(folder / "ours.jsonl"), *(_kept(*paths) for paths in of_peers)]
 
 
-def ours(folder: Path, jaccard: float) -> None:
+def ours(folder: Path, config: DedupConfig) -> None:
     """Reads `input/texts.jsonl`, writes `ours.jsonl`."""
-    tagging, config = folder / "tagging", DedupConfig(jaccard=jaccard)
+    tagging = folder / "tagging"
     tagging.mkdir()
     identify, sign = Identify(), Sign(config.bands, config.rows)
     schema = pa.schema([*((name, pa.string()) for name in READ), *identify.columns, *sign.columns])
