@@ -209,8 +209,10 @@ def _keep(unit: Any, at: int, found: Any, ids: Any, cache: Cache) -> None:
         return
     cache.hashes[at] = found
     cache.places[at] = (bytes_used, len(unit), ids_used, len(ids))
-    cache.data[bytes_used : bytes_used + len(unit)] = unit
-    cache.ids[ids_used : ids_used + len(ids)] = ids
+    for place in range(len(unit)):
+        cache.data[bytes_used + place] = unit[place]
+    for place in range(len(ids)):
+        cache.ids[ids_used + place] = ids[place]
     cache.used[:] = (num + 1, bytes_used + len(unit), ids_used + len(ids))
 
 

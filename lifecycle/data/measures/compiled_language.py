@@ -126,7 +126,8 @@ def _add_word(model: Any, word: Any, marked: Any, total: Any) -> int:
 @compiled
 def _mean_row(model: Any, text: Any, keys: Any, counts: Any, sums: Any, marked: Any, mean: Any) -> None:
     """Fills in the mean of the rows of a text and of the end of its line."""
-    mean[:] = model.rows[0]
+    for place in range(len(mean)):
+        mean[place] = model.rows[0, place]
     num, at, length = 1, 0, len(text)
     while at < length:
         if _is_blank(text[at]):
@@ -231,7 +232,10 @@ def predict(
     `ends`: where each text begins and ends in the bytes; `scripts`: of each leaf, as bits; `kept`: sums of words.
     """
     keys, counts, sums = kept
-    marked = np.empty(np.diff(ends).max() + 2, np.uint8)
+    longest = 0
+    for number in range(len(ends) - 1):
+        longest = max(longest, ends[number + 1] - ends[number])
+    marked = np.empty(longest + 2, np.uint8)
     sample = np.empty(WINDOWS * (WINDOW + 1), np.uint8)
     nodes, logs = np.empty(_DEEPEST, np.int64), np.empty(_DEEPEST)
     mean = np.empty(DIM, np.float32)

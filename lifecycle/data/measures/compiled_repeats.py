@@ -20,7 +20,8 @@ _HALF = np.uint64(32)
 def repeats(parts: Any, num: int, table: Any) -> Any:
     """How many lines or paragraphs repeat an earlier one, and their characters (`chars` of each)."""
     among, ids, _, _ = table
-    among[:num] = np.arange(num)
+    for at in range(num):
+        among[at] = at
     _number(parts, num, table)
     repeated = chars = 0
     for at in range(num):
@@ -38,8 +39,8 @@ def count_ngrams(words: Any, num: int, longest_top: int, table: Any, seen: Any, 
     `words` has `num` words, of each as `chars` the characters of those before, and one more; keys are overwritten.
     """
     among = table[0]
-    among[:num] = np.arange(num)
-    seen[:num] = 0
+    for at in range(num):
+        among[at], seen[at] = at, 0
     _number(words, num, table)
     left = num
     for place in range(len(chars)):
