@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.config import PiiKind
-from lifecycle.data.personal.masking import MASKS, Span, find, mask, windows_of
+from lifecycle.data.personal import masking
+from lifecycle.data.personal.masking import MASKS, Span, Window, find, mask, windows_of
 from lifecycle.data.personal.pii import KINDS, MaskPii, pii_step
 from lifecycle.data.personal.pii_rule import Sign, Where
 from lifecycle.data.personal.places import masked_places
@@ -39,6 +40,7 @@ def masked(text: str, format: str = "text", language: str = "en") -> str:
         ("<mailto:a_b@sub.domain.org>", "<mailto:EMAIL_ADDRESS>"),
         ("an jörg.müller@web.de, 联系foo@bar.org", "an EMAIL_ADDRESS, 联系EMAIL_ADDRESS"),
         ("jane [at] company (dot) org or jane(at)company.org", "EMAIL_ADDRESS or EMAIL_ADDRESS"),
+        ("a@b.de@c.de (at) d.de, a@b.de@example.com", "EMAIL_ADDRESS, EMAIL_ADDRESS@example.com"),
         ("host 93.184.216.34:80 is up", "host IP_ADDRESS:80 is up"),
         ("from 93.18.2.1", "from IP_ADDRESS"),
         ("at 2606:2800:220:1:248:1893:25c8:1946 or 2a00:1450:4001::5", "at IP_ADDRESS or IP_ADDRESS"),
@@ -187,11 +189,19 @@ def test_idempotent(text: str, format: str) -> None:
     assert masked(once, format) == once
 
 
+@given(TEXTS, st.sampled_from(["en", "de"]))
+def test_rounds_that_look_beside_what_was_masked_find_all(text: str, language: str) -> None:
+    found = look(text, language=language)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masking, "_beside", lambda spans, windows: windows)
+        assert look(text, language=language) == found
+
+
 @given(TEXTS)
 def test_what_rules_find_in_a_text_they_find_in_the_windows_of_their_signs(text: str) -> None:
     data, where = text.encode(), Where(False, "en")
     windows = dict(windows_of(pa.array([text]))).get(0, [])
-    everywhere = [(int(sign), 0, len(data), 99) for sign in Sign]
+    everywhere = [Window(int(sign), 0, len(data), len(data), 99) for sign in Sign]
     assert find(data, windows, where) == find(data, everywhere, where)
 
 

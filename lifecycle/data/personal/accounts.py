@@ -72,9 +72,11 @@ def _iban(match: re.Match[bytes], where: Where) -> Found | None:
 
 def _card(match: re.Match[bytes], where: Where) -> Found | None:
     digits = digits_of(match)
+    if not luhn_valid(digits):
+        return None
     issuers = (*_ISSUERS, *_RARE_ISSUERS) if _NAMED_CARD.search(before(match, 40)) else _ISSUERS
     is_issued = any(begins.match(digits) and len(digits) in sizes for begins, sizes in issuers)
-    if not is_issued or not luhn_valid(digits) or is_bare_in_code(match, where) or is_dumped(match):
+    if not is_issued or is_bare_in_code(match, where) or is_dumped(match):
         return None
     return None if match[0].isdigit() and is_numbered(match) else whole(match, digits)
 

@@ -16,11 +16,13 @@ _EMAIL = re.compile(
     rb"(?<![\w.+%@-])(?<![\xc3-\xc9][\x80-\xbf])(?:[A-Za-z0-9]|[\xc3-\xc9][\x80-\xbf])"
     + _LOCAL + rb"{0,63}@(?:" + _LABEL + rb"\.)+[A-Za-z]{2,24}(?!\w)"
 )  # fmt: skip
-_SPELT = re.compile(
-    rb"(?<![\w.+%@-])[A-Za-z0-9][\w.+%-]{0,63} ?[\[({] ?at ?[\])}] ?" + _LABEL
-    + rb"(?: ?(?:\.|[\[({] ?dot ?[\])}]) ?" + _LABEL + rb"){0,4} ?(?:\.|[\[({] ?dot ?[\])}]) ?[A-Za-z]{2,24}(?!\w)",
-    re.IGNORECASE,
+_SPELT_AT = (
+    rb" ?[\[({] ?at ?[\])}] ?" + _LABEL + rb"(?: ?(?:\.|[\[({] ?dot ?[\])}]) ?" + _LABEL
+    + rb"){0,4} ?(?:\.|[\[({] ?dot ?[\])}]) ?[A-Za-z]{2,24}(?!\w)"
 )  # fmt: skip
+_SPELT = re.compile(rb"(?<![\w.+%@-])[A-Za-z0-9][\w.+%-]{0,63}" + _SPELT_AT, re.IGNORECASE)
+# A second host behind an address: what masking the address would leave is another.
+_MORE = re.compile(rb"@(?:" + _LABEL + rb"\.)+[A-Za-z]{2,24}(?!\w)|" + _SPELT_AT, re.IGNORECASE)
 RESERVED = re.compile(r"[@.](?:example(?:\.[a-z]+){0,2}|test|invalid|localhost|local|localdomain|lan|internal)$")
 _FILE = re.compile(  # endings of files and of systemd's units, none of them a top-level domain
     r"\.(?:png|jpe?g|gif|svg|webp|ico|bmp|css|scss|less|js|mjs|jsx|ts|tsx|json|x?html?|xml|txt|pdf|exe|dll|jar|whl|gz|"
@@ -42,17 +44,31 @@ _DOCUMENTED = ipaddress.IPv6Network("3fff::/20")  # RFC 9637
 
 
 def _email(match: re.Match[bytes], where: Where) -> Found | None:
+    return _with_more(match) if _is_somebodys(match) else None
+
+
+def _is_somebodys(match: re.Match[bytes]) -> bool:
+    """Whether an address, or the second host of one, is no reserved one, no file's name and no remote path."""
+    value = _plain(match)
+    is_other = value.startswith("git@") or RESERVED.search(value) or _FILE.search(value)
+    return not is_other and (b"@" not in match[0] or not _REMOTE_PATH.match(match.string, match.end()))
+
+
+def _plain(match: re.Match[bytes]) -> str:
+    """An address as it is when nothing is spelt out."""
     value = match[0].decode("utf-8", "replace").lower()
-    is_remote = _REMOTE_PATH.match(match.string, match.end())
-    if is_remote or value.startswith("git@") or RESERVED.search(value) or _FILE.search(value):
-        return None
-    return whole(match, value)
+    if b"@" in match[0]:
+        return value
+    value = re.sub(r" ?[\[({] ?at ?[\])}] ?", "@", value)
+    return re.sub(r" ?(?:\.|[\[({] ?dot ?[\])}]) ?", ".", value)
 
 
-def _spelt_email(match: re.Match[bytes], where: Where) -> Found | None:
-    value = re.sub(r" ?[\[({] ?at ?[\])}] ?", "@", match[0].decode("utf-8", "replace").lower())
-    value = re.sub(r" ?(?:\.|[\[({] ?dot ?[\])}]) ?", ".", value)
-    return None if RESERVED.search(value) or _FILE.search(value) else whole(match, value)
+def _with_more(match: re.Match[bytes]) -> Found:
+    """An address with the hosts that follow it."""
+    end = match.end()
+    while (more := _MORE.match(match.string, end)) is not None and _is_somebodys(more):
+        end = more.end()
+    return Found(match.start(), end, _plain(match))
 
 
 def _ipv4(match: re.Match[bytes], where: Where) -> Found | None:
@@ -82,7 +98,7 @@ def _ipv6(match: re.Match[bytes], where: Where) -> Found | None:
 
 ADDRESSES = (
     Rule("email", "email", Sign.AT, _EMAIL, _email),
-    Rule("email", "email_spelt", Sign.SPELT_AT, _SPELT, _spelt_email),
+    Rule("email", "email_spelt", Sign.SPELT_AT, _SPELT, _email),
     Rule("ip", "ipv4", Sign.DIGITS, _IPV4, _ipv4, least_digits=6),
     Rule("ip", "ipv6", Sign.IPV6, _IPV6, _ipv6),
 )

@@ -5,11 +5,12 @@ still parses. What must hold: masking twice changes nothing more.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,11 +36,24 @@ RULES: tuple[Rule, ...] = (
     *NATIONAL_IDS,
     *PHONES,
 )  # of two that overlap the first counts
-_OF_SIGN = {int(sign): [(order, rule) for order, rule in enumerate(RULES) if rule.sign == sign] for sign in Sign}
 BYTES_A_WINDOW = 64  # the room for windows that is tried first
+# The most bytes before something masked from which a match can reach it.
+_REACH = {
+    Sign.AT: 512, Sign.SPELT_AT: 640, Sign.DIGITS: 256, Sign.IPV6: 128, Sign.IBAN: 128, Sign.TOKEN: 12_000,
+    Sign.ASSIGNED: 512, Sign.KEY_BLOCK: 20_000,
+}  # fmt: skip
+_SIGN, _BEGIN, _END = attrgetter("sign"), attrgetter("begin"), attrgetter("end")
 
-# A place where rules have to look: sign, begin and end in the bytes of a text, digits.
-type Window = tuple[int, int, int, int]
+
+class Window(NamedTuple):
+    """A place in the bytes of a text where the rules of a sign look for what begins in it before `until` and ends at
+    `end`, or before; and the digits there."""
+
+    sign: int
+    begin: int
+    until: int
+    end: int
+    digits: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,20 @@ def windows_of(texts: pa.Array) -> Iterator[tuple[int, list[Window]]]:
     """The numbers of the texts with a sign of something personal, in order, and the places to look at."""
     found = _windows(texts)
     for number, rows in groupby(found.tolist(), key=itemgetter(0)):
-        yield number, [(sign, begin, end, digits) for _, sign, begin, end, digits in rows]
+        yield number, _joined(Window(sign, begin, end, end, digits) for _, sign, begin, end, digits in rows)
+
+
+def _joined(windows: Iterable[Window]) -> list[Window]:
+    """Windows by sign, those that overlap as one: what one of them cuts off is whole in it."""
+    joined: list[Window] = []
+    for window in sorted(windows):
+        last = joined[-1] if joined else None
+        if last is not None and last.sign == window.sign and window.begin <= last.end:
+            end = max(last.end, window.end)
+            joined[-1] = Window(last.sign, last.begin, end, end, max(last.digits, window.digits))
+        else:
+            joined.append(window)
+    return joined
 
 
 def _windows(texts: pa.Array) -> NDArray[np.int64]:
@@ -76,37 +103,29 @@ def _windows(texts: pa.Array) -> NDArray[np.int64]:
 
 
 def find(text: bytes, windows: Sequence[Window], where: Where) -> list[Span]:
-    """What is personal in a text, in order and without overlaps."""
-    begins: list[int] = []
+    """What is personal in a text, in order and without overlaps: a rule finds it outside what those before it found."""
+    of_sign = {sign: list(own) for sign, own in groupby(windows, key=_SIGN)}
     spans: list[Span] = []
-    for order, found in sorted(_candidates(text, windows, where), key=_order):
-        at = bisect_right(begins, found.begin)
-        is_free = (at == 0 or spans[at - 1].end <= found.begin) and (at == len(spans) or found.end <= begins[at])
-        if is_free:
-            rule = RULES[order]
-            begins.insert(at, found.begin)
-            spans.insert(at, Span(rule.kind, found.name or rule.name, found.begin, found.end, found.value))
+    for rule in RULES:
+        if new := list(_found(rule, text, of_sign.get(rule.sign, ()), where, spans)):
+            spans = sorted((*spans, *new), key=_BEGIN)
     return spans
 
 
-def _order(candidate: tuple[int, Found]) -> tuple[int, int, int]:
-    """By rule, then by place; of two at a place the longer: the other one is cut off where a window ends."""
-    order, found = candidate
-    return order, found.begin, -found.end
-
-
-def _candidates(text: bytes, windows: Sequence[Window], where: Where) -> Iterator[tuple[int, Found]]:
-    """All that rules find, with the place of each rule in `RULES`."""
-    for sign, begin, end, digits in windows:
-        for order, rule in _OF_SIGN[sign]:
-            if digits < rule.least_digits:
+def _found(rule: Rule, text: bytes, windows: Sequence[Window], where: Where, taken: Sequence[Span]) -> Iterator[Span]:
+    """What a rule finds outside some spans; of two that overlap the first."""
+    for window in windows:
+        at = max(window.begin, where.done) if window.digits >= rule.least_digits else window.until
+        while at < window.until and (match := rule.pattern.search(text, at, window.end)) is not None:
+            at = match.start() + 1
+            if (other := _covering(match.start(), taken)) is not None:
+                at = other.end
                 continue
-            at = begin
-            while match := rule.pattern.search(text, at, end):
-                found = rule.check(match, where)
-                if found is not None:
-                    yield order, found
-                at = match.start() + 1
+            found = rule.check(match, where) if at <= window.until else None
+            if found is None or _is_in(found, taken):
+                continue
+            yield Span(rule.kind, found.name or rule.name, found.begin, found.end, found.value)
+            where, at = replace(where, done=found.end), found.end
 
 
 def mask(text: bytes, windows: Sequence[Window], where: Where, kept: Collection[PiiKind]) -> tuple[bytes, list[Span]]:
@@ -121,41 +140,60 @@ def mask(text: bytes, windows: Sequence[Window], where: Where, kept: Collection[
         if not new:
             return text, spans
         old = [span for span in spans if not _is_in(span, new)]
-        masked, spans = _replaced(text, sorted((*old, *new), key=lambda span: span.begin), kept)
+        masked, spans, changed = _replaced(text, old, new, kept)
         if masked == text:
             return text, spans
-        text, windows = masked, _beside(spans, dict(windows_of(pa.array([masked.decode()]))).get(0, []))
+        text, windows = masked, _beside(changed, dict(windows_of(pa.array([masked.decode()]))).get(0, []))
 
 
 def _beside(spans: Sequence[Span], windows: Sequence[Window]) -> list[Window]:
-    """The windows with a span inside or so near that rules see it: in the others they have found all."""
-    ends = [span.end for span in spans]
+    """Of the windows what begins so near to a span that rules see it: in the rest they have found all."""
     near: list[Window] = []
     for window in windows:
-        at = bisect_left(ends, window[1] - CONTEXT)
-        if at < len(spans) and spans[at].begin <= window[2] + CONTEXT:
-            near.append(window)
+        reach = _REACH[Sign(window.sign)]
+        at = bisect_left(spans, window.begin - CONTEXT, key=_END)
+        until = window.begin
+        while until < window.until and at < len(spans) and spans[at].begin <= window.end + CONTEXT:
+            begin, until = max(window.begin, spans[at].begin - reach), min(window.until, spans[at].end + CONTEXT)
+            if near and near[-1].sign == window.sign and begin <= near[-1].until:
+                near[-1] = near[-1]._replace(until=max(near[-1].until, until))
+            elif begin < until:
+                near.append(window._replace(begin=begin, until=until))
+            at += 1
     return near
 
 
-def _is_in(span: Span, spans: Sequence[Span]) -> bool:
+def _covering(place: int, spans: Sequence[Span]) -> Span | None:
+    """The one of some spans, which are in order, that a place is in."""
+    at = bisect_right(spans, place, key=_BEGIN)
+    return spans[at - 1] if at > 0 and spans[at - 1].end > place else None
+
+
+def _is_in(span: Span | Found, spans: Sequence[Span]) -> bool:
     """Whether a span overlaps one of some spans, which are in order."""
-    at = bisect_right(spans, span.begin, key=lambda other: other.begin)
-    return (at > 0 and spans[at - 1].end > span.begin) or (at < len(spans) and spans[at].begin < span.end)
+    behind = bisect_right(spans, span.begin, key=_BEGIN)
+    return _covering(span.begin, spans) is not None or (behind < len(spans) and spans[behind].begin < span.end)
 
 
-def _replaced(text: bytes, spans: Sequence[Span], kept: Collection[PiiKind]) -> tuple[bytes, list[Span]]:
-    """The text with a mask in the place of each span that is none yet and not to be kept, and where all are then."""
+def _replaced(
+    text: bytes, old: Sequence[Span], new: Sequence[Span], kept: Collection[PiiKind]
+) -> tuple[bytes, list[Span], list[Span]]:
+    """The text with a mask in the place of each span that is none yet and not to be kept, and where all, and the new
+    ones, are then."""
     pieces: list[bytes] = []
     moved: list[Span] = []
+    changed: list[Span] = []
+    are_new = set(new)
     at = size = 0  # of the text that is done with, and of what has become of it
-    for span in spans:
+    for span in sorted((*old, *new), key=_BEGIN):
         own = text[span.begin : span.end] if span.kind in kept else MASKS[span.kind].encode()
         pieces += text[at : span.begin], own
         begin = size + span.begin - at
         at, size = span.end, begin + len(own)
         moved.append(replace(span, begin=begin, end=size))
-    return b"".join((*pieces, text[at:])), moved
+        if span in are_new:
+            changed.append(moved[-1])
+    return b"".join((*pieces, text[at:])), moved, changed
 
 
 @cache

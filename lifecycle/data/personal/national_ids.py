@@ -162,12 +162,14 @@ def _rule(
     named = re.compile(words or bare_words or rb"(?!)", re.IGNORECASE)
 
     def check(match: re.Match[bytes], where: Where) -> Found | None:
-        code = re.sub(rb"[^0-9A-Za-z]", b"", match[0]).decode()
-        if is_bare_in_code(match, where) or is_dumped(match) or not is_valid(code):
-            return None
         needs_name = bool(words) or (bool(bare_words) and match[0].isdigit())
         is_named = named.search(before(match)) is not None
-        return whole(match, code) if is_named or not (needs_name or is_numbered(match)) else None
+        if is_bare_in_code(match, where) or (needs_name and not is_named):
+            return None
+        code = re.sub(rb"[^0-9A-Za-z]", b"", match[0]).decode()
+        if not is_valid(code) or is_dumped(match):
+            return None
+        return whole(match, code) if is_named or not is_numbered(match) else None
 
     bounded = re.compile(rb"(?<![\w.+-])(?:" + pattern.replace(b"_", _GAP) + rb")(?![\w]|[.-]\d)")
     return Rule("national_id", name, Sign.DIGITS if least else Sign.TOKEN, bounded, check, least)

@@ -13,17 +13,18 @@ from itertools import islice
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumberFormat
 
+from lifecycle.data.personal.dialling import may_be_valid
 from lifecycle.data.personal.pii_rule import Found, Rule, Sign, Where, before, is_bare_in_code, is_numbered
 
 _GAP = rb"(?: ?/ ?| - |[ .-]|\xc2\xa0|\xe2\x80[\x89\x90-\x93\xaf])"
-_GROUP = rb"\(?\d++\)?"
+_GROUP = rb"\(?\d{1,18}+\)?"  # more digits than a number has, and no more: some texts are one number of megabytes
 _EXTENSION = rb"(?P<extension> ?(?:x|ext\.?|#) ?\d{1,6})?"
 _GROUPS = _GROUP + rb"(?:" + _GAP + rb"?" + _GROUP + rb"){0,8}" + _EXTENSION
-_START, _END = rb"(?<![\w+/-])(?<!\d\.)", rb"(?!\w|[.-]\d)"
+_START, _END = rb"(?<![\w+/-])", rb"(?!\w|[.-]\d)"
 _INTERNATIONAL = re.compile(rb"(?<![\w+])(?:\(?\+ ?|00" + _GAP + rb"?)(?=\(?[1-9])" + _GROUPS + rb"(?!\w)")
 _DASH = rb"(?:[ .-]|\xe2\x80[\x90-\x93])"
 _AMERICAN = re.compile(
-    _START + rb"(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}" + _DASH + rb")\d{3}" + _DASH + rb"\d{4}" + _EXTENSION + _END
+    _START + rb"(?<!\d\.)(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}" + _DASH + rb")\d{3}" + _DASH + rb"\d{4}" + _EXTENSION + _END
 )  # fmt: skip
 _NATIONAL = re.compile(_START + _GROUPS + _END)
 # Words before a phone number that say what it is, and those that may stand between.
@@ -42,7 +43,6 @@ _SIGN = "☎"
 _WORD = re.compile(r"\w+")
 # An area code with the 0 that leads out of an area, and what is dialled in it.
 _TRUNK = re.compile(rb"\(?0[1-9](?=(?:\D*\d){7})\d{0,4}\)?(?!\d)" + _GAP + rb"?\(?\d")
-_GOES_ON = re.compile(rb"\d[ .-]$")  # a longer number
 # Decimals, postcodes in the USA, dates, and differences.
 _OTHER = re.compile(rb"\d+\.\d+|\d{5}-\d{4}|\d\d?([/.-])\d\d?\1\d{4}(?:\D.*)?|\d+ - \d+ - .*")
 _FICTIONAL = re.compile(r"1?\d{3}55501\d\d$|44(?:1632960|7700900)\d{3}$")
@@ -80,6 +80,8 @@ def _valid(
 ) -> str | None:
     """The number as E.164 spells it, if it is valid in one of some regions."""
     for region in regions:
+        if is_valid is phonenumbers.is_valid_number and not may_be_valid(dialled, region):
+            continue
         try:
             number = phonenumbers.parse(dialled, region)
         except NumberParseException:
@@ -120,17 +122,26 @@ def _american(match: re.Match[bytes], where: Where) -> Found | None:
 
 
 def _national(match: re.Match[bytes], where: Where) -> Found | None:
-    if is_bare_in_code(match, where) or _OTHER.fullmatch(match[0]):
+    if _goes_on(match, where, b".") or is_bare_in_code(match, where) or _OTHER.fullmatch(match[0]):
         return None
     if _is_named(match):
         return _first_valid(match, (*_REGIONS.get(where.language, ()), *_NAMED_REGIONS))
-    is_written = _TRUNK.match(match[0]) is not None and not is_numbered(match) and not _GOES_ON.search(before(match, 4))
+    is_written = _TRUNK.match(match[0]) is not None and not is_numbered(match) and not _goes_on(match, where, b" .-")
     return _first_valid(match, _REGIONS.get(where.language, ()), most=1) if is_written else None
+
+
+def _goes_on(match: re.Match[bytes], where: Where, gaps: bytes) -> bool:
+    """Whether a match is the rest of a longer number that is no phone's, behind one of some bytes."""
+    digit, gap = match.start() - 2, match.start() - 1
+    return digit >= where.done and match.string[digit : digit + 1].isdigit() and match.string[gap] in gaps
 
 
 def _is_named(match: re.Match[bytes]) -> bool:
     """Whether the words before a number say that it is a phone's."""
-    line = before(match, 40).decode("utf-8", "ignore").lower()
+    nearby = before(match, 40)
+    if nearby.rstrip(b" .-/()")[-1:].isdigit():  # the last word is a number, as in a table of them
+        return False
+    line = nearby.decode("utf-8", "ignore").lower()
     words = _WORD.findall(line)[-4:]
     while words:
         word = words.pop()

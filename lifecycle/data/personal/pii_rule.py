@@ -25,10 +25,12 @@ class Sign(IntEnum):
 
 @dataclass(frozen=True)
 class Where:
-    """What a rule may know of the document: whether it is source code, and its language."""
+    """What a rule may know of the document: whether it is source code, its language, and the end of what the rule found
+    last, which is masked then."""
 
     is_code: bool
     language: str
+    done: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,18 @@ def is_numbered(match: re.Match[bytes]) -> bool:
     return _NUMBERED.search(before(match, 40)) is not None
 
 
+_DUMPED_BEHIND = re.compile(rb" [0-9a-f]{4}(?![\w-])")
+_DUMPED_BEFORE = re.compile(rb"(?<![\w-])[0-9a-f]{4} $")
+
+
 def is_dumped(match: re.Match[bytes]) -> bool:
     """Whether a match of groups of four digits has more of them beside it, as in a dump of memory."""
     if b" " not in match[0]:
         return False
-    goes_on = re.compile(rb" [0-9a-f]{4}(?![\w-])").match(match.string, match.end())
-    return goes_on is not None or re.search(rb"(?<![\w-])[0-9a-f]{4} $", before(match, 6)) is not None
+    return (
+        _DUMPED_BEHIND.match(match.string, match.end()) is not None
+        or _DUMPED_BEFORE.search(before(match, 6)) is not None
+    )
 
 
 def is_bare_in_code(match: re.Match[bytes], where: Where) -> bool:

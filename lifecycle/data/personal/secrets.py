@@ -46,7 +46,7 @@ _PROVIDERS = {
     "new_relic": rb"NRAK-[A-Z0-9]{27}",
     "azure_storage": rb"(?<=AccountKey=)[A-Za-z0-9+/]{86}==",
     "age": rb"AGE-SECRET-KEY-1[QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L]{58}",
-    "json_web_token": rb"eyJ[\w-]{10,4000}\.eyJ[\w-]{10,4000}\.[\w-]{10,1000}",
+    "json_web_token": rb"eyJ[\w-]{10,4000}+\.eyJ[\w-]{10,4000}+\.[\w-]{10,1000}",
 }
 _PROVIDER = re.compile(
     _START
@@ -76,7 +76,7 @@ _KEY_BLOCK = re.compile(
     rb"|(?:(?:\s|\\n){0,4}[A-Za-z0-9+/=]{16,100}){1,150})"
 )
 _IN_ADDRESS = re.compile(
-    rb"[A-Za-z][A-Za-z0-9+.-]{1,20}://(?P<user>[\w.%+-]{0,60}):(?P<value>[^\s/@\"'<>()\[\]{},;`|\\]{3,100})@(?P<host>[\w.-]+)"
+    rb"[A-Za-z][A-Za-z0-9+.-]{1,20}://(?P<user>[\w.%+-]{0,60}):(?P<value>[^\s/@\"'<>()\[\]{},;`|\\]{3,100})@(?P<host>[\w.-]{1,255})"
 )
 # What stands where a key would be, in documentation, templates and code.
 _PLACEHOLDER = re.compile(
@@ -95,7 +95,7 @@ def entropy(value: str) -> float:
 
 def _is_random(value: str) -> bool:
     """Whether a value looks drawn, not named: its characters are, and its digits are no name's last."""
-    if _PLACEHOLDER.search(value) or _NAME.fullmatch(value) or len(value) < 16:
+    if len(value) < 16 or _PLACEHOLDER.search(value) or _NAME.fullmatch(value):
         return False
     digits, letters = sum(map(str.isdigit, value)), sum(map(str.isalpha, value))
     if not digits or not letters:

@@ -1,0 +1,114 @@
+"""Masking takes time in proportion to a text, and asks libphonenumber only about what may be valid."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import phonenumbers
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.data.personal import masking
+from lifecycle.data.personal.dialling import may_be_valid
+from lifecycle.data.personal.masking import mask, windows_of
+from lifecycle.data.personal.pii_rule import Where
+
+DIGITS = "".join(random.Random(7).choices("0123456789", k=20_000))
+
+
+def grouped(size: int, gap: str) -> str:
+    return gap.join(DIGITS[at : at + size] for at in range(0, 8_000, size))
+
+
+HOSTILE = {
+    "digits": DIGITS, "triples": grouped(3, " "), "cards": grouped(4, "-"), "ssns": grouped(9, "\n"),
+    "wide blanks": grouped(4, "\u00a0"), "long numbers": "1 1 1 1 1 1 1 1 " + DIGITS, "hex": "9f3a" * 4000,
+    "ats": "a@" * 4000, "dots": "1." * 4000, "codes": "+49 " * 2000, "zeros": "00 1 " * 1000, "colons": "2001:" * 4000,
+    "hosts": "a" + "@b.de" * 1000, "spelt hosts": "a" + " (at) b.de" * 1000, "both": "a" + "@b.de (at) c.de" * 500,
+    "phones": "030 1234567 " * 800, "dotted phones": "Tel 030 1234567." * 500, "named": "tel 12 34 56 78 9 " * 400,
+    "ibans": "DE89 3704 0044 0532 0130 00 " * 800, "mails": "a@b.de " * 1500, "addresses": "ab://u:ppp@" * 1000,
+    "assigned": "token=1" * 1500, "tokens": "-pypi-AgE" * 2000, "web tokens": "-eyJ1" * 3000,
+    "blocks": "-----BEGIN PRIVATE KEY-----" * 800,
+}  # fmt: skip
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """The calls that are made, and the bytes of the texts in which rules look."""
+    work = [0, 0]
+    find = masking.find
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        work[0] += 1
+
+    def look(text: bytes, windows: list[masking.Window], where: Where) -> list[masking.Span]:
+        work[1] += len(text)
+        return find(text, windows, where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masking, "find", look)
+        sys.setprofile(count)
+        try:
+            yield work
+        finally:
+            sys.setprofile(None)
+
+
+def work_of(text: str) -> list[int]:
+    windows = dict(windows_of(pa.array([text]))).get(0, [])
+    with counted() as work:
+        mask(text.encode(), windows, Where(False, "de"), ())
+    return work
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_work_grows_with_the_text(name: str) -> None:
+    text = HOSTILE[name]
+    work_of(text)  # loads the plans of countries
+    (calls, size), (calls_for_two, size_of_two) = work_of(text), work_of(text + text)
+    assert calls_for_two < 2.3 * calls + 2000 and size_of_two < 3.5 * size
+    assert calls < 200 * len(text) and size <= 6 * len(text.encode())
+
+
+def test_a_number_of_megabytes_is_looked_at_once() -> None:
+    text = "1 1 1 1 1 1 1 1 " + "7" * 3_000_000
+    assert sum(work_of(text)) < 5000 + len(text)
+
+
+REGIONS = sorted(phonenumbers.SUPPORTED_REGIONS)
+PREFIXES = ("", "", "0", "1", "8", "00", "011", "06", "15")
+
+
+@st.composite
+def dialled(draw: st.DrawFn) -> tuple[str, str | None]:
+    region = draw(st.sampled_from(REGIONS))
+    example = phonenumbers.example_number_for_type(region, draw(st.integers(0, 8)))
+    digits = draw(st.text("0123456789", min_size=7, max_size=16))
+    if example is not None:
+        own = phonenumbers.national_significant_number(example)
+        digits = own[: draw(st.integers(1, len(own)))] + digits
+        digits = digits[: len(own)]
+    code = str(phonenumbers.country_code_for_region(region))
+    behind = draw(st.sampled_from(PREFIXES)) + digits
+    return draw(st.sampled_from([(behind, region), (code + behind, region), (f"00{code}{behind}", "DE"),
+                                 (f"011{code}{behind}", "US"), (f"+{code}{behind}", None)]))  # fmt: skip
+
+
+@given(dialled())
+def test_what_can_be_dialled_may_be_valid(asked: tuple[str, str | None]) -> None:
+    number, region = asked
+    try:
+        is_valid = phonenumbers.is_valid_number(phonenumbers.parse(number, region))
+    except phonenumbers.NumberParseException:
+        is_valid = False
+    assert may_be_valid(number, region) or not is_valid
+
+
+def test_what_is_no_number_of_a_plan_is_told_at_once() -> None:
+    assert not may_be_valid("+9991234567", None)  # no country
+    assert not may_be_valid("+12125552", None)  # too short
+    assert not may_be_valid("0000000000", "DE")
