@@ -43,8 +43,10 @@ def _without_daft() -> Iterator[None]:
 class Backwards(Native):
     """An engine that ends with what comes first."""
 
-    def results[T, R](self, function: Callable[[T], R], work: Sequence[T], attempts: int) -> Iterator[tuple[int, R]]:
-        del attempts
+    def results[T, R](
+        self, function: Callable[[T], R], work: Sequence[T], attempts: int, apart: bool = False
+    ) -> Iterator[tuple[int, R]]:
+        del attempts, apart
         return ((at, function(work[at])) for at in reversed(range(len(work))))
 
 

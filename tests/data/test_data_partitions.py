@@ -1,4 +1,4 @@
-"""Partitions: their keys, what is made again after a kill, a change or damage, and what fails alone."""
+"""Partitions: their keys, what is made again after a kill, a change or damage."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from lifecycle.data.reading.sources import SourceFile, list_files
 from lifecycle.data.tagging import code_version as versions
 from lifecycle.data.tagging import partition_store, partitions
 from lifecycle.data.tagging.code_version import code_version
-from lifecycle.data.tagging.partition_store import ATTEMPTS, PartitionStore
+from lifecycle.data.tagging.partition_store import PartitionStore
 from lifecycle.data.tagging.partitions import Partition, partitions_of
 from lifecycle.data.tagging.tagging import read_reading, tag_documents
 from lifecycle.testing.waiting import LIMIT_S
@@ -165,46 +165,6 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(corpus: Path, tmp_path: P
     assert hashes(out) == hashes(tag(corpus, "whole"))
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[str]:
-    """Lets every reading of the partition with essay20.txt fail; the keys of those that are tried."""
-    tried: list[str] = []
-    real = partition_store.tag_files
-
-    def tag_files(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
-        tried.append(partition.key)
-        if "essay20.txt" in [entry.path for entry in partition.files]:
-            raise error
-        return real(partition)
-
-    monkeypatch.setattr(partition_store, "tag_files", tag_files)
-    return tried
-
-
-def test_a_partition_that_fails_is_listed_and_the_others_are_made(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = {row["path"]: row for row in documents(tag(corpus, "whole"))}
-    (corpus / "essay20.txt").write_text(essay(200))
-    with monkeypatch.context() as patch:
-        tried = failing(patch, RecursionError("maximum recursion depth exceeded"))
-        out = tag(corpus, max_skipped=0.2)
-        assert max(map(tried.count, tried)) == ATTEMPTS
-        (skipped,) = read_reading(out).skipped
-    assert (skipped.path, skipped.reason) == ("essay20.txt", "failed")
-    assert "RecursionError: maximum recursion depth exceeded (3 times, alone too)" in skipped.detail
-    del whole["essay20.txt"]
-    assert {row["path"]: row for row in documents(out)} == whole
-    assert not read_reading(tag(corpus, "tried_again")).skipped
-
-
-def test_too_many_failures_are_an_error_with_their_cause(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing(monkeypatch, RecursionError("too deep"))
-    with pytest.raises(
-        ConfigError, match=r"files cannot be used: failed .*RecursionError: too deep.* data\.max_skipped"
-    ):
-        tag(corpus, max_skipped=0)
-
-
 def test_a_damaged_partition_is_made_again(corpus: Path, made: list[str]) -> None:
     first = hashes(tag(corpus))
     files = sorted((corpus.parent / "partitions").iterdir())
@@ -300,25 +260,6 @@ def test_a_renamed_column_is_another_content(tmp_path: Path) -> None:
         config = config_of(folder)
         keys.append([partition.key for partition in partitions_of(list_files(config), config)])
     assert len(keys[0]) > 1 and not set(keys[0]) & set(keys[1])
-
-
-def test_each_row_of_a_part_that_fails_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    rows_of(folder)
-    real = partition_store.tag_files
-
-    def tag_files(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
-        part = partition.files[0].part
-        if part is not None and part.first_row < 130 <= part.first_row + part.num_rows:
-            raise RecursionError("too deep")
-        return real(partition)
-
-    monkeypatch.setattr(partition_store, "tag_files", tag_files)
-    out = tag(folder, max_skipped=0.9)
-    skipped = [entry for entry in read_reading(out).skipped if entry.reason == "failed"]
-    assert {"rows.jsonl:130", "rows.parquet:130"} <= {entry.path for entry in skipped}
-    assert len(documents(out)) + len(read_reading(out).skipped) == 600
 
 
 @given(st.lists(st.integers(0, 90), max_size=60), st.integers(1, 200), st.booleans())

@@ -49,6 +49,15 @@ def test_a_worker_that_dies_takes_no_other_item_with_it(tmp_path: Path) -> None:
     assert isinstance(found[3], WorkerDiedError) and len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_single_item_that_may_end_its_process_is_done_elsewhere(tmp_path: Path) -> None:
+    with Workers(2) as workers:
+        (died,) = workers.results(_die_of_three, [(3, tmp_path)], 2, apart=True)
+        (well,) = workers.results(_slow_first, [1], 2, apart=True)
+        (here,) = workers.results(_slow_first, [1], 2)
+    assert isinstance(died[1], WorkerDiedError) and len(list(tmp_path.iterdir())) == 2
+    assert isinstance(well[1], tuple) and well[1][1] != os.getpid() and here == (0, (1, os.getpid()))
+
+
 def test_an_error_reaches_the_caller() -> None:
     with Workers(2) as workers, pytest.raises(ValueError, match=r"item \d"):
         list(workers.results(_fail, range(3), 3))

@@ -32,10 +32,11 @@ class Engine(Protocol):
         ...
 
     def results[T, R](
-        self, function: Callable[[T], R], work: Sequence[T], attempts: int
+        self, function: Callable[[T], R], work: Sequence[T], attempts: int, apart: bool = False
     ) -> Iterator[tuple[int, R | WorkerDiedError]]:
         """Yields the number of each item and `function(item)` as they are ready. An item whose process dies is done
-        again, up to `attempts` times in all."""
+        again, up to `attempts` times in all. `apart`: what may end its process; where there are others, this one does
+        none of it."""
         ...
 
 

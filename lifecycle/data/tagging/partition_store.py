@@ -2,14 +2,15 @@
 
 They stay between runs, so a killed run goes on where it was, and a source with new files is read as far as it is new.
 A file has its partition's documents and, beside its schema, what of the partition could not be used. A partition that
-fails is tried again, `ATTEMPTS` times in all; then each of its files alone, and those that fail count as failed. One
-whose process dies fails whole.
+fails, or whose process dies, is tried again, `ATTEMPTS` times in all; then each of its files alone, and those that do
+so count as failed. With one process, this one, nothing is left to go on if it dies.
 """
 
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,10 +56,32 @@ class PartitionStore:
                 missing.append(number)
             else:
                 yield number, found
-        work = [(partitions[number], self.folder) for number in missing]
-        for place, result in engine.results(_make, work, ATTEMPTS):
+        died: list[int] = []
+        work = [(partitions[number], self.folder, ()) for number in missing]
+        for place, result in engine.results(_make, work, ATTEMPTS, apart=True):
             number = missing[place]
-            yield number, _failed(partitions[number], result) if isinstance(result, WorkerDiedError) else result
+            if not isinstance(result, WorkerDiedError):
+                yield number, result
+            elif len(partitions[number].files) == 1:
+                yield number, _failed(partitions[number], result)
+            else:
+                died.append(number)
+        for place, made in self._without_deadly([partitions[number] for number in died], engine):
+            yield died[place], made
+
+    def _without_deadly(self, partitions: Sequence[Partition], engine: Engine) -> Iterator[tuple[int, Tagged]]:
+        """Makes partitions whose processes died of those of their files that end none alone; yields their numbers, and
+        what was made of each."""
+        work: list[tuple[Partition, Path, tuple[Skipped, ...]]] = []
+        numbers: list[int] = []
+        for number, (partition, lost) in enumerate(zip(partitions, _lost_alone(partitions, engine), strict=True)):
+            if len(lost) == len(partition.files):
+                yield number, Tagged(0, lost)
+            else:
+                work.append((partition, self.folder, lost))
+                numbers.append(number)
+        for place, made in engine.results(_make, work, ATTEMPTS, apart=True):
+            yield numbers[place], _failed(work[place][0], made) if isinstance(made, WorkerDiedError) else made
 
     def documents(self, partition: Partition) -> Iterator[pa.Table]:
         """The documents of a partition that did not fail, a row group at a time; made again if its file is damaged."""
@@ -73,7 +96,7 @@ class PartitionStore:
             except (OSError, pa.ArrowException):
                 if is_made:
                     raise
-                _make((partition, self.folder))
+                _make((partition, self.folder, ()))
                 is_made = True
 
     def keep(self, partitions: Collection[Partition]) -> None:
@@ -98,36 +121,54 @@ def _path(folder: Path, partition: Partition) -> Path:
     return folder / f"{partition.key}.parquet"
 
 
-def _make(item: tuple[Partition, Path]) -> Tagged:
-    """Makes a partition and writes it."""
-    partition, folder = item
+def _lost_alone(partitions: Sequence[Partition], engine: Engine) -> list[tuple[Skipped, ...]]:
+    """Those files of each partition that fail alone or end their process."""
+    alone = [replace(partition, files=(entry,)) for partition in partitions for entry in partition.files]
+    found: dict[int, tuple[Skipped, ...]] = {}
+    for place, result in engine.results(_lost, alone, ATTEMPTS, apart=True):
+        found[place] = _failed(alone[place], result).skipped if isinstance(result, WorkerDiedError) else result
+    ends = [0, *accumulate(len(partition.files) for partition in partitions)]
+    return [tuple(entry for place in range(*part) for entry in found[place]) for part in pairwise(ends)]
+
+
+def _lost(partition: Partition) -> tuple[Skipped, ...]:
+    """A partition of one file, if it fails."""
+    error = _error_of(partition)
+    return () if error is None else _failed(partition, error).skipped
+
+
+def _make(item: tuple[Partition, Path, tuple[Skipped, ...]]) -> Tagged:
+    """Makes a partition, but for files that are lost, and writes it."""
+    partition, folder, lost = item
     path = _path(folder, partition)
     unfinished = temporary(path)
-    made = _written(partition, unfinished)
+    names = {entry.path for entry in lost}
+    rest = replace(partition, files=tuple(entry for entry in partition.files if entry.path not in names))
+    made = _written(rest, unfinished, lost)
     for _ in range(ATTEMPTS - 1):
         if isinstance(made, Exception):
-            made = _written(partition, unfinished)
+            made = _written(rest, unfinished, lost)
     if isinstance(made, Exception):
-        made = _without_failing(partition, unfinished, made)
+        made = _without_failing(rest, unfinished, made, lost)
     if isinstance(made, Exception):
         unfinished.unlink()
-        return _failed(partition, made)
+        return Tagged(0, (*_failed(rest, made).skipped, *lost))
     partition.require_unchanged()
     unfinished.replace(path)
     return made
 
 
-def _without_failing(partition: Partition, path: Path, error: Exception) -> Tagged | Exception:
+def _without_failing(
+    partition: Partition, path: Path, error: Exception, lost: tuple[Skipped, ...]
+) -> Tagged | Exception:
     """Writes a partition of those files that do not fail alone; returns an error if none is left."""
-    failed: tuple[Skipped, ...] = ()
     good: list[SourceFile] = []
     for entry in partition.files if len(partition.files) > 1 else ():
-        alone = replace(partition, files=(entry,))
-        if (own := _error_of(alone)) is None:
-            good.append(entry)
+        if failed := _lost(replace(partition, files=(entry,))):
+            lost += failed
         else:
-            failed += _failed(alone, own).skipped
-    return _written(replace(partition, files=tuple(good)), path, failed) if good else error
+            good.append(entry)
+    return _written(replace(partition, files=tuple(good)), path, lost) if good else error
 
 
 def _error_of(partition: Partition) -> Exception | None:
@@ -137,7 +178,7 @@ def _error_of(partition: Partition) -> Exception | None:
     return tagging.error
 
 
-def _written(partition: Partition, path: Path, failed: tuple[Skipped, ...] = ()) -> Tagged | Exception:
+def _written(partition: Partition, path: Path, failed: tuple[Skipped, ...]) -> Tagged | Exception:
     """Writes a partition, a batch at a time, with what had failed in it. What reading it raises is returned: it is the
     partition's alone."""
     num_documents, tagging = 0, _Tagging(partition)

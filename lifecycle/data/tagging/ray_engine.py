@@ -28,9 +28,9 @@ class RayCluster:
         """See `Engine`; tasks start as they come."""
 
     def results[T, R](
-        self, function: Callable[[T], R], work: Sequence[T], attempts: int
+        self, function: Callable[[T], R], work: Sequence[T], attempts: int, apart: bool = False
     ) -> Iterator[tuple[int, R | WorkerDiedError]]:
-        """See `Engine`. Twice as many tasks as the cluster has cores are on their way at a time."""
+        """See `Engine`; all work is apart. Twice as many tasks as the cluster has cores are on their way at a time."""
         ray = connected(self.address)
         task, given = (
             ray.remote(max_retries=attempts - 1)(_called),

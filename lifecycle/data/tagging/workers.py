@@ -49,12 +49,15 @@ class Workers:
                     self._pool.submit(int)
 
     def results[T, R](
-        self, function: Callable[[T], R], work: Sequence[T], attempts: int
+        self, function: Callable[[T], R], work: Sequence[T], attempts: int, apart: bool = False
     ) -> Iterator[tuple[int, R | WorkerDiedError]]:
         """Yields the number of each item and `function(item)` as they are ready. Items whose processes die are done
-        again, each alone, up to `attempts` times in all."""
-        if self.count == 1 or len(work) <= 1:
+        again, each alone, up to `attempts` times in all. A single item is done in this process, unless `apart`."""
+        if self.count == 1 or (len(work) <= 1 and not apart):
             yield from enumerate(map(function, work))
+            return
+        if len(work) == 1:
+            yield 0, _alone(function, work[0], attempts)
             return
         waiting = deque(range(len(work)))
         while waiting:
