@@ -88,10 +88,19 @@ def _data_stages(config: RunConfig) -> Iterator[Stage]:
 def _corpus_stages(corpus: str, earlier: tuple[str, ...], dedup: DedupConfig) -> Iterator[Stage]:
     """A corpus's stages; `earlier`: the documents of those before it in the run file."""
     tagging, arguments = of_corpus(TAGGING, corpus), {"corpus": corpus}
-    yield Stage(tagging, TAGGING, (), partial(keys.tagging, corpus=corpus), arguments=arguments)
+    key = partial(keys.tagging, corpus=corpus)
+    yield Stage(tagging, TAGGING, (), key, arguments=arguments, still_holds=_is_read)
     settings = partial(keys.documents, corpus=corpus)
     name, opens = of_corpus(DOCUMENTS, corpus), dict.fromkeys(earlier, TEXT)
     yield Stage(name, DOCUMENTS, (tagging, *earlier), settings, _earlier(dedup), arguments=arguments, opens=opens)
+
+
+def _is_read(config: RunConfig, tagged: Artifact) -> bool:
+    """Whether no file failed that other code may read. Without failures documents stay as they are, whatever the code:
+    training goes on from them."""
+    from lifecycle.data.tagging.tagging import may_be_repaired  # reads Arrow: imported only if a stage may run
+
+    return not may_be_repaired(tagged.stats)
 
 
 def _earlier(config: DedupConfig) -> dict[str, Start]:

@@ -56,7 +56,7 @@ class Stage:
     measured: tuple[str, ...] = ()  # stages with rows that it only measures on: no part of its key
     opens: Mapping[str, Opened] = field(default_factory=dict)  # by stage, where it does not open every file
     lacks: str | None = None  # what the config must have before the stage can be made, with the fix
-    # for a stage with effects outside its artifact: whether these still match the artifact
+    # for a stage with effects outside its artifact: whether these still match it; or whether code can do better by now
     still_holds: Callable[[RunConfig, Artifact], bool] = _always
 
     @property

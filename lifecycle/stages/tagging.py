@@ -1,11 +1,13 @@
 """Stage `tagging`: reads the sources into documents with a column for every measurement."""
 
+from contextlib import suppress
 from pathlib import Path
 
+from lifecycle.core.artifact import ArtifactError, open_artifact
 from lifecycle.core.progress import Progress
 from lifecycle.data.reading.sources import fetch_sources
 from lifecycle.data.selecting.preference import criteria_of
-from lifecycle.data.tagging.tagging import tag_documents
+from lifecycle.data.tagging.tagging import may_be_repaired, tag_documents
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.names import of_corpus
 from lifecycle.stages.stage import Inputs, Outcome
@@ -19,4 +21,14 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, corpus
     data = config.corpora[corpus]
     criteria_of(data)  # a mistake in them is told before the sources are read
     fetch_sources(data)
+    _tell_of_failures(out.with_name(out.name.removesuffix(".partial")), progress)
     return Outcome(tag_documents(data, config.folder / of_corpus(PARTITIONS, corpus), out, progress))
+
+
+def _tell_of_failures(before: Path, progress: Progress) -> None:
+    """Says why an artifact that was finished is made again, if it is there."""
+    with suppress(ArtifactError):
+        stats = open_artifact(before).stats
+        if may_be_repaired(stats):
+            failed = f"{stats['failed']:,} of its files had failed, in other code"
+            progress.note(f"{before.name}: {failed}: reading the sources again")

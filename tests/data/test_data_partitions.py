@@ -29,7 +29,7 @@ from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import SourceFile, list_files
 from lifecycle.data.tagging import code_version as versions
 from lifecycle.data.tagging import partition_store, partitions
-from lifecycle.data.tagging.code_version import code_version
+from lifecycle.data.tagging.code_version import code_version, source_version
 from lifecycle.data.tagging.partition_store import PartitionStore
 from lifecycle.data.tagging.partitions import Partition, partitions_of
 from lifecycle.data.tagging.tagging import read_reading, tag_documents
@@ -301,11 +301,16 @@ def test_the_version_of_the_code_covers_what_is_imported(monkeypatch: pytest.Mon
     module = "lifecycle.data.tagging.partitions"
     before = code_version(module)
     real = versions.source_of
-    for name, changes in (("lifecycle.data.measures.compiled_prose", True), ("lifecycle.data.selecting.dedup", False)):
+
+    def forget() -> None:
         code_version.cache_clear()
+        source_version.cache_clear()
+
+    for name, changes in (("lifecycle.data.measures.compiled_prose", True), ("lifecycle.data.selecting.dedup", False)):
+        forget()
         monkeypatch.setattr(versions, "source_of", lambda asked, n=name: real(asked) + b"#" * (asked == n))
         assert (code_version(module) != before) == changes
-    code_version.cache_clear()
+    forget()
 
 
 def test_a_store_deletes_only_what_is_not_kept(corpus: Path) -> None:

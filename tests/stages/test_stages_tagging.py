@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,11 +12,14 @@ from obstore.store import MemoryStore
 from lifecycle.cli.data_signatures import signatures
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError, load_config
-from lifecycle.core.progress import Silent
+from lifecycle.core.progress import Progress, Silent
 from lifecycle.core.store import Store
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import read_documents
 from lifecycle.data.selecting.earlier import earlier_corpora
+from lifecycle.data.tagging import partition_store
+from lifecycle.data.tagging import tagging as data_tagging
+from lifecycle.data.tagging.partitions import Partition
 from lifecycle.stages import tagging
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
@@ -36,12 +40,12 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def made(corpus: Path, *overrides: str) -> dict[str, Artifact]:
+def made(corpus: Path, *overrides: str, told: Progress | None = None) -> dict[str, Artifact]:
     sources = f"data.sources=[{{name: own, path: {corpus}}}]"
     root = f"root={corpus.parent / 'runs'}"
     rules = "data.quality.repetition=null"
     config = load_config(RunConfig, DEBUG, [sources, root, rules, *overrides])
-    return bring_up_to_date(config, ("documents",), Silent())
+    return bring_up_to_date(config, ("documents",), told or Silent())
 
 
 def kept(artifacts: dict[str, Artifact]) -> int:
@@ -144,6 +148,31 @@ def test_too_large_a_share_is_an_error_that_names_the_setting(tmp_path: Path) ->
         notes_of(folder)
     assert len(notes_of(folder, "data.max_skipped=0.1")) == 1
     assert notes_of(folder, "data.max_skipped=0") == []  # it is finished: another limit makes nothing again
+
+
+def test_failed_files_are_read_again_by_other_code(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = partition_store.tag_files
+
+    def failing(partition: Partition) -> Any:
+        if "0.txt" in [entry.path for entry in partition.files]:
+            raise RecursionError("too deep")
+        return real(partition)
+
+    whole = made(corpus, "name=whole")["tagging"]
+    with monkeypatch.context() as patch:
+        patch.setattr(partition_store, "tag_files", failing)
+        broken = made(corpus, "data.max_skipped=1")
+        assert broken["tagging"].stats["failed"] == 1 and kept(broken) == 5
+    assert made(corpus)["tagging"].manifest == broken["tagging"].manifest  # by the same code
+    monkeypatch.setattr(data_tagging, "source_version", lambda _: "repaired")
+    told = Notes()
+    after = made(corpus, told=told)
+    folder = broken["tagging"].path.name
+    assert told.notes[0] == f"{folder}: 1 of its files had failed, in other code: reading the sources again"
+    assert after["tagging"].path == broken["tagging"].path and "failed" not in after["tagging"].stats
+    assert after["tagging"].content_hash == whole.content_hash and kept(after) == 6
+    monkeypatch.setattr(data_tagging, "source_version", lambda _: "newer")
+    assert made(corpus)["tagging"].manifest == after["tagging"].manifest  # nothing had failed
 
 
 def test_no_broken_files_no_words(tmp_path: Path) -> None:

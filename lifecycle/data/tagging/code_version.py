@@ -20,11 +20,20 @@ _PACKAGE = "lifecycle.data"
 
 @cache
 def code_version(module: str) -> str:
-    """The version of a module of this room and of all that it imports from here, as hexadecimal digits."""
+    """The version of a module of this room, of all that it imports from here, and of what runs it, as hexadecimal
+    digits."""
     total = hashlib.sha256(f"{sys.version} {unicodedata.unidata_version}".encode())  # readers of its library, `\\w`
-    for library in LIBRARIES:
-        total.update(f"{library} {version(library)}\n".encode())
     for library in filter(importlib.util.find_spec, EXTRAS):
+        total.update(f"{library} {version(library)}\n".encode())
+    return hashlib.sha256(total.digest() + source_version(module).encode()).hexdigest()
+
+
+@cache
+def source_version(module: str) -> str:
+    """The version of a module of this room, of all that it imports from here, and of their libraries: the same on all
+    machines with this version of the project."""
+    total = hashlib.sha256()
+    for library in LIBRARIES:
         total.update(f"{library} {version(library)}\n".encode())
     for name in sorted(modules_behind(module, _PACKAGE)):
         total.update(f"{name}\0".encode() + source_of(name))
