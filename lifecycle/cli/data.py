@@ -135,7 +135,7 @@ def diff(
 
 
 def _fates(run: RunConfig, corpus: str, name: str) -> list[dict[str, Any]]:
-    from lifecycle.data.inspecting.fate import find_documents, passages, unread
+    from lifecycle.data.inspecting.fate import find_documents, passages, unread, with_holders
     from lifecycle.data.measures.filters import document_steps
     from lifecycle.data.tagging.tagging import read_reading
 
@@ -150,10 +150,10 @@ def _fates(run: RunConfig, corpus: str, name: str) -> list[dict[str, Any]]:
                 {"step": passed.step, "measured": passed.measured, "reasons": passed.reasons}
                 for passed in passages(fate, steps)
             ],
-            "cuts": fate.row["cuts"] or [],
+            "cuts": fate.row["cuts"],
             "text": fate.row["text"],
         }
-        for fate in find_documents(folder, name)
+        for fate in with_holders(folder, find_documents(folder, name), run.corpora[corpus].dedup)
     ]
     for entry in unread(read_reading(finished_stage(run, of_corpus(TAGGING, corpus)).path).skipped, name):
         why_not = {"reason": entry.reason, "detail": entry.detail}

@@ -12,7 +12,7 @@ from plain_limits import grouped_plainly
 
 from lifecycle.core.progress import Silent
 from lifecycle.data.documents import SPLITS, read_documents
-from lifecycle.data.inspecting.fate import find_documents, passages
+from lifecycle.data.inspecting.fate import find_documents, passages, with_holders
 from lifecycle.data.measures.filters import document_steps
 from lifecycle.data.selecting.pipeline import prepare_documents
 from lifecycle.data.tagging.tagging import tag_documents
@@ -108,6 +108,25 @@ def test_why_shows_what_was_cut(selected: tuple[Path, Path, dict[str, Any]]) -> 
     shown = {passage.step: passage.measured for passage in passages(fate, steps)}
     assert "This page is part of the archive" in shown["repeated_lines"][0]
     assert PASSAGE[:100] in shown["repeated_substrings"][0] and "repeated_paragraphs" not in shown
+
+
+def test_why_names_the_first_document_that_still_has_a_passage(selected: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, out, _ = selected
+    config = data_config(str(folder / "sources"), **SETTINGS)
+    texts = {row["path"]: " ".join(row["text"].split()) for row in read_documents(out, "kept")}
+    texts |= {row["path"]: " ".join(row["text"].split()) for row in read_documents(out, "heldout")}
+    seen: dict[str, set[str]] = {}
+    for path in [*texts, "rest.txt"]:
+        (fate,) = with_holders(out, find_documents(out, path), config.dedup)
+        for cut in fate.row["cuts"]:
+            having = [name for name, text in texts.items() if " ".join(cut["text"].split()) in text]
+            is_of_tests = cut["step"] == "decontamination"
+            assert cut["stays_in"] == (None if is_of_tests or not having else f"mine:{having[0]}"), cut
+            seen.setdefault(cut["step"], set()).add(cut["stays_in"])
+    assert seen["repeated_lines"] == {"mine:page01.txt"} and seen["repeated_substrings"] == {"mine:page03.txt"}
+    (fate,) = with_holders(out, find_documents(out, "page05.txt"), config.dedup)
+    shown = {passage.step: passage.measured for passage in passages(fate, document_steps(config))}
+    assert "(stays in mine:page03.txt): " in shown["repeated_substrings"][0]
 
 
 def test_one_that_is_mostly_cut_is_whole_with_what_would_have_gone(

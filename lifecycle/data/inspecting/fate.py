@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import SPLITS, Split
+from lifecycle.data.inspecting.origins import find_holders
 from lifecycle.data.inspecting.selected import read_where
 from lifecycle.data.measures.language import UNDETERMINED
 from lifecycle.data.measures.steps import DocumentStep, Limit
@@ -52,6 +54,17 @@ def find_documents(folder: Path, name: str) -> list[Fate]:
         for row in read_where(folder, split, ("id", "source", "path"), partial(_is_named, name=name))
     )
     return list(islice(found, MOST))
+
+
+def with_holders(folder: Path, fates: Sequence[Fate], config: DedupConfig) -> list[Fate]:
+    """The documents with `stays_in` in each of their `cuts`: the first document that still has that passage, or None;
+    `config` has the settings by which the artifact was made."""
+    holders = find_holders(folder, [cut for fate in fates for cut in fate.row["cuts"] or ()], config)
+
+    def cuts_of(fate: Fate) -> list[dict[str, Any]]:
+        return [cut | {"stays_in": holders.of(cut)} for cut in fate.row["cuts"] or ()]
+
+    return [replace(fate, row=fate.row | {"cuts": cuts_of(fate)}) for fate in fates]
 
 
 def _is_named(rows: pa.RecordBatch, first: int, name: str) -> NDArray[np.bool_]:
@@ -105,7 +118,8 @@ def _cuts(fate: Fate, step: str) -> Iterator[str]:
     for cut in found[:SHOWN]:
         text = " ".join(cut["text"].split())
         shown = text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
-        yield f"{what} characters {cut['begin']:,} to {cut['end']:,}: {shown}"
+        stays = "" if cut.get("stays_in") is None else f" (stays in {cut['stays_in']})"
+        yield f"{what} characters {cut['begin']:,} to {cut['end']:,}{stays}: {shown}"
     if more := found[SHOWN:]:
         yield f"and {len(more):,} more, of {sum(cut['end'] - cut['begin'] for cut in more):,} characters"
 
