@@ -23,6 +23,7 @@ from lifecycle.cli.data_topics import topics
 from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import CorpusName, chosen_corpus, data_run, documents_folder, documents_of
 from lifecycle.cli.make import make
+from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.pager import show_pages
 from lifecycle.cli.train_classifier import train_classifier
 from lifecycle.core.config import ConfigError
@@ -44,7 +45,10 @@ for verb in (score, synthesise, perplexity, topics, signatures):
 
 type Out = Annotated[
     Path | None,
-    Parameter(help="A file for the page; NAME-data.html by default, of a named corpus NAME-CORPUS-data.html."),
+    Parameter(
+        help="A file for the page; NAME-data.html by default, of a named corpus NAME-CORPUS-data.html.",
+        validator=takes_file,
+    ),
 ]
 type Documents = Annotated[
     str, Parameter(help="The run's YAML file, or a folder or address with an artifact of stage `documents`.")
@@ -80,6 +84,7 @@ def report(config: ConfigPath, /, *overrides: Overrides, corpus: CorpusName = No
     from lifecycle.report.html import render_html  # matplotlib takes a second
 
     path = out or Path(f"{of_corpus(run.name, chosen)}-data.html")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, render_html(build_data_page(numbers)))
     print(path)
 

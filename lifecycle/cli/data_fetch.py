@@ -10,10 +10,13 @@ from rich.console import Console
 
 from lifecycle.cli.arguments import AsJson
 from lifecycle.cli.display import in_line, print_json
+from lifecycle.cli.outputs import takes_folder
 from lifecycle.core.config import ConfigError
 
 type List = Annotated[Path, Parameter(help="A file of addresses, one a line.")]
-type Into = Annotated[Path, Parameter(help="The folder of the pages; one that is begun is gone on with.")]
+type Into = Annotated[
+    Path, Parameter(help="The folder of the pages; one that is begun is gone on with.", validator=takes_folder)
+]
 type Contact = Annotated[
     str, Parameter(help="Your address on the web or by mail: servers are told it, so that their owners can reach you.")
 ]

@@ -8,10 +8,13 @@ from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
 from lifecycle.cli.display import progress_on
+from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.respondents import MostBytes, OwnModelName, measuring_model
 from lifecycle.stages.chain import finished_stage
 
-type Out = Annotated[Path, Parameter(help="The file for the scores, a row for each document: perplexity.jsonl.")]
+type Out = Annotated[
+    Path, Parameter(help="The file for the scores, a row for each document: perplexity.jsonl.", validator=takes_file)
+]
 
 
 def perplexity(

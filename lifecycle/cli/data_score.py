@@ -10,10 +10,13 @@ from rich.console import Console
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides
 from lifecycle.cli.display import print_json, progress_on
 from lifecycle.cli.documents import CorpusName, documents_folder
+from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.respondents import DEFAULTS, Asking, ModelName, recorded, respondent
 from lifecycle.core.config import ConfigError
 
-type Out = Annotated[Path, Parameter(help="The file for the grades, a row for each graded document: scores.jsonl.")]
+type Out = Annotated[
+    Path, Parameter(help="The file for the grades, a row for each graded document: scores.jsonl.", validator=takes_file)
+]
 type Sample = Annotated[
     int, Parameter(help="Documents that are graded, of each source its share.", validator=Number(gte=1))
 ]

@@ -9,12 +9,13 @@ from rich.console import Console
 from lifecycle.cli.arguments import Overrides
 from lifecycle.cli.display import progress_on
 from lifecycle.cli.documents import CorpusName, documents_folder
+from lifecycle.cli.outputs import takes_folder
 from lifecycle.core.artifact import MANIFEST, Draft, open_artifact
 
 type Documents = Annotated[
     str, Parameter(help="The run's YAML file, or a folder or address with an artifact of stage `documents`.")
 ]
-type Root = Annotated[Path, Parameter(help="The folder in which the artifact is made.")]
+type Root = Annotated[Path, Parameter(help="The folder in which the artifact is made.", validator=takes_folder)]
 
 
 def signatures(documents: Documents, out: Root, /, *overrides: Overrides, corpus: CorpusName = None) -> None:

@@ -10,13 +10,14 @@ from rich.console import Console
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides
 from lifecycle.cli.display import print_json, progress_on
 from lifecycle.cli.documents import CorpusName, documents_folder
+from lifecycle.cli.outputs import takes_folder
 from lifecycle.cli.respondents import DEFAULTS, Asking, ModelName, recorded, respondent, shown_model
 
 type WhichKind = Annotated[
     Literal["rephrase", "questions"], Parameter(help="The text written again, or questions with answers.")
 ]
 type Most = Annotated[int, Parameter(help="Documents, of each source its share.", validator=Number(gte=1))]
-type Out = Annotated[Path, Parameter(help="The folder for artifacts with such rows.")]
+type Out = Annotated[Path, Parameter(help="The folder for artifacts with such rows.", validator=takes_folder)]
 type PromptFile = Annotated[
     Path | None, Parameter(name="prompt", help="A prompt of your own: jinja2 over text, source, url, license.")
 ]

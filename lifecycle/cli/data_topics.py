@@ -13,6 +13,7 @@ from rich.table import Table
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
 from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import CorpusName, chosen_corpus, documents_of
+from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.respondents import MostBytes, OwnModelName, measuring_model
 from lifecycle.report.format import share
 from lifecycle.training.config import PERIOD
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 SOURCES = 3  # that are shown of a topic
 
 type Clusters = Annotated[int, Parameter(help="How many topics.", validator=Number(gte=2, lte=PERIOD))]
-type Out = Annotated[Path, Parameter(help="The file for the topics, a row for each document: topics.parquet.")]
+type Out = Annotated[
+    Path, Parameter(help="The file for the topics, a row for each document: topics.parquet.", validator=takes_file)
+]
 
 
 def topics(

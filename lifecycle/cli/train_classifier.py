@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from lifecycle.cli.arguments import AsJson
 from lifecycle.cli.display import print_json
 from lifecycle.cli.documents import CorpusName, documents_folder
+from lifecycle.cli.outputs import takes_file
 from lifecycle.core.config import ConfigError
 from lifecycle.data.config import Format
 
@@ -23,7 +24,7 @@ type Documents = Annotated[
     str | None, Parameter(help="The run's YAML file, or the folder with the documents, that was graded.")
 ]
 type Threshold = Annotated[float | None, Parameter(help="Documents with a lower grade are the bad ones.")]
-type Out = Annotated[Path, Parameter(help="The classifier's file, NAME.npz.")]
+type Out = Annotated[Path, Parameter(help="The classifier's file, NAME.npz.", validator=takes_file)]
 type Seed = Annotated[int, Parameter(help="Decides which examples are held out, and the order of the others.")]
 type Read = Annotated[Format | None, Parameter(name="format", help="Of the files, where names do not tell: mail.")]
 

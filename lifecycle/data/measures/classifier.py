@@ -37,6 +37,7 @@ def write_classifier(path: Path, classifier: Classifier) -> None:
     """Writes the file, whole or not at all."""
     manifest = json.dumps({"format": FORMAT, **classifier.manifest}, sort_keys=True)
     numbers = np.array([classifier.bias, *classifier.scale])
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(unfinished := temporary(path), "wb") as file:
         np.savez_compressed(file, weights=classifier.weights, numbers=numbers, manifest=np.array(manifest))
     unfinished.replace(path)
