@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_data_decontaminate import prose, removals
 
 from lifecycle.data.ngrams import ngram_hashes, word_hashes
+from lifecycle.data.selecting import contamination as contaminated
 from lifecycle.data.selecting.contamination import EXCERPT_CHARS, Evidence, contamination, evidence_of, longest_common
 from lifecycle.data.selecting.contamination import read_hits as batches
 from lifecycle.data.selecting.eval_items import TestItem, task_items
@@ -94,3 +95,15 @@ def test_words_are_where_hashes_have_them(text: str) -> None:
     assert word_hashes(whole).tolist() == hashes.tolist()
     for at in range(len(hashes)):
         assert word_hashes(longest_common(text, 1, hashes[at : at + 1])).tolist()[0] == hashes[at]
+
+
+def test_a_long_item_is_read_once_for_all_documents_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = contaminated.words_of
+    monkeypatch.setattr(contaminated, "words_of", lambda *text: read.append(1) or real(*text))
+    words = [f"word{number}" for number in range(2000)]
+    hashes = word_hashes(" ".join(words))
+    for first in range(0, 1900, 100):
+        own = slice(first, first + 20)
+        assert longest_common(" ".join(words), 13, ngram_hashes(hashes[own], 13)) == " ".join(words[own])
+    assert len(read) == 1

@@ -5,10 +5,10 @@ documents are those that had passed every step before decontamination. All of th
 in common: `left` counts the items for which that is not so.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lifecycle.data.documents import ROW_GROUP
-from lifecycle.data.ngrams import Hashes, ngram_hashes, word_hashes
+from lifecycle.data.ngrams import Hashes, folded_characters, ngram_hashes
+from lifecycle.data.placed_words import Words, words_of
 from lifecycle.data.selecting.eval_items import TestItem
 from lifecycle.data.selecting.overlap_index import Hit
 
@@ -31,7 +32,6 @@ HITS = pa.schema([
     ("share", pa.float64()), ("excerpt", pa.string()),
 ])  # fmt: skip
 EXCERPT_CHARS = 200
-_WORD = re.compile(r"\w+")
 
 type Key = tuple[str | None, str]  # task and item; without a task a held-out document
 
@@ -63,12 +63,26 @@ def hit_table(hits: Iterable[tuple[int, Hit, Hashes]], names: Mapping[int, str])
 
 def longest_common(text: str, n: int, common: Hashes) -> str:
     """The longest run of words of a text whose n-grams are all in `common`, cut to `EXCERPT_CHARS`."""
-    flags = np.isin(ngram_hashes(word_hashes(text), n), common)
-    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False)).reshape(-1, 2)  # runs: begin, end
-    begin, end = edges[np.diff(edges).ravel().argmax()].tolist()
-    words = list(_WORD.finditer(text))
-    run = " ".join(text[words[begin].start() : words[end + n - 2].end()].split())
+    grams, order, words = _placed(text, n)
+    lows, highs = np.searchsorted(grams, common, "left"), np.searchsorted(grams, common, "right")
+    places = np.unique(
+        np.concatenate([order[low:high] for low, high in zip(lows.tolist(), highs.tolist(), strict=True)])
+    )
+    breaks = np.flatnonzero(np.diff(places) != 1)
+    firsts, lasts = places[np.append(0, breaks + 1)], places[np.append(breaks, len(places) - 1)]
+    longest = int((lasts - firsts).argmax())
+    span = slice(int(words.begins[firsts[longest]]), int(words.ends[lasts[longest] + n - 1]))
+    run = " ".join(text.encode()[span].decode().split())
     return run if len(run) <= EXCERPT_CHARS else run[: EXCERPT_CHARS - 1] + "…"
+
+
+@lru_cache(maxsize=2)  # a long item is found in many documents; 50 MB for one of 10 MB
+def _placed(text: str, n: int) -> tuple[Hashes, NDArray[np.int64], Words]:
+    """The n-grams of a text, sorted, the number of the first word of each, and the words."""
+    words = words_of(np.frombuffer(text.encode(), np.uint8), folded_characters())
+    grams = ngram_hashes(words.hashes, n)
+    order = grams.argsort(kind="stable")
+    return grams[order], order, words
 
 
 def contamination(
