@@ -158,7 +158,7 @@ def test_planted_evaluation_rows_are_kept_out(corpus: Path, tmp_path: Path) -> N
 
 
 def test_an_emptied_corpus_says_what_emptied_it(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="1 document left to split"):  # code is never removed by language
+    with pytest.raises(ConfigError, match="1 document is left to split"):  # code is never removed by language
         prepare(corpus, tmp_path / "out", language={"keep": ["fr"]})
     (corpus / "code.py").unlink()
     with pytest.raises(ConfigError, match=r"language took 47 \(language_en 47\): change data\.language\.keep"):
@@ -213,7 +213,7 @@ def test_split_size_growth_and_every_source() -> None:
     unlucky = [text for text, flag in zip(texts, flags, strict=True) if not flag][:40]
     assert sum(flags_of(texts + unlucky, 0.05, 0, [0] * 4000 + [1] * 40)[4000:]) == 1
     assert [sum(flags_of(texts[:count], 0.0001, 0)) for count in (2, 3, 20)] == [1, 2, 2]
-    with pytest.raises(ConfigError, match="1 document left"):
+    with pytest.raises(ConfigError, match="1 document is left"):
         flags_of(["alone"], 0.5, 0)
 
 

@@ -85,6 +85,10 @@ def test_lists_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.org\nnonsense\n")
     with pytest.raises(ConfigError, match=r"list\.txt:2: 'nonsense' is no id"):
         removed(documents(url=["x"]), forget=[str(tmp_path / "list.txt")])
+    (tmp_path / "list.txt").write_text("x" * 1_000_000)
+    with pytest.raises(ConfigError, match=r"list\.txt:1: 'x+\.\.\. is no id") as long:
+        removed(documents(url=["x"]), forget=[str(tmp_path / "list.txt")])
+    assert len(str(long.value)) < 1000
     (tmp_path / "list.txt").write_bytes("café.org\n".encode("cp1252"))
     with pytest.raises(ConfigError, match=r"list\.txt: no list of text: .* position 3.*; save it as UTF-8"):
         removed(documents(url=["x"]), forget=[str(tmp_path / "list.txt")])

@@ -22,7 +22,7 @@ from lifecycle.data.config import RightsConfig
 from lifecycle.data.measures.language import UNDETERMINED
 from lifecycle.data.measures.steps import Failure, Rule
 from lifecycle.data.personal.places import masked_places
-from lifecycle.data.user_lists import list_lines
+from lifecycle.data.user_lists import list_lines, shown_entry
 from lifecycle.data.web_names import address_hash, canonical, host_of, hosts_above
 
 _DIGITS = re.compile(r"[0-9a-fA-F]{32}")
@@ -115,7 +115,9 @@ def _read(path: Path, stat: tuple[int, int]) -> Forgotten:
         elif _HOST.fullmatch(entry):
             hosts.add(entry.lower())
         else:
-            raise ConfigError(f"{path}:{number}: {entry!r} is no id, hash, address with :// or name of a host")
+            raise ConfigError(
+                f"{path}:{number}: {shown_entry(entry)} is no id, hash, address with :// or name of a host"
+            )
     return Forgotten(frozenset(hashes), frozenset(map(canonical, given)), frozenset(_hashes(given)), frozenset(hosts))
 
 

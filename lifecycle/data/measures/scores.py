@@ -20,6 +20,7 @@ from lifecycle.core.config import ConfigError, nearest
 from lifecycle.data.config import DataConfig, ScoresConfig
 from lifecycle.data.measures.steps import DocumentStep, Limit
 from lifecycle.data.measures.unwanted import UsersFile
+from lifecycle.data.user_lists import shown_entry
 from lifecycle.text.row_files import read_rows
 
 ID_BYTES = 16  # of a document's id
@@ -69,7 +70,7 @@ def _parts(path: Path, column: str) -> Iterator[tuple[NDArray[np.bytes_], NDArra
         name, value = row.get("id"), row.get(column)
         if not isinstance(name, str) or not _is_id(name):
             raise ConfigError(
-                f"{path}:{number}: id {name!r} is no document's: 32 hexadecimal digits, as the rows have it"
+                f"{path}:{number}: id {shown_entry(name)} is no document's: 32 hexadecimal digits, as the rows have it"
             )
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ConfigError(f"{path}:{number}: column {column!r} is no number{nearest(column, row)}")

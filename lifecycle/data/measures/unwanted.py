@@ -24,7 +24,7 @@ from lifecycle.data.measures.classifier import read_classifier, score
 from lifecycle.data.measures.rights import read_list
 from lifecycle.data.measures.steps import DocumentStep, Limit, Rule
 from lifecycle.data.ngrams import Hashes, folded_characters, ngram_hashes, word_hashes
-from lifecycle.data.user_lists import list_lines
+from lifecycle.data.user_lists import list_lines, shown_entry
 from lifecycle.data.web_names import canonical, host_of, hosts_above
 
 SHOWN = 20  # lines of a list, in an error
@@ -148,7 +148,11 @@ def _listed_words(path: str, content: str) -> dict[int, Hashes]:
 
 def _require_words(path: str, entries: Sequence[tuple[int, str]]) -> None:
     """Raises `ConfigError` for entries without a word, and for those with marks as letters: `sh!t` would be `sh t`."""
-    wrong = [f"{number} {entry!r}" for number, entry in entries if not len(word_hashes(entry)) or _MARKS.search(entry)]
+    wrong = [
+        f"{number} {shown_entry(entry)}"
+        for number, entry in entries
+        if not len(word_hashes(entry)) or _MARKS.search(entry)
+    ]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ConfigError(

@@ -90,7 +90,9 @@ def _opened(place: str, config: DedupConfig) -> EarlierCorpus:
     try:
         artifact = open_artifact(folder)
     except ArtifactError as error:
-        raise ConfigError(f"{at}: {error}; give the folder documents-... of a finished run") from None
+        raise ConfigError(
+            f"{at}: {str(error).removeprefix(f'{folder}: ')}; give the folder documents-... of a finished run"
+        ) from None
     manifest = artifact.manifest
     if manifest.stage not in PREFIXES:
         raise ConfigError(f"{at}: made by stage {manifest.stage}; give the folder of stage documents, documents-...")

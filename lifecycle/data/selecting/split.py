@@ -29,8 +29,8 @@ def heldout_flags(
     """
     if len(positions) < 2:
         raise ConfigError(
-            f"{len(positions)} document left to split into training and held-out text, duplicates and what is in "
-            "data.dedup.against being removed; add to data.sources"
+            f"{len(positions) or 'no'} document is left to split into training and held-out text, duplicates and what "
+            "is in data.dedup.against being removed; add to data.sources"
         )
     flags = positions < fraction
     drawn = np.flatnonzero(flags)
