@@ -33,7 +33,7 @@ _COUNTRY_LENGTH = {country: length for length, countries in _LENGTHS.items() for
 _GAP = rb"(?:[ -]|\xc2\xa0)?"
 _IBAN = re.compile(rb"(?<![A-Za-z0-9_])[A-Z]{2}\d\d(?:" + _GAP + rb"[A-Z0-9]){11,29}")
 _CARD = re.compile(
-    rb"(?<![\w.+-])(?:\d{4}([ -]|\xc2\xa0)\d{4}\1\d{4}\1\d{1,7}|\d{4}([ -]|\xc2\xa0)\d{6}\2\d{4,5}|\d{12,19})"
+    rb"(?<![\w.+-])(?=[1-68])(?:\d{4}([ -]|\xc2\xa0)\d{4}\1\d{4}\1\d{1,7}|\d{4}([ -]|\xc2\xa0)\d{6}\2\d{4,5}|\d{12,19})"
     rb"(?!\w|[.-]\d)"
 )
 _ISSUERS = (  # beginnings, and numbers of digits

@@ -1,29 +1,25 @@
 """Check digits: whether a number that people give each other was mistyped, or is none at all."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
+_DOUBLED = str.maketrans("0123456789", "0246813579")  # the digits' sum of twice a digit
 # Verhoeff's multiplication in the dihedral group of order 10, and the permutation of a digit by its place.
 # Verhoeff 1969, "Error Detecting Decimal Codes".
 _PERMUTED = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
+_AT = tuple(accumulate(range(7), lambda row, _: tuple(_PERMUTED[at] for at in row), initial=tuple(range(10))))
 
 
 def luhn_valid(digits: str) -> bool:
     """Whether the last digit is the check digit by Luhn's formula (ISO/IEC 7812-1, annex B)."""
-    total = 0
-    for at, digit in enumerate(reversed(digits)):
-        value = int(digit) * (1 + at % 2)
-        total += value - 9 if value > 9 else value
-    return total % 10 == 0
+    return (sum(map(int, digits[::-2])) + sum(map(int, digits[-2::-2].translate(_DOUBLED)))) % 10 == 0
 
 
 def verhoeff_valid(digits: str) -> bool:
     """Whether the last digit is the check digit by Verhoeff's scheme, which also finds all swapped neighbours."""
     check = 0
     for at, digit in enumerate(reversed(digits)):
-        value = int(digit)
-        for _ in range(at % 8):
-            value = _PERMUTED[value]
-        check = _dihedral(check, value)
+        check = _dihedral(check, _AT[at % 8][int(digit)])
     return check == 0
 
 

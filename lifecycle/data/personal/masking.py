@@ -114,8 +114,8 @@ def find(text: bytes, windows: Sequence[Window], where: Where) -> list[Span]:
 
 def _found(rule: Rule, text: bytes, windows: Sequence[Window], where: Where, taken: Sequence[Span]) -> Iterator[Span]:
     """What a rule finds outside some spans; of two that overlap the first."""
-    for window in windows:
-        at = max(window.begin, where.done) if window.digits >= rule.least_digits else window.until
+    for window in _windows_for(rule, text, windows):
+        at = max(window.begin, where.done)
         while at < window.until and (match := rule.pattern.search(text, at, window.end)) is not None:
             at = match.start() + 1
             if (other := _covering(match.start(), taken)) is not None:
@@ -126,6 +126,19 @@ def _found(rule: Rule, text: bytes, windows: Sequence[Window], where: Where, tak
                 continue
             yield Span(rule.kind, found.name or rule.name, found.begin, found.end, found.value)
             where, at = replace(where, done=found.end), found.end
+
+
+def _windows_for(rule: Rule, text: bytes, windows: Sequence[Window]) -> Iterator[Window]:
+    """Where a rule has to look: of what has enough digits the places behind its words, if it has some."""
+    for window in windows:
+        if window.digits < rule.least_digits:
+            continue
+        if rule.words is None:
+            yield window
+            continue
+        for word in rule.words.finditer(text, max(0, window.begin - CONTEXT), window.until):
+            until = min(window.until, word.end() + CONTEXT)
+            yield window._replace(begin=max(window.begin, word.end()), until=until)
 
 
 def mask(text: bytes, windows: Sequence[Window], where: Where, kept: Collection[PiiKind]) -> tuple[bytes, list[Span]]:

@@ -172,7 +172,9 @@ def _rule(
         return whole(match, code) if is_named or not is_numbered(match) else None
 
     bounded = re.compile(rb"(?<![\w.+-])(?:" + pattern.replace(b"_", _GAP) + rb")(?![\w]|[.-]\d)")
-    return Rule("national_id", name, Sign.DIGITS if least else Sign.TOKEN, bounded, check, least)
+    return Rule(
+        "national_id", name, Sign.DIGITS if least else Sign.TOKEN, bounded, check, least, named if words else None
+    )
 
 
 # In patterns an underscore is an optional gap.

@@ -122,12 +122,13 @@ def _american(match: re.Match[bytes], where: Where) -> Found | None:
 
 
 def _national(match: re.Match[bytes], where: Where) -> Found | None:
+    is_named = _is_named(match)
+    if not is_named and (_TRUNK.match(match[0]) is None or is_numbered(match) or _goes_on(match, where, b" .-")):
+        return None
     if _goes_on(match, where, b".") or is_bare_in_code(match, where) or _OTHER.fullmatch(match[0]):
         return None
-    if _is_named(match):
-        return _first_valid(match, (*_REGIONS.get(where.language, ()), *_NAMED_REGIONS))
-    is_written = _TRUNK.match(match[0]) is not None and not is_numbered(match) and not _goes_on(match, where, b" .-")
-    return _first_valid(match, _REGIONS.get(where.language, ()), most=1) if is_written else None
+    regions = _REGIONS.get(where.language, ())
+    return _first_valid(match, (*regions, *_NAMED_REGIONS)) if is_named else _first_valid(match, regions, most=1)
 
 
 def _goes_on(match: re.Match[bytes], where: Where, gaps: bytes) -> bool:

@@ -52,7 +52,8 @@ type Check = Callable[[re.Match[bytes], Where], Found | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """What to look for in the windows of a sign, those with `least_digits` or more.
+    """What to look for in the windows of a sign, those with `least_digits` or more, and if there are `words` only where
+    one of them stands in the `CONTEXT` before.
 
     `name` tells rules of a kind apart in audits.
     """
@@ -63,6 +64,7 @@ class Rule:
     pattern: re.Pattern[bytes]
     check: Check
     least_digits: int = 0
+    words: re.Pattern[bytes] | None = None
 
 
 def whole(match: re.Match[bytes], value: str | None = None) -> Found:
