@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ PREFIX, AFTER = 896, 128
 
 
 @contextmanager
-def server(bundle: Path, weights: str | None) -> Iterator[str]:
+def server(bundle: Path, weights: str | None) -> Generator[str]:
     """The address of `lifecycle serve`."""
     settings = ["serve.port=0", f"serve.max_seq_len={SLOT}", f"serve.num_slots={ROWS}"]
     settings += [f"serve.weights={weights}"] if weights else []

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import pytest
@@ -47,7 +47,7 @@ class Turns:
 
 
 @contextmanager
-def held(engine: Engine) -> Iterator[Turns]:
+def held(engine: Engine) -> Generator[Turns]:
     """While the block runs, an engine takes the turns that the test allows; afterwards it runs on by itself."""
     turns = Turns(engine._runner.turn)
     with pytest.MonkeyPatch.context() as patch:

@@ -14,7 +14,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -276,7 +276,7 @@ class Handler(QuietHandler):
 
 
 @contextmanager
-def serving(*buckets: str) -> Iterator[Google]:
+def serving(*buckets: str) -> Generator[Google]:
     """The double, with empty buckets, at `google.url` while the block runs."""
     google = Google({bucket: {} for bucket in buckets})
     with answering(type("GoogleHandler", (Handler,), {"google": google})) as url:

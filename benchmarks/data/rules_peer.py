@@ -6,7 +6,7 @@ the place of the peer's for a while, such as another way to cut a text into word
 
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -178,7 +178,7 @@ def judged(filter: Any, text: str) -> tuple[bool, str, str]:
 
 
 @contextmanager
-def replaced(*changes: Replacement | None) -> Iterator[None]:
+def replaced(*changes: Replacement | None) -> Generator[None]:
     """The peer with other functions, of several of one name the last."""
     with ExitStack() as stack:
         for change in changes:

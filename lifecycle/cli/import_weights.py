@@ -8,7 +8,7 @@ written.
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -207,7 +207,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def new_bundle(out: Path, origin: Origin, dtype: str | None) -> Iterator[Path]:
+def new_bundle(out: Path, origin: Origin, dtype: str | None) -> Generator[Path]:
     """A folder to fill; on success it gets a manifest and its final name."""
     if out.exists():
         raise ConfigError(f"{out} already exists; choose another folder, or delete it")

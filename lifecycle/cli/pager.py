@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from itertools import chain
 from typing import IO
@@ -27,7 +27,7 @@ def show_pages(pieces: Iterable[str]) -> None:
 
 
 @contextmanager
-def _output() -> Iterator[IO[str]]:
+def _output() -> Generator[IO[str]]:
     command = _pager() if sys.stdout.isatty() else []
     if not command:
         yield sys.stdout

@@ -1,7 +1,7 @@
 """The model that is asked about documents: at a server of OpenAI's API, or this project's own in this process."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ DEFAULTS = Asking()
 @contextmanager
 def respondent(
     config: Path, overrides: tuple[str, ...], name: str, asking: Asking, sampled: "Sampled"
-) -> Iterator["Respondent"]:
+) -> Generator["Respondent"]:
     """The model that a command line names, ready to be asked."""
     from lifecycle.annotation.respondents import AHEAD, EngineRespondent, ServerRespondent
     from lifecycle.evals.chat_client import ChatClient

@@ -1,7 +1,7 @@
 """`lifecycle serve`: an OpenAI-compatible server over the registry's aliases or one bundle; requests are logged."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,7 +83,7 @@ def serve_versions(config: RunConfig) -> None:
         return models
 
     @contextmanager
-    def following(models: AliasedModels) -> Iterator[None]:
+    def following(models: AliasedModels) -> Generator[None]:
         with following_registry(config, lambda text: _say(console, text)), models.following():
             yield
 

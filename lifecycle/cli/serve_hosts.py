@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def _end_soon() -> None:
 
 
 @contextmanager
-def leading() -> Iterator[Leader]:
+def leading() -> Generator[Leader]:
     """Leads the other processes of the job while the block runs."""
     leader = Leader(connect(), on_lost=_end_soon, on_stop=end_server)
     try:

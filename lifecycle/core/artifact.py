@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -196,7 +196,7 @@ class Draft:
         return inside | {name: str(folder.absolute()) for name, folder in self.folders.items()}
 
     @contextmanager
-    def keeping_costs(self) -> Iterator[None]:
+    def keeping_costs(self) -> Generator[None]:
         """Records the stage's cost in the draft's ledger every few seconds, so that a killed run's cost is not lost."""
 
         def keep() -> None:

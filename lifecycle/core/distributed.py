@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def reach_directly(address: str) -> None:
 
 
 @contextmanager
-def errors_are_shared() -> Iterator[None]:
+def errors_are_shared() -> Generator[None]:
     """An error that this process finds before it has joined, such as a setting that only its host refuses, is told to
     all processes of the job: they end too, and process 0 says whose it is, once if all have the same."""
     try:

@@ -17,7 +17,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -129,7 +129,7 @@ def is_owned_here(store: Store) -> bool:
 
 
 @contextmanager
-def locked(folder: Path, lock: str = LOCK, wait_s: float = 0.0) -> Iterator[None]:
+def locked(folder: Path, lock: str = LOCK, wait_s: float = 0.0) -> Generator[None]:
     """Owns a local folder, or what another lock in it stands for, while the block runs; raises `LeaseError`, with the
     owner's name, if another process does and goes on for `wait_s`."""
     with open(folder / lock, "a+", encoding="utf-8") as file:
@@ -171,7 +171,7 @@ class Lease:
         self._one_at_a_time = threading.Lock()
 
     @contextmanager
-    def holding(self) -> Iterator[None]:
+    def holding(self) -> Generator[None]:
         """Takes the lease, renews it in a thread, and gives it up at the end. Raises `LeaseError` if another process
         owns the folder, or has taken it over by the end."""
         self._take()

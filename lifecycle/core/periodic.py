@@ -1,12 +1,12 @@
 """Work that is repeated in a thread while other work goes on."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def repeated(work: Callable[[], None], every_s: float, name: str) -> Iterator[None]:
+def repeated(work: Callable[[], None], every_s: float, name: str) -> Generator[None]:
     """Calls `work` every `every_s` seconds in a thread while the block runs; it must not raise."""
     stop = threading.Event()
 

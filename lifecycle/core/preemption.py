@@ -8,7 +8,7 @@ The `signal` module cannot set a handler that is not Python's; CPython's `PyOS_g
 import ctypes
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 _get = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_int)(("PyOS_getsig", ctypes.pythonapi))
@@ -24,7 +24,7 @@ def set_aside() -> None:
 
 
 @contextmanager
-def listening() -> Iterator[None]:
+def listening() -> Generator[None]:
     """The service takes SIGTERM inside the block."""
     if not _of_service or threading.current_thread() is not threading.main_thread():
         yield

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -70,7 +70,7 @@ class StopRequest:
         self._asked_at: float | None = None  # seconds on the monotonic clock
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None]:
         """Takes SIGTERM as a request inside the block, in a job JAX's service does; another one, `REPEAT_S` or more
         after it, ends the process at once. Only the main thread can listen: in others nothing changes."""
         if has_joined():

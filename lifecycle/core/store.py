@@ -10,7 +10,7 @@ taking over a lease needs. So work happens in a local folder, and finished files
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -193,7 +193,7 @@ class Store:
             return _version(result)
 
     @contextmanager
-    def _named(self, name: str) -> Iterator[None]:
+    def _named(self, name: str) -> Generator[None]:
         """Raises what the library raises as `StoreError` with the object's address."""
         from obstore import exceptions
 

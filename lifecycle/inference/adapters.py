@@ -6,7 +6,7 @@ in between. Of several processes that share an engine, process 0 decides who has
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ class AdapterBank:
         self.write(self._on_devices({}), 0)
 
     @contextmanager
-    def arrays(self) -> Iterator[Bank]:
+    def arrays(self) -> Generator[Bank]:
         """The arrays for a dispatch, which has to begin inside the block."""
         with self._changing:
             yield self._arrays
@@ -157,7 +157,7 @@ class AdapterBank:
 
 
 @contextmanager
-def leased(bank: AdapterBank | None, adapter: HeldAdapter | None) -> Iterator[Lease | None]:
+def leased(bank: AdapterBank | None, adapter: HeldAdapter | None) -> Generator[Lease | None]:
     """A use of an adapter, if there is one, that goes on after the block unless that raises."""
     if adapter is None:
         yield None

@@ -15,7 +15,7 @@ Engines on the same mesh take their turns one at a time, as a device can run one
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -66,7 +66,7 @@ class Leader:
             connection.send(message)
 
     @contextmanager
-    def opening(self, name: str) -> Iterator[None]:
+    def opening(self, name: str) -> Generator[None]:
         """While the block makes an engine, the others make its like. It is made in all or in none: an error in one is
         raised here, and no turn passes meanwhile."""
         with self.taking:
@@ -108,7 +108,7 @@ class Leader:
         return wrong
 
     @contextmanager
-    def loading(self, engine: int, folder: Path, version: str, place: int) -> Iterator[None]:
+    def loading(self, engine: int, folder: Path, version: str, place: int) -> Generator[None]:
         """Lets the others read an adapter; inside the block, in which no turn passes, all write it to the engine's
         place. Raises `AdapterError` before the block unless all have read this version."""
         with self._reading:

@@ -6,7 +6,7 @@ What must hold: an error while one request is handled fails that request only.
 import logging
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import numpy as np
@@ -84,7 +84,7 @@ class SlotRequests:
         return bool(held)
 
     @contextmanager
-    def contained(self, slot: int) -> Iterator[None]:
+    def contained(self, slot: int) -> Generator[None]:
         """Fails the slot's request alone if its settings or tokens raise an error: the others depend on this thread.
 
         Errors of the device or of the machine (`RuntimeError`, `OSError`, `MemoryError`) end the engine.

@@ -5,7 +5,7 @@ interface.
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,7 +95,7 @@ class Emitter(ir.IRBuilder):
         return place
 
     @contextmanager
-    def loop(self, end: Any, step: int = 1, start: Any = 0) -> Iterator[Any]:
+    def loop(self, end: Any, step: int = 1, start: Any = 0) -> Generator[Any]:
         """Repeats the body for each number."""
         place = self.variable(WORD, word(start))
         head, body, after = (self.append_basic_block() for _ in range(3))

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def _open(path: Path, write: bool) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def session(path: Path, schema: Schema, write: bool = False) -> Iterator[sqlite3.Connection]:
+def session(path: Path, schema: Schema, write: bool = False) -> Generator[sqlite3.Connection]:
     """A connection for one piece of work; with `write`, one transaction that is committed or rolled back.
 
     `BEGIN IMMEDIATE` takes the write lock first, so what is read inside cannot change before the commit.

@@ -9,7 +9,7 @@ wins and the other fails. Bundles may be moved with the registry: paths below it
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -195,7 +195,7 @@ class Registry:
             return _append(db, Move(alias, "rollback", stack[-1], stack[-2], who, why, "not checked", _now()))
 
     @contextmanager
-    def _session(self, write: bool = False) -> Iterator[Connection]:
+    def _session(self, write: bool = False) -> Generator[Connection]:
         if not self.path.exists():
             raise RegistryError(f"{self.path}: no registry here yet; `lifecycle run` or `lifecycle export` creates it")
         try:

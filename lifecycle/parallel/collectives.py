@@ -10,7 +10,7 @@ replicated too, and `psum_identity_grad` passes them through unchanged. `check_v
 hand-written gradients do not declare what varies.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -26,7 +26,7 @@ _HIDDEN_IS_CUT: ContextVar[bool] = ContextVar("hidden_is_cut", default=False)
 
 
 @contextmanager
-def replicated(logical: str) -> Iterator[None]:
+def replicated(logical: str) -> Generator[None]:
     """While the block is traced, no array is sharded over this logical axis: its devices hold replicas.
 
     Inside, `all_gather` returns its input and `reduce_scatter` only reduces. A decode step has one position per row,
@@ -40,7 +40,7 @@ def replicated(logical: str) -> Iterator[None]:
 
 
 @contextmanager
-def hidden_cut(is_cut: bool) -> Iterator[None]:
+def hidden_cut(is_cut: bool) -> Generator[None]:
     """While the block is traced, and if `is_cut`, the devices that share a weight's `d_model` have their columns of the
     hidden states of all their rows: arrays are sharded over `hidden`, which otherwise has one shard."""
     token = _HIDDEN_IS_CUT.set(is_cut)

@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -78,7 +78,7 @@ def draw(chart: Chart, name: str) -> str:
 
 
 @contextmanager
-def _style(name: str) -> Iterator[None]:
+def _style(name: str) -> Generator[None]:
     """Applies the page's style, whatever the user's own matplotlib settings."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser's fonts have it

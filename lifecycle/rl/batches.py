@@ -12,7 +12,7 @@ later steps train on, and was sampled from earlier weights than the present ones
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -130,7 +130,7 @@ class PolicyBatches:
         return self._place + (first - self._next) // self._settings.num_iterations * self._settings.prompts_per_step
 
     @contextmanager
-    def _timed(self, cause: str) -> Iterator[None]:
+    def _timed(self, cause: str) -> Generator[None]:
         began = time.perf_counter()
         yield
         self._add(cause, time.perf_counter() - began)

@@ -1,7 +1,7 @@
 """The choices of one HTTP request: generations that are submitted together and read as one stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -107,7 +107,7 @@ def submit(
 
 
 @contextmanager
-def rejections() -> Iterator[None]:
+def rejections() -> Generator[None]:
     """Raises what an engine says of a request that it does not take as `RequestError`."""
     try:
         yield

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import uvicorn
@@ -105,7 +105,7 @@ def serve(app: Starlette, listener: socket.socket) -> None:
 
 
 @contextmanager
-def _signals_end(server: uvicorn.Server) -> Iterator[None]:
+def _signals_end(server: uvicorn.Server) -> Generator[None]:
     """A signal that comes before uvicorn's own handlers are there ends the server too; uvicorn raises the one that
     ended it again afterwards, for the handlers from before its own: these."""
 

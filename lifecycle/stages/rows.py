@@ -5,7 +5,7 @@ What must hold: whatever is wrong with the rows is said here, before hours of tr
 tokenizer and chat template, and fitted into the rows of every stage that will read it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -124,7 +124,7 @@ def row_encoder(settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer) -> R
 @contextmanager
 def stage_encoding(
     kind: str, train: TrainConfig, settings: RowsConfig, inputs: Inputs, tokenizer: Tokenizer
-) -> Iterator[Callable[[RowData], Encoded]]:
+) -> Generator[Callable[[RowData], Encoded]]:
     """The function by which a stage encodes rows of a kind: those of episodes as its environment begins them."""
     encode = row_encoder(settings, inputs, tokenizer).encoding(kind)
     openings = openings_of(train, inputs, tokenizer)

@@ -5,7 +5,7 @@ an artifact that is there is not made again, on whichever machine the run goes o
 registry, one SQLite file, lives in the local folder and is copied to the store by who changes it.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,7 +114,7 @@ class StoredArtifacts:
         self._published.publish(artifact)
 
     @contextmanager
-    def making(self, stage: Stage, draft: Draft) -> Iterator[dict[str, Any]]:
+    def making(self, stage: Stage, draft: Draft) -> Generator[dict[str, Any]]:
         """A training stage goes on from the newest checkpoint of the store, and its own are copied there, or if hosts
         share no folder, saved there; registering changes the registry."""
         if stage.kind == "register":
@@ -148,7 +148,7 @@ def readable(config: RunConfig) -> Artifacts:
 
 
 @contextmanager
-def owned(config: RunConfig, progress: Progress, takes_over: bool = True) -> Iterator[Artifacts]:
+def owned(config: RunConfig, progress: Progress, takes_over: bool = True) -> Generator[Artifacts]:
     """The run's artifacts, this process being the only one that makes them; raises `InUse` naming the owner, also if
     its lease has expired, unless this process `takes_over`."""
     config.folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def owned(config: RunConfig, progress: Progress, takes_over: bool = True) -> Ite
 
 
 @contextmanager
-def changing_registry(config: RunConfig, progress: Progress) -> Iterator[None]:
+def changing_registry(config: RunConfig, progress: Progress) -> Generator[None]:
     """Around a change of the registry. With a store it needs the registry's own lease, which a run holds only while it
     registers; without, SQLite is enough. Raises `LeaseError`, no `InUse`: the run may be nobody's."""
     if config.store_url is None:

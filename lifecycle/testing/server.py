@@ -7,7 +7,7 @@ is the address; after SIGTERM or SIGINT it prints `closed`.
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 from lifecycle.core.config import read_settings
@@ -34,7 +34,7 @@ def main(settings: Sequence[str]) -> None:
 
 
 @contextmanager
-def served(*settings: str, env: Mapping[str, str] | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(*settings: str, env: Mapping[str, str] | None = None) -> Generator[tuple[str, subprocess.Popen[str]]]:
     """The address and the process of such a server, which is stopped at the end."""
     command = [sys.executable, "-m", __name__, *settings]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)

@@ -6,7 +6,7 @@ a hook needs them, so that the device does not wait for Python.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -245,7 +245,7 @@ def compiled_step(
 
 
 @contextmanager
-def noted_by(hook: Hook, run: TrainingRun) -> Iterator[None]:
+def noted_by(hook: Hook, run: TrainingRun) -> Generator[None]:
     """Adds a note to an exception: the hook that raised it, and after which step."""
     try:
         yield

@@ -1,7 +1,7 @@
 """A running training job: its state, clock and log, as the loop changes them and hooks see them."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +50,7 @@ class Clock:
         return time.perf_counter() - self._paused_wall_s, cpu_seconds() - self._paused_cpu_s
 
     @contextmanager
-    def paused(self, cause: str) -> Iterator[None]:
+    def paused(self, cause: str) -> Generator[None]:
         """Stops the clock inside the block, whose wall time is added to what `cause` has spent."""
         assert cause in CAUSES, f"{cause}: not in core/timesheet.py:CAUSES, so nobody would show it"
         wall_s, cpu_s = self.read()

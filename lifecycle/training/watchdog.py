@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Watchdog:
         self._measured_at, self._awaited = now, 0
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> Generator[None]:
         """Watches inside the block. Of one that ends as another process is lost, the stacks are written too: it may be
         the first that learns of a hang there. And of one that JAX's coordination service ends itself, by SIGABRT, which
         it does within two minutes of another's silence: to stderr."""

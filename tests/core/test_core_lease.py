@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -38,7 +38,7 @@ def memory() -> Store:
 
 
 @contextmanager
-def taking_sigterm() -> Iterator[list[int]]:
+def taking_sigterm() -> Generator[list[int]]:
     """What a process gets that lost its lease."""
     got: list[int] = []
 

@@ -1,7 +1,7 @@
 """The plain double of the grouping by Daft that finds which keys repeat (`daft_adapter.write_limits`)."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def plain_limits(keys: Path, most: int, out: Path, address: str | None) -> None:
 
 
 @contextmanager
-def grouped_plainly() -> Iterator[None]:
+def grouped_plainly() -> Generator[None]:
     """Keys of lines and passages are grouped without Daft, whose process takes seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lifecycle.data.selecting.repeats.call_alone", lambda _, *arguments: plain_limits(*arguments))

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -37,7 +37,7 @@ HOSTILE = {
 
 
 @contextmanager
-def counted() -> Iterator[list[int]]:
+def counted() -> Generator[list[int]]:
     """The calls that are made, and the bytes of the texts in which rules look."""
     work = [0, 0]
     find = masking.find

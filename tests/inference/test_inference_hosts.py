@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,7 +64,7 @@ class Job:
 
 
 @contextmanager
-def job_of(build: Callable[[str, Witness], Runner]) -> Iterator[Job]:
+def job_of(build: Callable[[str, Witness], Runner]) -> Generator[Job]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         theirs = Connection(socket.create_connection(server.getsockname()), Peer(0, "here"))
         ours = Connection(server.accept()[0], Peer(1, "here"))

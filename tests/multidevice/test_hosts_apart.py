@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ STAGES = ("pretrain", "sft")
 @contextmanager
 def hosts(
     folder: Path, count: int, root: str, devices: int, until: str = STAGES[-1], share: bool = False
-) -> Iterator[list[subprocess.Popen[str]]]:
+) -> Generator[list[subprocess.Popen[str]]]:
     """A job of several processes, each with a cache of its own below the folder, or with the first one's."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     job = {"LIFECYCLE_COORDINATOR": f"127.0.0.1:{free_port()}", "LIFECYCLE_NUM_PROCESSES": str(count)}

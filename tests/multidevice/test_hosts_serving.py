@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -46,7 +46,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def served(bundle: Path, out: Path, *settings: str) -> Iterator[tuple[str, list[subprocess.Popen[str]], list[Path]]]:
+def served(bundle: Path, out: Path, *settings: str) -> Generator[tuple[str, list[subprocess.Popen[str]], list[Path]]]:
     """The server's address, its processes and what each of them prints; all end with the block."""
     logs = [out / "0.txt", out / "1.txt"]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")

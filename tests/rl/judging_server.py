@@ -1,7 +1,7 @@
 """A server of OpenAI's chat API whose judge is a function of the question: it answers, fails and breaks as told."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ type Say = Callable[[dict[str, Any]], tuple[int, Any]]  # a request's body -> st
 
 
 @contextmanager
-def judging(say: Say) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def judging(say: Say) -> Generator[tuple[str, list[dict[str, Any]]]]:
     """The API's address, and the requests so far, each with its `authorization`."""
     asked: list[dict[str, Any]] = []
 

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -51,7 +51,7 @@ def start(models: dict[str, Served], config: ServeConfig, records: list[Finished
 
 
 @contextmanager
-def running(app: Starlette, config: ServeConfig) -> Iterator[str]:
+def running(app: Starlette, config: ServeConfig) -> Generator[str]:
     listener: socket.socket = listen(config)
     server = uvicorn.Server(server_config(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -21,7 +21,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +105,7 @@ class Work:
         return results
 
     @contextmanager
-    def _child(self, work: Callable[[int], None]) -> Iterator[Callable[[], dict[str, Any]]]:
+    def _child(self, work: Callable[[int], None]) -> Generator[Callable[[], dict[str, Any]]]:
         """A child that does `work` with the descriptor that it writes results to; yields what reads the next one."""
         with _scratch() as folder:
             reader, writer = os.pipe()
@@ -194,7 +194,7 @@ def _answered(program: Program, item: Any, limits: Limits) -> dict[str, Any]:
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def _scratch() -> Generator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="isolated-"))
     try:
         yield folder

@@ -7,7 +7,7 @@ list has one outcome, and a page that was fetched is not asked for again, but wi
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -209,7 +209,7 @@ class _Gate:
         self.delay_s, self._lock, self._free_at = delay_s, Lock(), 0.0
 
     @contextmanager
-    def passed(self, stop: Event) -> Iterator[None]:
+    def passed(self, stop: Event) -> Generator[None]:
         """A request is made in the block."""
         with self._lock:
             if stop.wait(max(0.0, self._free_at - time.monotonic())):

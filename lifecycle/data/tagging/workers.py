@@ -165,7 +165,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _bare_main() -> Iterator[None]:
+def _bare_main() -> Generator[None]:
     """Hides the main module while workers start: spawn would import it in each of them, and JAX with it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

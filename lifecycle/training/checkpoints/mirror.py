@@ -8,7 +8,7 @@ except while the only one is replaced because the run went back to its start.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -65,7 +65,7 @@ class Mirror:
             self._progress.note(f"{self._store.url}: going on from its checkpoint of step {step}")
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Generator[None]:
         """Copies checkpoints in a thread while the block runs; of a block that is stopped, also the last one.
 
         A failed copy is told, and tried again; what publishes the finished artifact raises it.

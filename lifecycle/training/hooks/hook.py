@@ -1,6 +1,6 @@
 """The interface of hooks, which the loop calls between steps."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import jax
@@ -9,7 +9,7 @@ from lifecycle.training.run import TrainingRun
 
 
 @contextmanager
-def off_the_clock(run: TrainingRun, cause: str) -> Iterator[None]:
+def off_the_clock(run: TrainingRun, cause: str) -> Generator[None]:
     """Stops the run's clock inside the block, whose work is not training but `cause`. Waits for the steps that still
     run: their time counts, and the block would hide it."""
     jax.block_until_ready(run.state)

@@ -1,7 +1,7 @@
 """Keeps the stage's time sheet, and says at the first step what the time until then went into."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class RecordTimes(Hook):
             self._sheet = Timesheet(job.out / TIMES, began, step, seconds, **job.facts)
 
     @contextmanager
-    def session(self) -> Iterator["RecordTimes"]:
+    def session(self) -> Generator["RecordTimes"]:
         """Notes how the session ended, and closes the sheet."""
         ended = FINISHED
         try:
