@@ -40,10 +40,10 @@ def audited(texts: list[str], step: MaskPii) -> tuple[pa.RecordBatch, float]:
 def planted(texts: list[str], found: list[Plant], seed: int) -> tuple[list[str], list[list[tuple[int, int, Plant]]]]:
     """The texts with a plant between two sentences here and there, and where its value is."""
     chance = random.Random(seed)
-    pieces = [re.split(r"(?<=[.!?]\s)", text) for text in texts]
+    pieces: list[list[str | Plant]] = [[*re.split(r"(?<=[.!?]\s)", text)] for text in texts]
     for plant in found:
         own = chance.choice(pieces)
-        own.insert(chance.randint(0, len(own)), plant)  # pyright: ignore[reportArgumentType]
+        own.insert(chance.randint(0, len(own)), plant)
     results, places = [], []
     for own in pieces:
         text, marks = "", []

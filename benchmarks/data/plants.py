@@ -219,7 +219,9 @@ def duplicates(by_path: dict[str, Row], copied: dict[str, tuple[str, str, str]])
     for name, row in by_path.items():
         if row["step"] not in ("exact_duplicates", "near_duplicates"):
             continue
-        like = by_path[_NAMED.match(row["detail"]).group(1)]  # pyright: ignore[reportOptionalMemberAccess]
+        named = _NAMED.match(row["detail"])
+        assert named is not None, row["detail"]
+        like = by_path[named[1]]
         if (jaccard := true_jaccard(row["text"], like["text"])) < DEDUP.jaccard:
             kind = copied.get(row["path"], ("none",))[0] if row["source"] == "planted" else "none"
             counts[f"duplicate: {kind}"].wrong += 1

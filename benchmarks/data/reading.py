@@ -18,7 +18,9 @@ import time
 from collections.abc import Callable
 from email import message_from_binary_file
 from email.policy import default
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastwarc.warc import ArchiveIterator, WarcRecordType  # pyright: ignore[reportMissingModuleSource]
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding  # pyright: ignore[reportMissingModuleSource]
@@ -65,9 +67,11 @@ def pages(path: Path) -> Counted:
 
 def mails(path: Path) -> Counted:
     number = size = 0
-    for mail in mailbox.mbox(path, factory=lambda file: message_from_binary_file(file, policy=default)):  # pyright: ignore
+    read: Any = partial(message_from_binary_file, policy=default)  # `mbox` declares its own kind of messages
+    mails: Any = mailbox.mbox(path, factory=read)
+    for mail in mails:
         try:
-            text = mail.get_body(("plain", "html")).get_content()  # pyright: ignore
+            text = mail.get_body(("plain", "html")).get_content()
         except (AttributeError, LookupError, UnicodeError):
             continue
         number += 1

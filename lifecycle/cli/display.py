@@ -110,7 +110,8 @@ class Plain:
     """Lines for logs: when a stage starts, its notes, and its progress every ten seconds."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._stage, self._total = console, "", None
+        self._console, self._stage = console, ""
+        self._total: int | None = None
         self._last, self._left = 0.0, TimeLeft(0.0)
 
     def __enter__(self) -> "Plain":

@@ -82,7 +82,7 @@ def import_model(
     """Makes a bundle of a published model: weights, tokenizer, chat template. Of an address, the bundle's manifest has
     the versions of the files that were asked for (their ETags), and the address without its query."""
     path, origin = published_at(source)
-    model = find_model(path, origin and origin.source)
+    model = find_model(path, None if origin is None else origin.source)
     other = None if tokenizer is None else tokenizer_at(tokenizer)
     given = None if template is None else local_file(template)
     if model.is_dir():

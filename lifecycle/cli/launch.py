@@ -78,7 +78,7 @@ def _check_meshes(run: RunConfig, topology: Topology) -> None:
 
 def _check_root(run: RunConfig, job: Job) -> None:
     """Raises `ConfigError` if the run would be on the disks of the pods."""
-    if not _is_shared(str(run.root), job.claim):
+    if not _is_shared(run.root, job.claim):
         volume = f"{'--claim CLAIM and ' if job.claim is None else ''}root={SHARED}/FOLDER"
         raise ConfigError(
             f"root={run.root}: each pod would write to a disk of its own, which goes with it; set "

@@ -165,7 +165,7 @@ def _start(
         cache_tokens=config.cache_tokens,
         drafter=drafter,
         kv_cache=config.kv_cache,
-        adapters=config.adapters and BankSizes(config.adapters.slots, config.adapters.rank),
+        adapters=None if config.adapters is None else BankSizes(config.adapters.slots, config.adapters.rank),
         on_dispatch=charge,
         warm_up=True,
         mesh=mesh,

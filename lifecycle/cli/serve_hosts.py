@@ -68,7 +68,7 @@ def follow(config: ServeConfig, find: Callable[[str], Path]) -> None:
             drafter=drafter_for(config.speculation, model, bundle, mesh, config.weights, config.max_seq_len),
             witness=witness,
             kv_cache=config.kv_cache,
-            adapters=config.adapters and BankSizes(config.adapters.slots, config.adapters.rank),
+            adapters=None if config.adapters is None else BankSizes(config.adapters.slots, config.adapters.rank),
         )
 
     (connection,) = connect()

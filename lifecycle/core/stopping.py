@@ -40,7 +40,8 @@ def sent_again(unraisable: "sys.UnraisableHookArgs") -> bool:
     SIGINT and SIGTERM raise wherever Python happens to be. In a callback that cannot raise, such as JAX's behind a
     garbage collection, that ends nothing: 2 of 25 interrupts of a run that was importing its libraries went by.
     """
-    number = {KeyboardInterrupt: signal.SIGINT, Stopped: signal.SIGTERM}.get(unraisable.exc_type)
+    numbers: dict[type[BaseException], int] = {KeyboardInterrupt: signal.SIGINT, Stopped: signal.SIGTERM}
+    number = numbers.get(unraisable.exc_type)
     if number is None:
         return False
     again = threading.Timer(RESEND_S, os.kill, (os.getpid(), number))  # the handler must not run in this callback

@@ -30,7 +30,6 @@ class DraftBlock(DraftFollower):
 
     params: Params
     config: ModelConfig = field(metadata={"static": True})
-    num_tokens: int = field(metadata={"static": True})
 
     @property
     @abstractmethod

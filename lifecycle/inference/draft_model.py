@@ -36,7 +36,6 @@ class DraftModel(DraftFollower):
     params: Params
     config: ModelConfig = field(metadata={"static": True})
     model: ModelConfig = field(metadata={"static": True})
-    num_tokens: int = field(metadata={"static": True})
 
     @property
     def cached(self) -> ModelConfig:

@@ -34,26 +34,26 @@ def drafter_for(
     weights = config.weights or weights
     match config.method:
         case "ngram":
-            return Ngram(config.num_tokens)
+            return Ngram(num_tokens=config.num_tokens)
         case "eagle":
             if (head := load_head(model.config, folder, mesh, weights)) is None:
                 raise ConfigError(
                     "speculation.method=eagle: the bundle has no folder `drafter`; train one with a stage `eagle` "
                     "(docs/drafting.md), or set speculation.method=ngram"
                 )
-            return Head(head[1], head[0], config.num_tokens)
+            return Head(head[1], head[0], num_tokens=config.num_tokens)
         case "mtp":
             if (module := load_module(folder, mesh, weights)) is None:
                 raise ConfigError(
                     "speculation.method=mtp: the bundle has no prediction modules; train one with "
                     "model.num_mtp_modules=1 (docs/prediction-modules.md), or set speculation.method=ngram"
                 )
-            return Module(module[1], module[0], config.num_tokens)
+            return Module(module[1], module[0], num_tokens=config.num_tokens)
         case "model":
             assert config.bundle is not None, "the settings were checked"
             draft = _loaded(config.bundle, mesh, weights)
             require_fit(draft, model, length or model.config.max_seq_len)
-            return DraftModel(draft.params, draft.config, model.config, config.num_tokens)
+            return DraftModel(draft.params, draft.config, model.config, num_tokens=config.num_tokens)
 
 
 def _loaded(bundle: Path, mesh: Mesh | None, weights: WeightFormat | None) -> Model:

@@ -97,13 +97,14 @@ class NewPages:
         return init_pages(config, num_pages, self.length, dtype, is_apart, self.size, self.kv_cache)
 
 
+@dataclass(frozen=True)
 class Drafter(ABC):
     """Foresees tokens: a tree of its weights; what it keeps of the rows is in the slots' state.
 
     One that keeps something has `empty` and `follow` (`inference/draft_follower.py`).
     """
 
-    num_tokens: int  # the most drafts of a step
+    num_tokens: int = field(kw_only=True, metadata={"static": True})  # the most drafts of a step
     reads_context: ClassVar[bool] = False  # whether it needs all tokens of the rows
 
     @property
@@ -147,7 +148,6 @@ class Ngram(Drafter):
     decoding"): good at edits, quotations and code, and free of weights. What a request foresees of its output comes
     before the row's own tokens."""
 
-    num_tokens: int = field(metadata={"static": True})
     reads_context: ClassVar[bool] = True
 
     def drafts(

@@ -9,7 +9,7 @@ import itertools
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -260,7 +260,7 @@ class Generation:
             if isinstance(event, Event) and event.finish_reason:
                 return
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncGenerator[Event]:
         ready = asyncio.Event()
         with self._changed:
             self._waiter = (asyncio.get_running_loop(), ready)

@@ -117,7 +117,9 @@ class Runner:
         tokenizer does not have, and a prediction that cannot be used.
         """
         if prediction and not self.takes_predictions:
-            raise ValueError("a prediction needs a drafter that looks up tokens: make the engine with Ngram(4)")
+            raise ValueError(
+                "a prediction needs a drafter that looks up tokens: make the engine with Ngram(num_tokens=4)"
+            )
         return self._accept(self._intake.generation(prompt, params, prediction), adapter)
 
     def embed(self, prompt: Sequence[int], pooling: Pooling, adapter: HeldAdapter | None = None) -> Embedding:

@@ -64,7 +64,7 @@ def page_plan(
             f"nearest: {num_groups * length}"
         )
     most = slots_per_group * per_row if cache_tokens is None else pages_of(cache_tokens // num_groups)
-    windows = {kind: config.window if kind == "window" else None for kind in page_kinds(config)}
+    windows: dict[str, int | None] = {kind: config.window if kind == "window" else None for kind in page_kinds(config)}
     num_pages: dict[str, int] = {}
     for kind, window in windows.items():
         if window is None:

@@ -16,18 +16,57 @@ from lifecycle.core.typing import Array, Float, Int
 
 
 class Scaling(Protocol):
-    """The fields of a model's `rope_scaling` (`model/config.py`)."""
+    """The fields of a model's `rope_scaling` (`model/config.py`), which is frozen."""
 
-    kind: Literal["linear", "llama3", "yarn"]
-    factor: float
-    original_max_seq_len: int
-    low_freq_factor: float
-    high_freq_factor: float
-    beta_fast: float
-    beta_slow: float
-    mscale: float | None
-    mscale_all_dim: float | None
-    truncate: bool
+    @property
+    def kind(self) -> Literal["linear", "llama3", "yarn"]:
+        """Which frequencies are divided, and by how much."""
+        ...
+
+    @property
+    def factor(self) -> float:
+        """What the slowest are divided by."""
+        ...
+
+    @property
+    def original_max_seq_len(self) -> int:
+        """The length that the model was trained with before."""
+        ...
+
+    @property
+    def low_freq_factor(self) -> float:
+        """`llama3`: longer waves than the original length divided by this are divided in full."""
+        ...
+
+    @property
+    def high_freq_factor(self) -> float:
+        """`llama3`: shorter ones than the length divided by this stay."""
+        ...
+
+    @property
+    def beta_fast(self) -> float:
+        """`yarn`: what rotates more often than this over the original length stays."""
+        ...
+
+    @property
+    def beta_slow(self) -> float:
+        """`yarn`: what rotates less often is divided in full."""
+        ...
+
+    @property
+    def mscale(self) -> float | None:
+        """`yarn`: its scale, divided by the next one's, scales cosines and sines."""
+        ...
+
+    @property
+    def mscale_all_dim(self) -> float | None:
+        """`yarn`: its scale, squared, multiplies the scores."""
+        ...
+
+    @property
+    def truncate(self) -> bool:
+        """`yarn`: whether the ramp's ends are rounded outwards to integers."""
+        ...
 
 
 def rotary_angles(

@@ -100,7 +100,7 @@ class Normed:
         On TPUs one gradient covers norm and products. Elsewhere products are not fused with what comes after them, and
         that gradient's sums over the products would be another pass. `is_before_kernel`: see `normed_linear`.
         """
-        plain = {name: w for name, w in weights.items() if isinstance(w, jax.Array)}
+        plain: dict[str, Array] = {name: w for name, w in weights.items() if isinstance(w, jax.Array)}
         is_cut = axis_size("hidden") > 1  # never in training
         if platform() == "tpu" and self.norm is not None and len(plain) == len(weights) and not is_cut:
             return self.norm.products(self.x, self.mean_square, plain, is_before_kernel)

@@ -81,7 +81,8 @@ class Topology:
         if self.chip.torus_dims == 3 and any(side % WRAPS_FROM[3] for side in self.shape):
             return (False, False, False)  # the optical switches that close rings only join cubes of 4
         closed = [side >= WRAPS_FROM[self.chip.torus_dims] for side in self.shape]
-        return (*closed, False, False, False)[:3]  # pyright: ignore[reportReturnType]
+        x, y, z, *_ = (*closed, False, False, False)
+        return (x, y, z)
 
 
 def parse_topology(text: str) -> Topology:

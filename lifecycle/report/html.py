@@ -26,8 +26,8 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["svg"] = _Drawings()
-    return printable(environment.get_template(TEMPLATE).render(report=report))
+    template = environment.get_template(TEMPLATE, globals={"svg": _Drawings()})
+    return printable(template.render(report=report))
 
 
 class _Drawings:

@@ -4,6 +4,7 @@ What must hold: text from a document or a model cannot become mark-up, end its t
 """
 
 import re
+from collections.abc import Sequence
 from itertools import chain
 
 from lifecycle.report.blocks import (
@@ -79,9 +80,7 @@ def _chart(chart: Chart) -> list[str]:
     return [f"{plain(chart.title)}:", "", *_table(("what", chart.unit), rows, (chart.unit,))]
 
 
-def _table(
-    columns: tuple[str, ...], rows: list[tuple[str, ...]] | tuple[tuple[str, ...], ...], numeric: tuple[str, ...]
-) -> list[str]:
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], numeric: tuple[str, ...]) -> list[str]:
     rule = ["---:" if column in numeric else "---" for column in columns]
     cells = [[plain(column) for column in columns], rule, *([plain(cell) for cell in row] for row in rows)]
     return [*(f"| {' | '.join(row)} |" for row in cells), ""]

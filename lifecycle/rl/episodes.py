@@ -210,7 +210,7 @@ def episode_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     found = {"episodes/turns": sum(one.turns for one in episodes) / len(episodes)}
     counted = [one.calls for one in episodes if one.calls is not None]
     if counted:
-        calls, failed = map(sum, zip(*counted, strict=True))
+        calls, failed = (sum(counts) for counts in zip(*counted, strict=True))
         found["tools/call_frequency"] = calls / len(episodes)
         found["tools/failure_frequency"] = failed / calls if calls else 0.0
     return found

@@ -91,7 +91,7 @@ def _from_plain(dtype: str, shape: Sequence[int], content: str) -> np.ndarray:
 def packed_shapes(settings: RolloutConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of columns from which those of all follow."""
     rows = (settings.global_batch_size, settings.seq_len)
-    kept = {KEPT: (*rows, settings.top_k)} if settings.top_k else {}
+    kept: dict[str, tuple[int, ...]] = {KEPT: (*rows, settings.top_k)} if settings.top_k else {}
     groups = (settings.global_batch_size, settings.prompts_per_step * settings.group_size)
     return {"tokens": rows, "group_mask": groups} | kept
 

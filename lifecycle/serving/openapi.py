@@ -6,7 +6,8 @@ OpenAPI 3.1's schemas are JSON Schema 2020-12, which pydantic writes.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from lifecycle.core.version import VERSION
 from lifecycle.serving.answer_schemas import ErrorAnswer
@@ -43,7 +44,10 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """The document of these routes, JSON-ready."""
     asked = [endpoint.asks for endpoint in endpoints if endpoint.asks is not None]
     answered = [ErrorAnswer, *(endpoint.answers for endpoint in endpoints)]
-    kinds = [*((kind, "validation") for kind in asked), *((kind, "serialization") for kind in answered)]
+    kinds: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        *((kind, "validation") for kind in asked),
+        *((kind, "serialization") for kind in answered),
+    ]
     names, schemas = models_json_schema(kinds, ref_template=REFERENCES + "{model}")
     for kind in _bodies(Body):
         if kind.__name__ in schemas["$defs"]:

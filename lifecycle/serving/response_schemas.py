@@ -231,7 +231,7 @@ class ResponseRequest(Body):
         """The same as a chat. Raises `RequestError` for what no chat can be."""
         turns = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         before = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
-        form, choice = self.text and self.text.format, self.tool_choice
+        form, choice = None if self.text is None else self.text.format, self.tool_choice
         if isinstance(choice, FunctionChoice):
             choice = NamedTool(type="function", function=NamedFunction(name=choice.name))
         return ChatRequest(
@@ -244,7 +244,7 @@ class ResponseRequest(Body):
             tools=[tool.plain for tool in self.tools] if self.tools else None,
             tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls if self.tools else None,  # without tools it says nothing
-            reasoning_effort=self.reasoning and self.reasoning.effort,
+            reasoning_effort=None if self.reasoning is None else self.reasoning.effort,
         )
 
     @property
@@ -290,7 +290,8 @@ def _of_turn(item: Item) -> dict[str, Any] | None:
 
 
 def _assistant(turn: dict[str, Any]) -> list[Message]:
-    return [Message(role="assistant", **{"content": "", **turn})] if turn else []  # thoughts may have been cut
+    said: dict[str, Any] = {"content": "", **turn}  # thoughts may have been cut
+    return [Message(role="assistant", **said)] if turn else []
 
 
 def _given(item: Item) -> Message:

@@ -134,7 +134,7 @@ def job_facts(config: RunConfig, name: str, train: TrainConfig, mesh: Mesh) -> d
         "objective": train.objective,
         "steps": train.steps,
         "tokens_per_step": train.global_batch_size * train.seq_len,
-        "devices": int(mesh.devices.size),
+        "devices": mesh.devices.size,
         "device_kind": device.device_kind,
         "platform": device.platform,
         "currency": price.currency,

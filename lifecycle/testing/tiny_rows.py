@@ -124,7 +124,7 @@ def step_rows(seed: int = 0) -> StepRows:
     draw = np.random.default_rng(seed)
     answers = []
     for size in draw.integers(4, 20, 60).tolist():
-        ends = [bool(draw.random() < 0.3) for _ in range(size - 1)] + [True]
+        ends = [draw.random() < 0.3 for _ in range(size - 1)] + [True]
         labels = [float(is_end and draw.random() < 0.6) for is_end in ends]
         answers.append(EncodedRow(draw.integers(0, MODEL.vocab_size, size).tolist(), ends, labels))
     return StepRows(answers, SEQ_LEN, seed)

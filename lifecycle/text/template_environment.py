@@ -71,6 +71,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     """Renders chat templates as transformers does, to `Traced` text."""
 
     code_generator_class = TracingCode
+    globals: dict[str, Any]
+    filters: dict[str, Callable[..., Any]]
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         """`now`: what `strftime_now` tells a template that asks for the date."""

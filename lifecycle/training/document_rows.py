@@ -42,7 +42,8 @@ class DocumentRows(FixedRows):
 
     def __init__(self, documents: TokenDocuments, seq_len: int, seed: int) -> None:
         self.documents, self._seq_len, self._seed = documents, seq_len, seed
-        self._epoch, self._rest, self._first = 0, None, 0
+        self._epoch, self._first = 0, 0
+        self._rest: Pieces | None = None
         self._lengths = documents.lengths.astype(np.int64)
         self._num_tokens = int(self._lengths.sum())
         if self._num_tokens < 2:

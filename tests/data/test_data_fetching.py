@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -288,7 +289,7 @@ def test_a_second_run_asks_only_for_what_is_not_there(sites: Callable[[], Site],
     urls = [f"{site.url}/{name}" for name in "abc"]
     fetch_list(urls, tmp_path, MANNERS)
     site.asked.clear()
-    assert fetch_list(urls, tmp_path, MANNERS) == Fetched(3, fetched=2, failed={"status_404": 1})  # pyright: ignore
+    assert fetch_list(urls, tmp_path, MANNERS) == Fetched(3, fetched=2, failed=Counter(status_404=1))
     assert site.paths() == ["/b"]
     site.pages["/c"] = page("C, changed")
     site.asked.clear()

@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import io
 from contextlib import suppress
 from email.message import EmailMessage
 from pathlib import Path
@@ -15,7 +16,7 @@ from lifecycle.data.config import SourceConfig
 from lifecycle.data.reading.documents_of import documents_of
 from lifecycle.data.reading.mail import mbox_contents
 from lifecycle.data.reading.raw import Content, UnreadableError, raw_batch
-from lifecycle.data.reading.row_parts import row_parts
+from lifecycle.data.reading.row_parts import RowPart, row_parts
 
 PLAIN = b"""\
 From: =?utf-8?q?J=C3=B6rg?= <joerg@example.org>
@@ -188,8 +189,9 @@ def test_parts_have_the_mails_of_the_whole(
     path = tmp_path_factory.mktemp("mail") / "a.mbox"
     path.write_bytes(mailbox(texts, newline))
 
-    def read_part(part: object) -> list[object]:
+    def read_part(part: RowPart | None) -> list[object]:
         with path.open("rb", 1 << 18) as file:
+            assert isinstance(file, io.BufferedReader)
             return list(mbox_contents(file, "a", 10**6, part))  # pyright: ignore[reportArgumentType]
 
     parts = row_parts(path, "mbox", size)

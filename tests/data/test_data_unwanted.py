@@ -1,5 +1,6 @@
 """Lists of words and addresses: what counts, what does not, and what the settings decide."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def measured(text: str, url: str | None = None, **settings: Any) -> tuple[dict[s
     meta = settings.pop("meta", {})
     document = raw(text, **meta)
     step = unwanted_step(data_config(**settings))
-    return judged(step, document if url is None else document.__class__(**{**vars(document), "url": url}))
+    return judged(step, document if url is None else replace(document, url=url))
 
 
 @pytest.mark.parametrize(

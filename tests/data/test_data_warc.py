@@ -1,6 +1,7 @@
 """WARC files: which records become documents, with what is known of them; broken ones; parts of large files."""
 
 import gzip
+import io
 import random
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from web_archives import answer, archive, page, record
 
-from lifecycle.data.reading.row_parts import row_parts
+from lifecycle.data.reading.row_parts import RowPart, row_parts
 from lifecycle.data.reading.streams import Budget
 from lifecycle.data.reading.warc import warc_contents
 
@@ -153,8 +154,9 @@ def test_parts_have_the_records_of_the_whole(
     chance.shuffle(records)
     path.write_bytes(archive(records))
 
-    def read_part(part: object) -> list[tuple[object, ...]]:
+    def read_part(part: RowPart | None) -> list[tuple[object, ...]]:
         with path.open("rb", 1 << 18) as file:
+            assert isinstance(file, io.BufferedReader)
             found = warc_contents(file, "a", "gzip", Budget(10**6, 10**6), 10**6, part)  # pyright: ignore
             return [(item.path, getattr(item, "begin", None), getattr(item, "end", None)) for item in found]
 

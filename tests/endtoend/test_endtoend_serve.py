@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -49,7 +50,7 @@ def _address(process: subprocess.Popen[str], log: Path) -> str:
 def test_the_openai_client_gets_the_same_answer_whole_and_streamed(server: str, undisturbed: Debug) -> None:
     client = OpenAI(base_url=f"{server}/v1", api_key="none")
     assert "production" in {model.id for model in client.models.list()}
-    ask = {
+    ask: dict[str, Any] = {
         "model": "production",
         "messages": [{"role": "user", "content": QUESTION}],
         "temperature": 0,

@@ -125,7 +125,7 @@ def test_examples_of_another_file_are_its_first_rows_that_are_not_scored(tmp_pat
     for row in read(tmp_path, GOOD, **use).rows:
         assert [shot.columns["query"] for shot in row.shots] == ["q90", "q91"]
     with pytest.raises(ConfigError, match=r"shots=4, but shots_from=.*examples\.jsonl has 3 row\(s\)"):
-        read(tmp_path, GOOD, **{**use, "shots": 4})
+        read(tmp_path, GOOD, **use | {"shots": 4})
     config = validate(TaskConfig, {"name": "t", "kind": "multiple_choice", "rows": str(tmp_path / "rows.jsonl"), **use})
     before = local_rows(EvalConfig(tasks=(config,)))
     examples.write_text(examples.read_text() + "\n")

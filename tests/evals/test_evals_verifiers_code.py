@@ -249,7 +249,7 @@ def test_of_a_subclass_only_the_content_is_sent() -> None:
         def __iter__(self) -> Any:
             return iter([7])
 
-        __hash__ = None  # type: ignore[assignment]
+        __hash__ = None
 
     assert encoded(Sly([1, 2]), lambda _: {}) == [1, 2]
     assert encoded(object(), lambda _: {MARK: "handle"}) == {MARK: "handle"}

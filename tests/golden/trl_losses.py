@@ -89,7 +89,7 @@ def metrics_of(trainer: SimpleNamespace) -> dict[str, float]:
 
 
 def dpo(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, Any]) -> Found:
-    defaults = {
+    defaults: dict[str, Any] = {
         "beta": 0.1, "ld_alpha": None, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5,
         "loss_types": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0, "use_weighting": False,
     }  # fmt: skip
@@ -167,7 +167,7 @@ def sft(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, Any])
 
 def policy(run: Callable[..., Any], data: dict[str, Any], settings: dict[str, Any]) -> Found:
     """GRPO's loss, or with `kind: rloo` RLOO's, of completions with advantages and older log-probabilities."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "loss_type": "dapo", "importance_sampling_level": "token", "epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.0,
         "delta": None, "temperature": 1.0, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None,
         "use_bias_correction_kl": False, "entropy_coef": 0.0,

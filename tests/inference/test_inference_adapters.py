@@ -246,7 +246,7 @@ def test_drafts_of_rows_with_adapters_are_verified_with_them(model: Model, engin
     held = [None, load(engine, 1), load(engine, 2)]
     expected = [asked.wait() for asked in [engine.submit([65] * 30, LONG, adapter) for adapter in held]]
     unload(engine, *[adapter for adapter in held if adapter is not None])
-    with Engine(model, SLOTS, adapters=BankSizes(2, RANK), drafter=Ngram(4)) as drafting:
+    with Engine(model, SLOTS, adapters=BankSizes(2, RANK), drafter=Ngram(num_tokens=4)) as drafting:
         held = [None, load(drafting, 1), load(drafting, 2)]
         found = [asked.wait() for asked in [drafting.submit([65] * 30, LONG, adapter) for adapter in held]]
         assert drafting.stats.decode_steps < 150

@@ -60,7 +60,7 @@ class EveryOther(DraftPolicy):
 
 
 def same(model: Model) -> DraftModel:
-    return DraftModel(model.params, model.config, model.config, DRAFTS)
+    return DraftModel(model.params, model.config, model.config, num_tokens=DRAFTS)
 
 
 @pytest.mark.long
@@ -99,7 +99,7 @@ def test_a_draft_model_that_knows_nothing_changes_nothing(
     """Of other sizes, with a window and a larger vocabulary."""
     sizes = {"d_model": 16, "layer_pattern": ("local", "global"), "window": 9, "vocab_size": 280}
     draft = random_model(1, **sizes)
-    found, stats = run(model, DraftModel(draft.params, draft.config, model.config, DRAFTS))
+    found, stats = run(model, DraftModel(draft.params, draft.config, model.config, num_tokens=DRAFTS))
     assert found == plain[0]
     assert stats.draft_tokens > stats.accepted_tokens
 
@@ -151,7 +151,7 @@ def test_a_module_drafts_what_it_says_of_whole_rows() -> None:
     """Prompts of one chunk and of several."""
     model, module = knowing(0.3)
     requests = [(prompt, GREEDY) for prompt in ([65], LONG[0], list(range(30, 60)))]
-    with drafting_engine(model, Module(module, model.config, 1)) as engine:
+    with drafting_engine(model, Module(module, model.config, num_tokens=1)) as engine:
         found = answers(engine, requests)
         stats = engine.stats
     expected = [expected_drafts(model, prompt, one.token_ids) for (prompt, _), one in zip(requests, found, strict=True)]
@@ -162,7 +162,10 @@ def test_a_module_drafts_what_it_says_of_whole_rows() -> None:
 @pytest.mark.long
 def test_a_module_that_knows_drafts_several_tokens_by_itself() -> None:
     model, module = knowing(0.0)
-    plain, with_drafts = run(model, None), run(model, Module(module, model.config, DRAFTS), model.config.max_seq_len)
+    plain, with_drafts = (
+        run(model, None),
+        run(model, Module(module, model.config, num_tokens=DRAFTS), model.config.max_seq_len),
+    )
     assert with_drafts[0] == plain[0]
     assert with_drafts[1].accepted_tokens > 0.9 * with_drafts[1].draft_tokens > 0
     assert with_drafts[1].given_up > 0
@@ -225,7 +228,7 @@ def test_a_heads_weights_may_be_rounded_where_the_models_are_not(tmp_path: Path)
 def test_settings_say_which_drafter(model: Model, tmp_path: Path) -> None:
     folder = saved(model.config, tmp_path)
     assert drafter_for(None, model, folder) is None
-    assert drafter_for(SpeculationConfig(num_tokens=3), model, folder) == Ngram(3)
+    assert drafter_for(SpeculationConfig(num_tokens=3), model, folder) == Ngram(num_tokens=3)
     with pytest.raises(ConfigError, match=r"speculation.method=eagle: the bundle has no folder `drafter`"):
         drafter_for(SpeculationConfig(method="eagle"), model, folder)
     with pytest.raises(ConfigError, match=r"speculation.method=mtp: the bundle has no prediction modules"):

@@ -49,7 +49,7 @@ MOE = random_model(num_layers=2, moe=MoeConfig(num_experts=4, experts_per_token=
     [
         pytest.param("dense", None, None, id="dense", marks=pytest.mark.slow),
         pytest.param("moe", None, "int8", id="experts and 8 bits", marks=pytest.mark.long),
-        pytest.param("dense", Ngram(3), None, id="drafts", marks=pytest.mark.long),
+        pytest.param("dense", Ngram(num_tokens=3), None, id="drafts", marks=pytest.mark.long),
     ],
 )
 def test_it_fails_alone_and_leaves_nothing_behind(

@@ -41,7 +41,7 @@ GROWING = LLMatcher.grammar_from_regex("(.*a.{200}|b){1,100}")  # needs more and
 
 
 def ask(grammar: str | None, **settings: Any) -> SamplingParams:
-    given = {"temperature": 1.0, "seed": 3, "max_tokens": 120, "stop_ids": (), **settings}
+    given: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_tokens": 120, "stop_ids": (), **settings}
     return SamplingParams(grammar=grammar, **given)
 
 

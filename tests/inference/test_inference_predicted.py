@@ -57,7 +57,7 @@ def test_a_prediction_saves_steps_and_changes_nothing(model: Model) -> None:
     with Engine(model, SLOTS) as engine:
         requests = [(prompt, params) for prompt in PROMPTS for params in (GREEDY, SAMPLED)]
         plain = answers(engine, requests)
-    with drafting_engine(model, Ngram(DRAFTS)) as engine:
+    with drafting_engine(model, Ngram(num_tokens=DRAFTS)) as engine:
 
         def steps(changed: int) -> tuple[list[Generation], int]:
             before, asked = engine.stats.decode_steps, []
@@ -79,7 +79,7 @@ def test_a_prediction_saves_steps_and_changes_nothing(model: Model) -> None:
 def test_a_prediction_that_cannot_be_used_is_refused(model: Model) -> None:
     with Engine(model, SLOTS) as engine, pytest.raises(ValueError, match=r"needs a drafter that looks up tokens"):
         engine.submit([65], GREEDY, prediction=[66])
-    with Engine(model, SLOTS, drafter=Ngram(DRAFTS)) as engine:
+    with Engine(model, SLOTS, drafter=Ngram(num_tokens=DRAFTS)) as engine:
         assert engine.takes_predictions
         with pytest.raises(ValueError, match=r"outside the tokenizer's 261"):
             engine.submit([65], GREEDY, prediction=[261])

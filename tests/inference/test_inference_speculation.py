@@ -31,7 +31,7 @@ def plain(model: Model) -> tuple[list[Completion], EngineStats]:
 def test_tokens_and_log_probabilities_are_those_without_drafts_in_fewer_steps(
     model: Model, plain: tuple[list[Completion], EngineStats]
 ) -> None:
-    found, stats = run(model, Ngram(DRAFTS))
+    found, stats = run(model, Ngram(num_tokens=DRAFTS))
     assert found == plain[0]
     assert stats.decode_tokens == plain[1].decode_tokens
     assert 0 < stats.accepted_tokens < stats.draft_tokens
@@ -48,7 +48,7 @@ def test_a_head_that_knows_nothing_changes_nothing(
     head = random_params(config)[DRAFTER]
     if vocab_size is not None:
         head[VOCABULARY]["ids"] = jnp.arange(vocab_size, dtype=jnp.float32)
-    found, stats = run(model, Head(head, config, DRAFTS))
+    found, stats = run(model, Head(head, config, num_tokens=DRAFTS))
     assert found == plain[0]
     assert stats.draft_tokens > stats.accepted_tokens
 
@@ -57,7 +57,7 @@ def test_a_head_that_knows_nothing_changes_nothing(
 def test_a_request_that_gives_up_its_pages_makes_them_again(
     model: Model, plain: tuple[list[Completion], EngineStats]
 ) -> None:
-    found, stats = run(model, Ngram(DRAFTS), cache_tokens=model.config.max_seq_len)
+    found, stats = run(model, Ngram(num_tokens=DRAFTS), cache_tokens=model.config.max_seq_len)
     assert found == plain[0]
     assert stats.given_up > 0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,7 @@ def test_segments_of_a_row_do_not_see_each_other() -> None:
     assert np.array_equal(other[0, 3:], attention(q, k, v, mask)[0, 3:])
 
 
-FEATURES = {
+FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "window": ({"window": 3}, {}),
     "scale": ({}, {"scale": 0.7}),
     "soft cap": ({}, {"soft_cap": 1.5}),

@@ -31,12 +31,13 @@ HOSTILE = (
 
 
 def a_job(topology: str, **changes: Any) -> Job:
-    settings = {"name": "job", "image": "i", "command": ("lifecycle", "run", "c.yaml")} | changes
+    settings: dict[str, Any] = {"name": "job", "image": "i", "command": ("lifecycle", "run", "c.yaml")} | changes
     return Job(topology=parse_topology(topology), **settings)
 
 
 def printed(config: Path, *words: str, capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
-    launch(config.relative_to(CONFIGS.parent), *words, image="reg/lifecycle:1", **{"claim": "disk", **options})
+    options.setdefault("claim", "disk")
+    launch(config.relative_to(CONFIGS.parent), *words, image="reg/lifecycle:1", **options)
     return yaml.safe_load(capsys.readouterr().out)
 
 

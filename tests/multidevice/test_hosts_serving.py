@@ -146,7 +146,7 @@ def test_adapters_are_loaded_in_all_processes_while_requests_run(bundle: Path, t
         assert [process.wait(LIMIT_S) for process in processes] == [0, 0], [log.read_text() for log in logs]
     model, texts = load_bundle(bundle), {text for _, text in texts}
     adapted = [merged(model.params, random_adapter(config, seed, 2)) for seed in (0, 1)]
-    body = {"prompt": "def f", "max_tokens": 12, "temperature": 0}
+    body: dict[str, object] = {"prompt": "def f", "max_tokens": 12, "temperature": 0}
     assert texts == {alone(replace(model, params=params), body) for params in (model.params, *adapted)}
 
 

@@ -73,8 +73,8 @@ def first_step(
     params = fresh_params(model.removesuffix(" ring"))
     state = jax.device_put(TrainState(params, {}, GRADIENT.init(params), jnp.int32(0)), shardings)
     state, metrics = step(state, shard_batch(host, mesh))
-    metrics = {key: float(value) for key, value in metrics.items()}
-    return metrics, jax.device_get(state.opt_state[0].trace), jax.device_get(state.params)
+    logged: dict[str, float] = {key: float(value) for key, value in metrics.items()}
+    return logged, jax.device_get(state.opt_state[0].trace), jax.device_get(state.params)
 
 
 def test_each_kind_of_model_meets_each_axis_and_each_axis_each_other() -> None:

@@ -112,15 +112,17 @@ def test_a_mesh_generates_what_one_device_does(name: str, axes: dict[str, int]) 
 
 
 def ngrams(_: Model) -> Drafter:
-    return Ngram(3)
+    return Ngram(num_tokens=3)
 
 
 def the_model_itself(model: Model) -> Drafter:
-    return DraftModel(model.params, model.config, model.config, 3)
+    return DraftModel(model.params, model.config, model.config, num_tokens=3)
 
 
 def its_module(model: Model) -> Drafter:
-    return Module(jax.tree.map(lambda stack: stack[0], model.params[MODULES][MODULES_STACK]), model.config, 3)
+    return Module(
+        jax.tree.map(lambda stack: stack[0], model.params[MODULES][MODULES_STACK]), model.config, num_tokens=3
+    )
 
 
 @pytest.mark.long

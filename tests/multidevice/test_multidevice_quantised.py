@@ -26,7 +26,7 @@ def test_a_weight_is_quantised_before_it_is_gathered_with_the_bits_of_the_full_o
     weight = jax.random.normal(jax.random.key(0), (16, 24))
     weight = weight.at[3].mul(9.0)  # the largest of every column is in one device's rows
 
-    def both(up: Array, down: Array) -> tuple[tuple[Array, Array], ...]:
+    def both(up: Array, down: Array) -> tuple[tuple[Array, Array, Array], ...]:
         """Values, scales and gradients of a matrix whose rows, and of one whose columns, are gathered."""
         out = []
         for axes, shard in (((EMBED, None), up), ((None, EMBED), down)):

@@ -23,9 +23,9 @@ from tests.read_only import read_only
 
 
 def record(number: int = 0, **fields: Any) -> RequestRecord:
-    return RequestRecord(
-        **{"id": f"r{number}", "time": 1e9 + number, "route": "/v1/completions", "version": "v", "status": 200} | fields
-    )
+    own: dict[str, Any] = {"id": f"r{number}", "time": 1e9 + number, "route": "/v1/completions", "version": "v"}
+    own |= {"status": 200} | fields
+    return RequestRecord(**own)
 
 
 def stored(path: Path, columns: str = "id") -> list[Any]:

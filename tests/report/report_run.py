@@ -77,7 +77,7 @@ class Run:
     ) -> None:
         schedule = {"kind": "wsd", "warmup_steps": 2, "decay_share": 0.5}
         optimizer = {"name": "adamw", "learning_rate": 0.001, "schedule": schedule}
-        train = {
+        train: dict[str, Any] = {
             "steps": 20,
             "seq_len": 64,
             "global_batch_size": 4,
@@ -158,7 +158,7 @@ POLICY = [
 
 def rollouts() -> list[dict[str, Any]]:
     """Held-out answers at five steps, and what was sampled for two; one of them is hostile, one long."""
-    said = {"prompt": f"{NASTY} What is 1 + 1?", "reward": 0.5, "rewards": {"maths": 0.5, NASTY: None}}
+    said: dict[str, Any] = {"prompt": f"{NASTY} What is 1 + 1?", "reward": 0.5, "rewards": {"maths": 0.5, NASTY: None}}
     long = {"prompt": "Count.", "completion": "one two " * 400, "reward": None, "rewards": {}}
     heldout = [
         {"step": step, "split": "heldout", "completion": f"At {step} it was {NASTY}", **said}
@@ -199,12 +199,17 @@ def make_data(made: Run) -> None:
     """Documents, tokenizer, token shards and chat rows."""
     source = {"license": "MIT", "documents": 3, "bytes": 1200}
     found = {"rows": 4, "compared": 3, "found": 2, "left": 0, "documents": 5}
-    data = {"sources": {"docs": source}, "skipped": 1, "skipped_files": [f"docs:{NASTY}: empty"]}
+    data: dict[str, Any] = {"sources": {"docs": source}, "skipped": 1, "skipped_files": [f"docs:{NASTY}: empty"]}
     data["contamination"] = {"tasks": {"choice": found}, "heldout": dict.fromkeys(found, 0)}
     made.make("tagging", {}, {"sources": {"docs": {"files": 5, "bytes": 2000, "sha256": "ab" * 32}}})
     path = made.make("documents", data, {}, "tagging")
     (path / "funnel.json").write_text(json.dumps({"steps": funnel()}))
-    tokenizer = {"kind": "bytes", "vocab_size": 261, "fingerprint": "f" * 64, "heldout_bytes_per_token": 1.0}
+    tokenizer: dict[str, Any] = {
+        "kind": "bytes",
+        "vocab_size": 261,
+        "fingerprint": "f" * 64,
+        "heldout_bytes_per_token": 1.0,
+    }
     sizes = {"documents": 2, "bytes": 600, "tokens": 600, "bytes_per_token": 1.0}
     tokenizer["fertility"] = [
         {"of": "language", "name": "en", **sizes, "tokens_per_word": 5.25},

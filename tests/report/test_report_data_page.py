@@ -52,7 +52,7 @@ def test_documents_that_vanish_are_told(steps: list[dict[str, Any]], outcomes: t
 def test_what_was_found_of_tasks_and_of_held_out_documents_is_apart() -> None:
     counts = {"rows": 9, "compared": 8, "found": 2, "left": 0, "documents": 3}
     stats = {"items_too_short_to_compare": 4, "contamination": {"tasks": {"quiz": counts}, "heldout": counts}}
-    evidence = {
+    evidence: dict[tuple[str | None, str], Evidence] = {
         ("quiz", "quiz.jsonl:7"): Evidence(2, "s:a.txt", 0.75, "what is the"), (None, "s:h"): Evidence(1, "s:b", 1, "x")
     }  # fmt: skip
     said, tasks, heldout, rows = contamination_section(stats, evidence).blocks

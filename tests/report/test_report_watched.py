@@ -25,7 +25,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import rewind
 from lifecycle.core.store import Store, StoreError
 from lifecycle.core.timesheet import Timesheet
-from lifecycle.report.blocks import Charts, Paragraph, Table
+from lifecycle.report.blocks import Charts, LineChart, Paragraph, Table
 from lifecycle.report.comparison import build_comparison, names_of, read_runs
 from lifecycle.report.trackers import by_attempt, new_points
 from lifecycle.report.watched import watched_stages
@@ -59,9 +59,10 @@ def make(
 
 
 def shown(run: Path, now: float = BEGAN + 63) -> str:
-    console = Console(file=io.StringIO(), width=80)
+    out = io.StringIO()
+    console = Console(file=out, width=80)
     console.print(picture(run, watched_stages(run), now))
-    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    text = out.getvalue()
     assert all(len(line) <= 80 for line in text.splitlines())
     return " ".join(text.split())
 
@@ -213,7 +214,8 @@ def test_a_run_in_a_store_is_watched_from_another_machine(
 
 def test_ctrl_c_ends_the_picture_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "pretrain", [3.0])
-    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True)
 
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
@@ -221,7 +223,7 @@ def test_ctrl_c_ends_the_picture_in_order(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("lifecycle.cli.watch.Console", lambda **_: console)
     monkeypatch.setattr("lifecycle.cli.watch.time", type("Clock", (), {"sleep": interrupt, "time": time.time}))
     watch(str(tmp_path))
-    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    text = out.getvalue()
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor is visible again"
     assert "pretrain" in text and text.endswith("\x1b[?25h")
 
@@ -270,8 +272,8 @@ def test_runs_are_compared_also_when_one_is_shorter_damaged_or_lacks_a_stage(tmp
     (table,) = (block for block in pretrain.blocks if isinstance(block, Table))
     assert ("train.optimizer.learning_rate", "0.1", "0.2") in [row[:3] for row in table.rows]
     (charts,) = (block for block in pretrain.blocks if isinstance(block, Charts))
-    loss = next(chart for chart in charts.items if chart.title == "Loss, training")
-    assert [(s.name, len(s.points), s.color) for s in loss.series] == [("a", 3, 0), ("b", 1, 1)]  # pyright: ignore[reportAttributeAccessIssue]
+    loss = next(chart for chart in charts.items if isinstance(chart, LineChart) and chart.title == "Loss, training")
+    assert [(s.name, len(s.points), s.color) for s in loss.series] == [("a", 3, 0), ("b", 1, 1)]
     assert any(isinstance(block, Paragraph) and block.text == "Not a stage of b, c." for block in sft.blocks)
 
 

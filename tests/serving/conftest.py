@@ -34,7 +34,7 @@ def model() -> Model:
 @pytest.fixture(scope="session")
 def server(model: Model) -> Iterator[Running]:
     records: list[FinishedRequest] = []
-    another = Engine(replace(model, version="b" * 64), 2, drafter=Ngram(3))
+    another = Engine(replace(model, version="b" * 64), 2, drafter=Ngram(num_tokens=3))
     with Engine(model, num_slots=2, max_queue=4) as engine, another as other:
         models = {"production": Served(engine, created=1_700_000_000), "candidate": Served(other)}
         for base in start(models, ServeConfig(port=0), records):

@@ -380,7 +380,10 @@ def test_usage_and_metrics_tell_what_was_cached(server: Running) -> None:
 
 
 def test_an_error_inside_has_openais_form_and_is_recorded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lifecycle.serving.completing.prepare_chat", lambda *_: 1 // 0)
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("lifecycle.serving.completing.prepare_chat", fail)
     count = len(server.records)
     response = server.post(CHAT, **BASE)
     assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")

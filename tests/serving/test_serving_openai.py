@@ -180,7 +180,8 @@ def test_an_echo_leaves_out_what_begins_every_context() -> None:
 def test_an_echo_of_a_text_streams_first_and_needs_no_log_probabilities(server: Running) -> None:
     ask: dict[str, Any] = {"model": "production", "prompt": "ab", "temperature": 0, "max_tokens": 5, "echo": True}
     whole = server.client.completions.create(**ask).choices[0]
-    plain = server.client.completions.create(**{**ask, "echo": False}).choices[0]
+    without: dict[str, Any] = ask | {"echo": False}
+    plain = server.client.completions.create(**without).choices[0]
     assert whole.text == "ab" + plain.text and whole.logprobs is None
     chunks = [chunk.choices[0] for chunk in server.client.completions.create(**ask, logprobs=0, stream=True)]
     assert "".join(chunk.text for chunk in chunks) == whole.text and chunks[0].text.startswith("ab")

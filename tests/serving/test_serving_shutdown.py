@@ -23,7 +23,7 @@ def test_sigterm_lets_requests_end_and_exits_cleanly() -> None:
     try:
         assert process.stdout is not None
         base = process.stdout.readline().strip()
-        body = {"model": "tiny", "prompt": "a", "max_tokens": 500, "temperature": 0, "stream": True}
+        body: dict[str, object] = {"model": "tiny", "prompt": "a", "max_tokens": 500, "temperature": 0, "stream": True}
         body["stream_options"] = {"include_usage": True}
         with httpx.stream("POST", f"{base}/v1/completions", json=body, timeout=LIMIT_S) as response:
             lines = response.iter_lines()

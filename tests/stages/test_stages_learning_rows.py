@@ -156,7 +156,8 @@ def test_a_reference_is_computed_as_the_stage_computes_its_rows(
     plain = random_params(CONFIG)
 
     def load(_learner: Any, _inputs: Any, kind: str, split: str, _: Any) -> tuple[list[Any], RowsReport]:
-        group: Any = EncodedGroup((example(draw, [1], 2), example(draw, [1], 3)))  # pyright: ignore[reportArgumentType]
+        rows: Any = (example(draw, [1], 2), example(draw, [1], 3))
+        group: Any = EncodedGroup(rows)
         return [group], RowsReport(kind, names=[f"{kind}-{split}.jsonl:1"])
 
     def reference(model: Any, params: Any, rows: Any, size: int, mesh: Any, path: Path, *rest: Any) -> Any:

@@ -47,7 +47,7 @@ class Sorted:
                 letters, sums = f"the word {source} {number} and others\n" * 6, f"{number} + 1 = {number + 1};\n" * 9
                 (folder / source / f"{number:02d}.txt").write_text(source * 9 + (sums if number % 2 else letters))
         sources = [{"name": name, "path": str(folder / name)} for name in ("a", "b")]
-        tree = {"name": "run", "root": str(folder), "tokenizer": {"kind": "bytes"}, "model": MODEL}
+        tree: dict[str, Any] = {"name": "run", "root": str(folder), "tokenizer": {"kind": "bytes"}, "model": MODEL}
         tree |= {"data": PLAIN | {"sources": sources}, "train": {"base": next_token(steps=2, global_batch_size=2)}}
         tree["train"]["base"]["seq_len"] = 32
         self.path.write_text(json.dumps(tree))
@@ -128,7 +128,8 @@ def test_unset_topics_change_no_key_and_other_topics_that_of_tokens_alone(run: S
 def test_a_mixture_draws_by_topic(run: Sorted, mixture: Any, share_of: dict[Any, float] | None) -> None:
     config = run.config(run.by_topic, f"train.base.mixture={json.dumps(mixture)}")
     shards = TokenShards(run.make(run.by_topic)["tokens"].path)
-    weights = source_weights(config.train["base"].mixture, shards.source_tokens())  # pyright: ignore[reportAttributeAccessIssue]
+    train: Any = config.train["base"]
+    weights = source_weights(train.mixture, shards.source_tokens())
     rows = TokenRows(shards, 16, weights, seed=0)
     drawn = [rows.contents(number)["source"] for number in range(1024)]
     if share_of is None:
@@ -152,7 +153,7 @@ def test_names_that_are_no_topics_are_refused(run: Sorted) -> None:
         source_weights({"a/topic-07": 1}, shards.source_tokens())
     assert divided("web/crawl/topic-100") == ("web/crawl", "topic-100") and divided("none") == ("", "none")
     assert divided("crawl") is None and divided("crawl/topic-100/x") is None
-    data = {"web": PLAIN | {"sources": [{"name": "crawl", "path": "x"}], "topics": str(run.file)}}
+    data: dict[str, Any] = {"web": PLAIN | {"sources": [{"name": "crawl", "path": "x"}], "topics": str(run.file)}}
     data["code"] = PLAIN | {"sources": [{"name": "own", "path": "y"}]}
     mixed = {"web/crawl/topic-01": 2, "web/topic-02": 1, "topic-00": 1, "code": 1}
     assert run_of({"base": next_token(mixture=mixed)}, data=data).sorted_by_topic == ("web", "web/crawl")

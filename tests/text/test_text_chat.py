@@ -69,9 +69,9 @@ def learned(tokenizer: Tokenizer, rendered: Rendered) -> str:
 def plain_render(source: str, messages: list[dict[str, str]], bos: str, add_generation_prompt: bool) -> str:
     """The same template by plain jinja2, content as it is."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["strftime_now"] = FIXED_DATE.strftime
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    template = environment.from_string(re.sub("{% (end)?generation %}", "", source))
+    known = {"strftime_now": FIXED_DATE.strftime}
+    template = environment.from_string(re.sub("{% (end)?generation %}", "", source), globals=known)
     return template.render(messages=messages, bos_token=bos, add_generation_prompt=add_generation_prompt)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tokenizers
@@ -83,7 +83,7 @@ def test_a_text_has_bos_and_eos_as_the_tokenizer_s_files_say_once(
 @pytest.mark.parametrize("kind", ["hf", "sentencepiece"])
 @pytest.mark.parametrize("config", [{}, {"bos_token": None}, {"add_bos_token": True, "add_eos_token": True}])
 def test_a_tokenizer_of_published_weights_frames_texts_as_it_did(
-    hf_folder: Path, llama_folder: Path, tmp_path: Path, kind: str, config: dict[str, Any]
+    hf_folder: Path, llama_folder: Path, tmp_path: Path, kind: Literal["hf", "sentencepiece"], config: dict[str, Any]
 ) -> None:
     """Rows that go on from published weights began with EOS where there is no BOS."""
     source, own = (hf_folder if kind == "hf" else llama_folder), tmp_path / "own"
@@ -92,7 +92,7 @@ def test_a_tokenizer_of_published_weights_frames_texts_as_it_did(
     (own / native).write_bytes((source / native).read_bytes())
     names = {"eos_token": "<|endoftext|>", "unk_token": "<|im_end|>"} if kind == "hf" else {"legacy": False}
     (own / "tokenizer_config.json").write_text(json.dumps(names | config))
-    before, settings = load_tokenizer(own), TokenizerConfig(kind=kind, path=str(own))  # pyright: ignore[reportArgumentType]
+    before, settings = load_tokenizer(own), TokenizerConfig(kind=kind, path=str(own))
     train_tokenizer(settings, [], tmp_path / "kept", seed=0, is_published=True)
     train_tokenizer(settings, [], tmp_path / "fresh", seed=0)
     after = load_tokenizer(tmp_path / "kept")

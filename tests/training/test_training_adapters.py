@@ -85,7 +85,7 @@ def test_loss_and_gradients_are_those_of_peft(name: str, tmp_path: Path) -> None
         np.testing.assert_allclose(found, expected["logits"], atol=1e-4, rtol=0)
     np.testing.assert_array_equal(all_logits(*adapter_off(model, params), tokens), before)
     rows, length = tokens.shape
-    batch = {
+    batch: dict[str, Any] = {
         "tokens": tokens, "targets": np.roll(tokens, -1, 1), "segment_ids": np.ones_like(tokens),
         "positions": np.broadcast_to(np.arange(length), tokens.shape),
         "loss_mask": np.broadcast_to(np.arange(length) < length - 1, tokens.shape).astype(np.float32),

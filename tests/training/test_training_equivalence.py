@@ -52,13 +52,13 @@ ROWS = 8
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-1.0))  # its state after a step is the gradient
 SMOOTHED = ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired")
 PLAIN = ("sigmoid", "hinge", "ipo", "sigmoid_norm", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "sft")
-BY_DEFAULT = {
+BY_DEFAULT: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo": ("dpo", {"loss": dict.fromkeys((*SMOOTHED, *PLAIN), 0.1), "label_smoothing": 0.1, "length_alpha": 0.4}),
 }
-SLOW = {
+SLOW: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo": ("policy", {"loss": "grpo", "beta": 0.2, "entropy_weight": 0.1, "temperature": 1.2, "sampler_cap": 2.0}),
 }
-FURTHER = {
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "kto": ("kto", {"undesirable_weight": 0.7, "beta": 0.05}),
     "top_k": ("distillation", {"loss_top_k": 5, "beta": 0.3, "temperature": 1.5}),
     "ppo": ("valued", {"value": ValueConfig(weight=0.7, clip=0.5)}),

@@ -30,7 +30,7 @@ def checkpoint(folder: Path, step: int | str, content: str = "") -> None:
     (path / "params" / "d" / "array").write_text(f"{content}weights of {step}")
     (path / "meta").write_text("{}")
     write_files(path)
-    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {i}}}\n' for i in range(1, int(step) + 1))
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {i}}}\n' for i in range(1, step + 1))
                                           if isinstance(step, int) else "")  # fmt: skip
 
 

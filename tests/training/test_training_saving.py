@@ -128,10 +128,12 @@ def steps(
     before: Callable[[TrainingRun], None] = lambda run: None,
 ) -> Notes:  # fmt: skip
     """Takes the hook through steps of some seconds, of which every `log_every`th is logged if it is not left out."""
-    notes, hook = Notes(), saving(disk, clock=lambda: disk.now)  # pyright: ignore[reportArgumentType]
+    checkpoints: Any = disk
+    notes, hook = Notes(), saving(checkpoints, clock=lambda: disk.now)
     section: Any = SimpleNamespace(plain=dict, steps=total, faults=FaultsConfig())
     job: Any = SimpleNamespace(model=section, train=section, batches=SimpleNamespace(state=lambda step: {}))
-    run = TrainingRun(job, notes, None, SimpleNamespace(saved={}), first)  # pyright: ignore[reportArgumentType]
+    state: Any = SimpleNamespace(saved={})
+    run = TrainingRun(job, notes, None, state, first)
     hook.start(run)
     while run.step < last:
         run.step, disk.now = run.step + 1, disk.now + seconds

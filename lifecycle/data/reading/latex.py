@@ -60,7 +60,7 @@ class _Document:
         self.title = ""
         self._macros, self._arguments = macros, macros.arguments
         self._input = LatexInput(macros.arguments)
-        self._statements = {name: name.capitalize() for name in STATEMENTS}
+        self._statements: dict[str, str] = {name: name.capitalize() for name in STATEMENTS}
         self._groups: list[Callable[[], None] | None] = []  # what the end of each open group does
         self._behind_group: Callable[[], None] | None = None  # and what the end of the next one will do
         self._environments: list[str] = []

@@ -121,10 +121,10 @@ def plain_values(mapping: dict[Any, Any]) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     match value:
-        case float():
-            return math.isfinite(value)
         case int():
             return value.bit_length() <= MOST_BITS
+        case float():
+            return math.isfinite(value)
     return isinstance(value, str)
 
 

@@ -23,7 +23,7 @@ CHARACTERS = {
     "bq": "‚", "Bq": "„", "*W": "-", "nb": "⊄", "ne": "≢", "ap": "∼", "pt": "∝", "Ah": "ℵ", "Im": "ℑ", "Re": "ℜ",
     "wp": "℘", "hbar": "ℏ", "lz": "◊",
 }  # fmt: skip
-_GREEK = dict(zip("abgdezyhiklmncoprstufxqw", "αβγδεζηθικλμνξοπρστυφχψω", strict=True))
+_GREEK: dict[str, str] = dict(zip("abgdezyhiklmncoprstufxqw", "αβγδεζηθικλμνξοπρστυφχψω", strict=True))
 _ACCENTS = dict(zip("':`^~,ov", "\u0301\u0308\u0300\u0302\u0303\u0327\u030a\u030c", strict=True))
 _NUMBER = re.compile(r"(?:char)?(\d{1,3})", re.ASCII)
 _CODES = re.compile(r"u([0-9A-F]{4,6}(?:_[0-9A-F]{4,6})*)")

@@ -306,9 +306,10 @@ def lines(
     at = begin
     while at < end:
         try:
-            line: bytes | UnreadableError = file.readline(limit)
-            behind = at + len(line)
-            if len(line) == limit and not line.endswith(b"\n"):
+            read = file.readline(limit)
+            line: bytes | UnreadableError = read
+            behind = at + len(read)
+            if len(read) == limit and not read.endswith(b"\n"):
                 behind += _rest_of_line(file)
                 line = UnreadableError("too_large", f"a line of {behind - at} bytes, more than {limit}")
         except BrokenStreamError as error:

@@ -90,7 +90,7 @@ class _Parser:
         return parts[0] if len(parts) == 1 else ("cup", *parts)
 
     def _sum(self) -> Tree:
-        total = self._product()
+        total: Tree = self._product()
         while sign := self._take("+", "-", r"\pm", r"\mp"):
             right = self._product()
             if sign in (r"\pm", r"\mp"):
@@ -100,7 +100,7 @@ class _Parser:
         return total
 
     def _product(self) -> Tree:
-        total = self._signed()
+        total: Tree = self._signed()
         while True:
             if self._take("*"):
                 total = ("*", total, self._signed())
@@ -153,7 +153,7 @@ class _Parser:
         return ("neg", power) if sign == "-" else power
 
     def _postfix(self) -> Tree:
-        inner = self._nested(self._atom)
+        inner: Tree = self._nested(self._atom)
         while sign := self._take("!", "%", "'"):
             inner = ("symbol", f"{inner[1]}'") if sign == "'" and inner[0] == "symbol" else (sign, inner)
         return inner
@@ -272,7 +272,7 @@ class _Parser:
         if self.token in OPEN or self.token == "{":
             return self._atom()
         sign = self._take("-")
-        inner = self._power()
+        inner: Tree = self._power()
         while self._begins_factor() and self.token not in OPEN and self.token.lstrip("\\") not in FUNCTIONS:
             inner = ("*", inner, self._power())
         return ("neg", inner) if sign else inner

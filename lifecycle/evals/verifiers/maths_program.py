@@ -19,9 +19,9 @@ except ImportError:
     ) from None
 
 DIGITS = 30
-SAME = sympy.Float("1e-22", DIGITS)
+SAME: Any = sympy.Float("1e-22", DIGITS)
 # Where formulas with symbols are compared: equal in all of these places is equal, for formulas that people write.
-PLACES = (sympy.Rational(7, 11), sympy.Rational(-13, 5), sympy.Rational(29, 3), sympy.Rational(-3, 17))
+PLACES: tuple[Any, ...] = (sympy.Rational(7, 11), sympy.Rational(-13, 5), sympy.Rational(29, 3), sympy.Rational(-3, 17))
 SPECIAL = {"pi": sympy.pi, "oo": sympy.oo, "e": sympy.E, "i": sympy.I}
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
@@ -163,7 +163,7 @@ class Comparison:
         if left.is_Rational and right.is_Rational:
             return bool(abs(left - right) <= self._tolerance * max(abs(left), abs(right)))
         one, other, apart = (sympy.N(item, DIGITS) for item in (left, right, left - right))
-        scale = max(sympy.Integer(1), abs(one), abs(other))
+        scale: Any = max(sympy.Integer(1), abs(one), abs(other))
         return bool(abs(apart) <= max(SAME, sympy.Float(self._tolerance, DIGITS)) * scale)
 
 

@@ -120,7 +120,7 @@ def _module(name: str) -> ModuleType | None:
     return importlib.import_module(name) if name.partition(".")[0] in sys.stdlib_module_names else None
 
 
-def _exception_class(name: str, base: str) -> type[Exception]:
+def _exception_class(name: object, base: object) -> type[Exception]:
     known = getattr(builtins, str(base), Exception)
     kind: type[Exception] = known if isinstance(known, type) and issubclass(known, Exception) else Exception
     return types.new_class(str(name), (kind,))

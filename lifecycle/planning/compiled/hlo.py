@@ -91,7 +91,7 @@ class Instruction:
         rest = self.attributes[match.end() :]
         if rest.startswith("{"):
             return rest[1 : _closing(rest, 0)]
-        return re.match(r"[^,]*", rest)[0].strip()  # pyright: ignore[reportOptionalSubscript]
+        return rest.partition(",")[0].strip()
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,8 @@ class SharedFolder:
     def _newest(self) -> str:
         """The newest that process 0 sees; other hosts may not see yet what was renamed. `open` has renamed those that
         are damaged."""
-        found = from_writer(max(self.steps(), default=-1))
+        newest: int = max(self.steps(), default=-1)
+        found = from_writer(newest)
         if found < 0:
             raise CheckpointError(f"{self.work}: no checkpoint here")
         return str(found)

@@ -180,7 +180,7 @@ def _holders(leaves: Mapping[str, Any], names: Names, parts: HostParts) -> dict[
         shape = leaf.sharding.shard_shape(leaf.shape)
         own.append([parts.has(piece, shape, leaf.dtype) for piece in mine])
     every = gathered(np.array(own))  # [process, array, device of the process]
-    found = {}
+    found: dict[str, Holders] = {}
     for number, name in enumerate(leaves):
         answers = [iter(every[process, number]) for process in range(jax.process_count())]
         found[name] = {device: bool(next(answers[device.process_index])) for device in names[name]}

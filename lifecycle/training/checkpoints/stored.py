@@ -51,7 +51,8 @@ class InStore:
 
     def __init__(self, to: Destination, local: Path, settings: CheckpointConfig) -> None:
         self._stage, self._store, self._require = to.store, to.store.below(local.name), to.require
-        self._local, self._settings, self._progress = local, settings, Silent()
+        self._local, self._settings = local, settings
+        self._progress: Progress = Silent()
         self.work = local / STAGING / str(jax.process_index())
         self._copies = Copies(self._store, local / STAGING / COPIES)
         self._measured: dict[int, dict[str, float]] = {}  # at each step that counts, the same in all processes

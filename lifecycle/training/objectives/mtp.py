@@ -1,6 +1,7 @@
 """The term that prediction modules add to an objective over tokens: the losses of further tokens."""
 
 from dataclasses import replace
+from typing import cast
 
 import jax
 
@@ -30,10 +31,11 @@ def with_modules(
     """
     rows = [ahead(batch, depth) for depth in range(1, model.num_mtp_modules + 1)]
     states, routers = forward_modules(model, params, hidden, rows, train.remat, train.precision)
-    losses, counts = {}, {}
+    losses: dict[str, Array] = {}
+    counts: dict[str, Array] = {}
     for depth, (row, state) in enumerate(zip(rows, states, strict=True), 1):
         tokens = TokenLikelihoods(row, state, head(model, params), model.logits_soft_cap, train.loss_chunks)
         losses[f"{LOSS}{depth}"], counts[f"{LOSS}{depth}"] = tokens.nll(tokens.mask), tokens.mask.sum()
-    auxiliary = train.modules_weight / len(losses) * sum(losses.values())
+    auxiliary = train.modules_weight / len(losses) * cast(Array, sum(losses.values()))
     logged = {"metrics": sums.metrics | jax.lax.stop_gradient(losses), "counts": sums.counts | counts}
     return replace(sums, auxiliary=auxiliary, **logged), routers

@@ -88,7 +88,7 @@ def _of_tokens(
         return token_likelihoods(held[name], jax.lax.stop_gradient(params[name]), batch, plain)[0]
 
     def loss(params: Params, batch: Batch, context: Context) -> Sums:
-        others = {name: of_other(name, params, batch) for name in held}
+        others: dict[str, Any] = {name: of_other(name, params, batch) for name in held}
         params = {name: array for name, array in params.items() if name not in held}
         tokens, routers = token_likelihoods(model, params, batch, train)
         tokens = replace(tokens, **others)

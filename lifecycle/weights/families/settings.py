@@ -54,11 +54,13 @@ FORMS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 class Setting(Protocol):
     """One setting of a family, translated both ways."""
 
-    def read(self, tree: Tree, /) -> Fields:
+    @property
+    def read(self) -> Callable[[Tree], Fields]:
         """Our fields by dotted name, from a published config."""
         ...
 
-    def write(self, config: ModelConfig, /) -> dict[str, Any]:
+    @property
+    def write(self) -> Callable[[ModelConfig], dict[str, Any]]:
         """The published keys, from our config."""
         ...
 
