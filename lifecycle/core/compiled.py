@@ -23,7 +23,7 @@ class _BySources:
     """A place for machine code that is stamped with the sources behind a function's module."""
 
     def __init__(self, function: Any, file: str) -> None:
-        super().__init__(function, file)  # pyright: ignore[reportCallIssue]
+        super().__init__(function, file)  # pyrefly: ignore[bad-argument-count] - a locator of Numba comes behind
         self._module = function.__module__
 
     def get_source_stamp(self) -> bytes:
@@ -62,7 +62,7 @@ importlib.import_module("numba.np.arraymath")  # asks once
 linalg.ensure_blas = _ensure_blas
 
 _PLACES = ",".join(f"{__name__}.{kind.__name__}" for kind in (UserProvided, InTree, UserWide))
-config.CACHE_LOCATOR_CLASSES = _PLACES  # pyright: ignore[reportAttributeAccessIssue] - set as Numba is imported
+config.CACHE_LOCATOR_CLASSES = _PLACES  # pyrefly: ignore[missing-attribute] - set as Numba is imported
 
 
 def _compiling(**options: Any) -> Any:
@@ -81,4 +81,4 @@ def _compiling(**options: Any) -> Any:
 compiled: Any = _compiling()
 inlined: Any = njit(cache=True, nogil=True, inline="always")
 # Without counts of references to arrays: where nearly each step is a call with ten of them, they take most of the time.
-uncounted: Any = _compiling(_nrt=False)  # pyright: ignore[reportCallIssue] - not in its types
+uncounted: Any = _compiling(_nrt=False)

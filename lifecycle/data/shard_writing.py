@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stub
+from array_record.python import array_record_module
 from numpy.typing import NDArray
 
 from lifecycle.core.config import digest

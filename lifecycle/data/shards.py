@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stub
+from array_record.python import array_record_module
 
 from lifecycle.core.file_hashes import file_hashes
 from lifecycle.text.tokenizer import Tokenizer

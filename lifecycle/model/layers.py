@@ -180,7 +180,7 @@ class Attention(nnx.Module):
         sinks = self.sinks[...] if self.sinks is not None else None
         options = {"scale": c.attention_scale, "soft_cap": c.attention_soft_cap, "sinks": sinks}
         if cache is not None:
-            out, cache = cache.attend(q, k, v, **options)
+            out, cache = cache.attend(q, k, v, **options)  # pyrefly: ignore[missing-attribute] - it is not None
         elif c.context_attention == "ring" and axis_size("seq") > 1:
             # a device's keys are at its queries' positions
             own = replace(mask, key_positions=mask.query_positions, key_segments=mask.query_segments)

@@ -75,7 +75,7 @@ def fit(shares: Floats, losses: Floats, weights: Floats) -> Fit:
     ]
     measured = losses @ weights
     error = float(np.sqrt(np.mean((np.array(left_out) - measured) ** 2)))
-    ranks = float(spearmanr(left_out, measured).statistic)  # pyright: ignore[reportAttributeAccessIssue] - no stub
+    ranks = float(spearmanr(left_out, measured).statistic)
     return Fit(MixtureLaw(_domains(shares, losses), weights), error, ranks if np.isfinite(ranks) else 0.0)
 
 

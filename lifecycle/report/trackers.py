@@ -95,7 +95,7 @@ class TensorBoard:
 
     def write(self, run: str, stage: str, points: Sequence[TrackedPoint]) -> None:
         """Adds scalars and flushes them."""
-        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports] - an extra
+        from tensorboardX import SummaryWriter
 
         if stage not in self._writers:
             self._writers[stage] = SummaryWriter(str(self._folder / stage), filename_suffix=f".{time.time_ns()}")
@@ -113,13 +113,13 @@ class MLflow:
     """An SQLite database: an experiment for the run, a run of MLflow's for each stage."""
 
     def __init__(self, folder: Path) -> None:
-        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports] - an extra
+        from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(tracking_uri=f"sqlite:///{(folder / 'mlflow.db').absolute()}")
 
     def write(self, run: str, stage: str, points: Sequence[TrackedPoint]) -> None:
         """Adds metrics to the stage's run, which is made if it is not there."""
-        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports] - an extra
+        from mlflow.entities import Metric
 
         found = self._run_id(run, stage)
         for first in range(0, len(points), 1000):  # more are refused in one call
@@ -144,7 +144,7 @@ class WeightsAndBiases:
 
     def write(self, run: str, stage: str, points: Sequence[TrackedPoint]) -> None:
         """Logs the points, those of one step together."""
-        import wandb  # pyright: ignore[reportMissingImports] - an extra
+        import wandb
 
         if stage not in self._runs:
             quiet = wandb.Settings(console="off", silent=True, x_disable_stats=True)
@@ -157,7 +157,7 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Finishes the runs, and ends W&B's own process, which writes the files."""
-        import wandb  # pyright: ignore[reportMissingImports] - an extra
+        import wandb
 
         for run in self._runs.values():
             run.finish()

@@ -36,7 +36,7 @@ class Metrics:
             "lifecycle_time_to_first_token_seconds", "From arrival to the first text.", LABELS, buckets=LATENCY_S,
             registry=r,
         )  # fmt: skip
-        r.register(self)  # pyright: ignore[reportArgumentType] - a collector is whatever has `collect`
+        r.register(self)
 
     def observe(self, request: FinishedRequest) -> None:
         """Counts a finished request; tokens and times only of those that were answered."""

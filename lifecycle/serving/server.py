@@ -51,7 +51,7 @@ class TimedHeaders(H11Protocol):
 
     _limit: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """A client has connected; it owes a request."""
         super().connection_made(transport)
         self._limit = self.loop.call_later(MAX_HEADERS_S, transport.close)

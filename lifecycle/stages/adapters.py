@@ -106,7 +106,7 @@ def write_adapter(model: ModelConfig, trained: Artifact, out: Path, base_model: 
         if name.startswith(f"{ADAPTER}."):
             matrix, _, part = name.removeprefix(f"{ADAPTER}.").rpartition(".")
             found.setdefault(matrix, {})[part] = read(name, None)
-    save_trained(model, {name: LowRank(**parts) for name, parts in found.items()}, out, base_model)  # pyright: ignore[reportArgumentType] - on host
+    save_trained(model, {name: LowRank(**parts) for name, parts in found.items()}, out, base_model)  # pyrefly: ignore[bad-argument-type] - on host
 
 
 def base_of(config: RunConfig, stage: str) -> str:

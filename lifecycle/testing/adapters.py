@@ -13,7 +13,7 @@ def random_adapter(config: ModelConfig, seed: int, rank: int) -> Adapter:
 
     def pair(rows: int, columns: int) -> LowRank:
         a, b = (draws.standard_normal((rank, size), np.float32) for size in (rows, columns))
-        return LowRank(a * np.float32(rows**-0.5), b * np.float32(0.1))  # pyright: ignore[reportArgumentType] - on host
+        return LowRank(a * np.float32(rows**-0.5), b * np.float32(0.1))  # pyrefly: ignore[bad-argument-type] - on host
 
     matrices = {name: pair(*shape) for name, shape in adapted_shapes(config).items()}
     return Adapter(matrices, numbers_hash(matrices))

@@ -75,7 +75,7 @@ def vocabulary_of(folder: Path, num_rows: int) -> dict[str, Any]:
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer, where: str) -> tuple[str, Tokens, dict[str, Any]]:
     """The types of pieces have the same numbers in both formats."""
-    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue] # made at import
+    model = sentencepiece_model_pb2.ModelProto()  # pyrefly: ignore[missing-attribute] - made at import
     model.ParseFromString(tokenizer.native)
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise TokenizerError(f"{where}: a unigram vocabulary, which llama.cpp encodes in another way; train a bpe one")

@@ -29,7 +29,7 @@ def write_tokenizer_json(
     else:
         model = models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=unk_id, byte_fallback=True)
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special_ids])
     tokenizer.save(str(path))

@@ -85,7 +85,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.filters |= {"join": _join, "replace": _replace, "safe": _text, "string": _text, "tojson": _tojson}
 
     @staticmethod
-    def concat(parts: Iterable[Any]) -> Traced:
+    def concat(parts: Iterable[Any]) -> Traced:  # pyrefly: ignore[bad-override] - Jinja's is `"".join`
         """Joins what a template, a block or a macro writes."""
         return concatenated(map(_text, parts))
 
@@ -109,7 +109,7 @@ class _Dict:
 class _Namespace(Namespace):
     """`namespace(...)` whose names do not begin with `_`: Python's own attributes stay out of reach."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportSelfClsParameterName] # a name may be self
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a name may be self
         Namespace.__init__(args[0])
         for name, value in dict(*args[1:], **kwargs).items():
             args[0][name] = value

@@ -197,7 +197,7 @@ def test_an_error_of_a_whole_section_does_not_show_all_of_it() -> None:
 def test_a_section_is_frozen_and_its_plain_form_builds_it_again() -> None:
     run = Run(model=Model(d_model=4), sources=[Source(path="a")])
     with pytest.raises(ValueError, match="frozen"):
-        run.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+        run.steps = 3  # pyrefly: ignore[read-only] - what is tested
     assert validate(Run, run.plain()) == run
 
 

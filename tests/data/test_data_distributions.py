@@ -55,7 +55,7 @@ def test_limits_over_a_column_are_one_score_and_each_language_has_its_own() -> N
         Limit("few", "word_count", "", low=5), Limit("many", "word_count", "", high=50),
         Limit("few", "share", "", low=0.5, language="en"), Limit("none", "absent", "", low=1),
     )  # fmt: skip
-    scores = scores_of([DocumentStep("quality", None, rules)])  # pyright: ignore[reportArgumentType]
+    scores = scores_of([DocumentStep("quality", None, rules)])  # pyrefly: ignore[bad-argument-type] - not run
     assert scores[0] == Score("word_count", None, 5, 50, ("few", "many")) and scores[1].language == "en"
     found = distributions_of(scores, {"word_count": (0, 9), "share": (0, 1)}, COLUMNS)
     assert [distribution.score.column for distribution in found] == ["word_count", "share"]

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from extraction import documents
-from fastwarc.warc import ArchiveIterator, WarcRecordType  # pyright: ignore[reportMissingModuleSource]
+from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from lifecycle.data.collecting.archive import INDEX
 from lifecycle.data.collecting.fetching import Fetched, fetch_list, read_list

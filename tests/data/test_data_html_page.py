@@ -5,7 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
 from lifecycle.data.reading.html_marks import CELL, CODE, CODE_END, HEADING, LINK, LINK_END, ROW, TABLE_END, unmarked

@@ -192,7 +192,7 @@ def test_parts_have_the_mails_of_the_whole(
     def read_part(part: RowPart | None) -> list[object]:
         with path.open("rb", 1 << 18) as file:
             assert isinstance(file, io.BufferedReader)
-            return list(mbox_contents(file, "a", 10**6, part))  # pyright: ignore[reportArgumentType]
+            return list(mbox_contents(file, "a", 10**6, part))
 
     parts = row_parts(path, "mbox", size)
     assert [item for part in parts or [None] for item in read_part(part)] == read_part(None)

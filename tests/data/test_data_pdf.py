@@ -104,9 +104,9 @@ def test_a_locked_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fresh_reader() -> Iterator[None]:
-    pdf._reader.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    pdf._reader.cache_clear()
     yield
-    pdf._reader.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    pdf._reader.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_reader")
@@ -146,7 +146,7 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_reader_that_was_killed_is_started_again(tmp_path: Path) -> None:
     data = made(BODY)
     assert document(extract(tmp_path / "a.pdf", data))
-    reader = pdf._reader(os.getpid())._process  # pyright: ignore[reportPrivateUsage]
+    reader = pdf._reader(os.getpid())._process
     assert reader is not None
     os.kill(reader.pid, signal.SIGKILL)
     reader.wait()

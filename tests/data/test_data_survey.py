@@ -30,7 +30,7 @@ REMOVED = [
 ]  # fmt: skip
 ROWS = [*KEPT, document("held out", split="heldout"), *REMOVED]
 RULES = (Limit("short", "word_count", "", low=2), Limit("rare", "share", "", low=0.5))
-STEPS = (DocumentStep("quality", None, RULES), DocumentStep("pii", None, edits=("pii_email",)))  # pyright: ignore[reportArgumentType]
+STEPS = (DocumentStep("quality", None, RULES), DocumentStep("pii", None, edits=("pii_email",)))  # pyrefly: ignore[bad-argument-type] - not run
 
 
 def surveyed(folder: Path, seed: int = 0, **tokens: list[int]) -> Survey:

@@ -157,7 +157,7 @@ def test_parts_have_the_records_of_the_whole(
     def read_part(part: RowPart | None) -> list[tuple[object, ...]]:
         with path.open("rb", 1 << 18) as file:
             assert isinstance(file, io.BufferedReader)
-            found = warc_contents(file, "a", "gzip", Budget(10**6, 10**6), 10**6, part)  # pyright: ignore
+            found = warc_contents(file, "a", "gzip", Budget(10**6, 10**6), 10**6, part)
             return [(item.path, getattr(item, "begin", None), getattr(item, "end", None)) for item in found]
 
     parts = row_parts(path, "warc", size)

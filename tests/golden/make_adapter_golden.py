@@ -10,7 +10,7 @@ FOLDER: the adapter's two files and `expected.npz` with the base's `tokens [B, T
 `greedy [B, N]`, how the first `PROMPT` tokens go on. Of those in `TRAINED` it also has the mean `loss` of the next
 tokens, and `grads.npz` its gradients by the tensors' names in the adapter's file.
 """
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyrefly: ignore-errors[missing-import]
 
 import sys
 import tempfile

@@ -2,7 +2,7 @@
 
 python tests/golden/make_beam_golden.py
 """
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 import json
 from pathlib import Path

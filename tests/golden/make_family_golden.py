@@ -13,7 +13,7 @@ into one.
 
 Also `rotary.npz`: inverse frequencies and attention factors at the published settings of real models.
 """
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# pyrefly: ignore-errors[missing-import]
 
 import json
 import shutil

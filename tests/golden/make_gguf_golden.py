@@ -10,7 +10,6 @@ Writes `gguf_files/` beside itself:
 - `tiny.gguf`: a Llama of one layer whose tensors are of several encodings, with a byte-level vocabulary of 261;
 - `tiny.json`: the SHA-256 of each tensor in float32 by its published (Hugging Face) name, in that order of rows.
 """
-# pyright: reportMissingImports=false
 
 import hashlib
 import json

@@ -11,7 +11,7 @@ Of each model of `gguf_models.py`, written in F16: `NAME_hash` of the file's con
 tokenizer of `tiny.gguf`, written and read again. `Q4_K_blocks` and so on: the bytes of `drawn_values`, by ggml's
 quantiser. `IQ1_S_values` and so on: the float32 values of `drawn_bytes`, by ggml's C code.
 """
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 import json
 import subprocess

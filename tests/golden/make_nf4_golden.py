@@ -9,7 +9,7 @@ Writes `nf4.npz` beside itself: of the weight `numbers * factors [outputs, input
 torch has it, the `codes` and the `scales [outputs, 1]` in float32. There are 256 blocks of 64 inputs, so that one mean
 and one span of scales are of all of them, there as here.
 """
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 from pathlib import Path
 

@@ -2,12 +2,13 @@
 
 Run in an environment with trl and math-verify (0.9, latex2sympy2-extended 1.11): `python make_rewards_golden.py`.
 """
+# pyrefly: ignore-errors[missing-import]
 
 import json
 import random
 from pathlib import Path
 
-from trl.rewards import (  # pyright: ignore[reportMissingImports]
+from trl.rewards import (
     accuracy_reward,
     get_cosine_scaled_reward,
     get_repetition_penalty_reward,

@@ -8,7 +8,7 @@ Writes into `rows/` the tokenizer (a byte-level BPE without BOS, as GPT-2 and Qw
 `rows.json`: by kind, each row with the `ids` that TRL makes of it and from where on it learns (`learned`); of pairs one
 for each answer.
 """
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 import json
 import tempfile

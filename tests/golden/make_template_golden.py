@@ -7,7 +7,7 @@ For each template and case (`NAME`, or `NAME/open` with the generation prompt): 
 what is learned: the texts of the tokens that the template marks, else what the conversation has beyond its prompt, if
 it ends with an answer: TRL's mask of a completion.
 """
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 import hashlib
 import json

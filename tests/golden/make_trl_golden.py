@@ -9,7 +9,7 @@ that KTO measures), each as ids and the number of its prompt's tokens; reference
 its gradient's norm over all parameters, and its metrics. The teacher of `distillation` and `few_ids` is the golden
 Gemma 2, whose logits are capped.
 """
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 import copy
 import json

@@ -8,7 +8,7 @@ Writes `trl_rewards.json`: completions of the golden Llama 2 as ids, with the nu
 reward functions say of them (`null`: nothing); log-probabilities of the completions' tokens by the policy and by the
 initial model, whose weights differ; and by case TRL's settings, advantages and metrics.
 """
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 import json
 import tempfile

@@ -1,6 +1,6 @@
 """Losses of TRL's own trainers on given sequences: a function per kind of trainer, from a model, the data of
 `make_trl_golden.py` and TRL's settings to a loss with a gradient, and the metrics."""
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 from collections import defaultdict
 from collections.abc import Callable

@@ -139,6 +139,6 @@ def test_beams_see_what_they_and_their_ancestors_wrote(data: st.DataObject, leng
 
 def test_more_beams_than_can_be_served_are_refused_by_name(model: Model) -> None:
     with pytest.raises(ValueError, match="num_beams"):
-        BeamConfig(num_beams=17)
+        BeamConfig(num_beams=17)  # pyrefly: ignore[bad-argument-type] - what is tested
     with pytest.raises(ValueError, match="the context holds 320 tokens"):
         beam_search(model, [[1] * 319], BeamConfig(), 2)

@@ -217,7 +217,7 @@ def test_leaving_an_async_stream_cancels_it(model: Model) -> None:
         stream = aiter(engine.submit([65], long))
         turns.let(8)  # of the nineteen that it takes at least
         await anext(stream)
-        await stream.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+        await stream.aclose()
 
     async def read_all(engine: Engine) -> str:
         return collect([event async for event in engine.submit([65], GREEDY)]).text

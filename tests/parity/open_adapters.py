@@ -4,7 +4,7 @@ Runs in an environment with torch, transformers and peft (see `golden/make_adapt
 model, its `adapter` and `tokens.npy`; it gets `logits.npy` with the adapter beside the weights, and `merged.npy` with
 it added to them.
 """
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 import sys
 import warnings

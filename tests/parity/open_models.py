@@ -4,7 +4,7 @@ Runs in the parity environment (see `golden/make_family_golden.py`). In each fol
 `logits.npy` of a language model, or `scores.npy` of a model that scores texts; it refuses a load that transformers had
 to mend.
 """
-# pyright: reportMissingImports=false
+# pyrefly: ignore-errors[missing-import]
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
 """What litellm and LangChain's clients of OpenAI's API make of a server: run by a Python that has them."""
+# pyrefly: ignore-errors[missing-import]
 
 import json
 import os
@@ -6,8 +7,8 @@ import sys
 from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # asks nobody else
-import litellm  # pyright: ignore[reportMissingImports]
-from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings  # pyright: ignore[reportMissingImports]
+import litellm
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 base, model, text = sys.argv[1:]
 messages = [{"role": "user", "content": text}]

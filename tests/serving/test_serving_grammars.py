@@ -70,8 +70,8 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder: Path = tmp_path_factory.mktemp("special")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = tokenizers.Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    raw.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
     names = {name for form in FORMS for name in (form.opening, form.closing, form.between)} | {*MARKS[0], *HARMONY}
     raw.add_special_tokens(["</s>", *sorted(names - {""})])
     raw.save(str(folder / "tokenizer.json"))

@@ -32,8 +32,8 @@ def hf_folder(source_texts: list[str], tmp_path_factory: pytest.TempPathFactory)
     """A byte-level BPE as GPT-2 and Qwen have it: end of text is special, there is no BOS."""
     folder = tmp_path_factory.mktemp("hf")
     raw = RawTokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    raw.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -84,8 +84,8 @@ def metaspace_folder(source_texts: list[str], tmp_path_factory: pytest.TempPathF
     """As in newer files of Mistral's: only the first text begins with a space, not the one after a special token."""
     folder = tmp_path_factory.mktemp("metaspace")
     raw = RawTokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")  # pyright: ignore[reportAttributeAccessIssue]
-    raw.decoder = decoders.Metaspace(prepend_scheme="first")  # pyright: ignore[reportAttributeAccessIssue]
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    raw.decoder = decoders.Metaspace(prepend_scheme="first")
     names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     raw.train_from_iterator(
         [source_texts[2]], trainers.BpeTrainer(vocab_size=300, special_tokens=names, show_progress=False)

@@ -39,12 +39,12 @@ def byte_level(kind: str) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt2")
     split = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
-    tokenizer.pre_tokenizer = level if kind == "gpt2" else pre_tokenizers.Sequence([split, level])  # pyright: ignore
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = level if kind == "gpt2" else pre_tokenizers.Sequence([split, level])
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=420, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )  # pyright: ignore
+    )
     tokenizer.train_from_iterator(SAMPLE, trainer)
     tokenizer.add_tokens([AddedToken("<|", normalized=False)])
     return tokenizer

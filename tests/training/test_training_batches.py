@@ -153,7 +153,7 @@ def test_data_state_survives_json_and_refuses_other_data() -> None:
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """Token shards of 40 documents in two files, as `data.shards` lays them down."""
-    from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - no stub
+    from array_record.python import array_record_module
 
     rng = np.random.default_rng(0)
     texts = [rng.integers(3, 500, size).astype("<u2") for size in rng.integers(2, 60, 40)]

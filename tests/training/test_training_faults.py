@@ -152,7 +152,7 @@ def test_a_faulty_update_is_left_out_of_the_state_but_the_schedule_goes_on() -> 
 
 def looked_at(out: Path, signals: list[dict[str, float]], **faults: Any) -> TrainingRun:
     """A run after step 9 whose last steps had these signals, as the hook leaves it."""
-    run = TrainingRun(toy_job(out, (), **faults), Silent(), RunLog(out / METRICS), None, 9)  # pyright: ignore[reportArgumentType]
+    run = TrainingRun(toy_job(out, (), **faults), Silent(), RunLog(out / METRICS), None, 9)  # pyrefly: ignore[bad-argument-type] - no state is read
     run.metrics, run.fetched = dict(signals[-1]), list(zip(range(10 - len(signals), 10), signals, strict=True))
     Faults().after_step(run)
     return run

@@ -109,7 +109,7 @@ def follow(
         run = TrainingRun(job, Silent(), log, state, steps.start, clock=clock, times=times)
         measure = Evaluate(eval_every, device.busy(70.0, {"heldout_loss": 1.0}))
         hooks = (Log(log_every, device.busy(11.0, 0.5)), measure, Save(checkpoints), sheet)
-        loop.train_steps(run, None, state, Watchdog(clock, out, 600.0), hooks)  # pyright: ignore[reportArgumentType]
+        loop.train_steps(run, None, state, Watchdog(clock, out, 600.0), hooks)  # pyrefly: ignore[bad-argument-type] - a step that needs none
 
 
 def records(device: Device, out: Path, log_every: int, eval_every: int, save_every: int) -> list[Any]:

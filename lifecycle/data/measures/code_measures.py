@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
 from lifecycle.core.arrow_text import utf8

@@ -52,7 +52,7 @@ def tar_members(file: BinaryIO, path: str, wanted: Callable[[str], bool]) -> Ite
         raise UnreadableError("broken_file", f"not a tar archive: {error}") from None
     try:
         while (info := blocks.reading_header(tar.next)) is not None:
-            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] # it would keep all of them
+            tar.members.clear()  # pyrefly: ignore[missing-attribute] - it would keep all of them
             last = info.name
             name, fault = _checked(info.name, _tar_fault(info))
             if fault is not None:

@@ -6,7 +6,7 @@ import re
 import tokenize
 from pathlib import PurePosixPath
 
-from resiliparse.parse.encoding import (  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.parse.encoding import (
     detect_encoding,
     map_encoding_to_html5,
 )

@@ -7,7 +7,7 @@ them out again.
 
 from typing import Any
 
-from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingModuleSource]
+from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
 from lifecycle.data.reading.html_lines import all_lines, main_lines

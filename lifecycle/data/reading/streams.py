@@ -163,7 +163,7 @@ class Members(io.RawIOBase):
         """True."""
         return True
 
-    def readinto(self, buffer: "memoryview[int]") -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def readinto(self, buffer: "memoryview[int]") -> int:  # pyrefly: ignore[bad-override] - what its reader hands it
         """Raises `BrokenStreamError` at a fault, and for a bomb."""
         while self._decoder is not None and self.start < self._last:
             if self._decoder.eof:
@@ -261,7 +261,7 @@ class Guarded(io.RawIOBase):
         """True."""
         return True
 
-    def readinto(self, buffer: "memoryview[int]") -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def readinto(self, buffer: "memoryview[int]") -> int:  # pyrefly: ignore[bad-override] - what its reader hands it
         """Raises `BrokenStreamError` at a fault or for a bomb, behind which is nothing."""
         if self._is_done:
             return 0

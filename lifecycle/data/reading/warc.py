@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
-from fastwarc.warc import WarcRecord  # pyright: ignore[reportMissingModuleSource]
+from fastwarc.warc import WarcRecord
 
 from lifecycle.data.reading.raw import Content, Refused, UnreadableError
 from lifecycle.data.reading.row_parts import RowPart

@@ -27,7 +27,7 @@ from lifecycle.training.lowering import trace_train_step
 from lifecycle.training.state import param_specs
 
 COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "pmax", "all_to_all", "ragged_all_to_all", "ppermute")
-V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")  # pyright: ignore[reportCallIssue]
+V5P = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")
 
 
 def contract(model: ModelConfig, train: TrainConfig, mesh: MeshConfig) -> list[str]:

@@ -82,7 +82,7 @@ class Weight:
 
 def weights(model: ModelConfig) -> tuple[Weight, ...]:
     """All parameters, by stack and by array."""
-    return _weights(model)  # pyright: ignore[reportArgumentType]  a frozen section has a hash
+    return _weights(model)
 
 
 @cache

@@ -59,7 +59,7 @@ class Commit:
             of_arrays = {name: arrays() for name, arg in args.items() if isinstance(arg, ocp.args.StandardSave)}
             others = [name for name, _ in args.items() if name not in of_arrays]
             # no item has the name of a parameter, which is what is silenced
-            handler = ocp.CompositeCheckpointHandler(*others, composite_options=items, **of_arrays)  # pyright: ignore[reportArgumentType]
+            handler = ocp.CompositeCheckpointHandler(*others, composite_options=items, **of_arrays)  # pyrefly: ignore[bad-argument-type] - see above
         else:
             handler = arrays()
         return ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=alone)
