@@ -29,7 +29,7 @@ TAGGED = "tagged"
 FILE_BYTES = 128 << 20  # text per Parquet file: large enough for few files, small enough for one task on a cluster
 ROW_GROUP = 1024  # documents that a reader keeps in memory at a time, and a writer
 GROUP_BYTES = 16 << 20  # their text, if documents are long
-PIECE = 8  # row groups that a worker gets at a time
+PIECE = 4  # row groups that a worker gets at a time
 
 _PART = re.compile(
     r"(\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow|mbox|warc|wet)(?:\.(?:gz|bz2|xz|zstd?))?(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z",

@@ -23,13 +23,14 @@ class Owners:
 
     @classmethod
     def of(cls, entries: Sequence[tuple[int, Hashes]], num_items: int) -> "Owners":
-        """Of items, (number, n-grams) each."""
+        """Of items, (number, n-grams) each, in the order of their numbers."""
         hashes = np.concatenate([grams for _, grams in entries])
         owners = np.concatenate([np.full(len(grams), number, np.int64) for number, grams in entries])
-        order = np.lexsort((owners, hashes))
-        distinct, first = np.unique(hashes[order], return_index=True)
+        order = np.argsort(hashes, kind="stable")  # of equal ones that of the items
+        hashes = hashes[order]
+        first = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
         sizes = np.bincount(owners, minlength=num_items)
-        return cls(distinct, np.append(first, len(order)), owners[order], np.ones(len(order), bool), sizes)
+        return cls(hashes[first], np.append(first, len(order)), owners[order], np.ones(len(order), bool), sizes)
 
     def drop(self, common: NDArray[np.bool_], of_items: NDArray[np.bool_]) -> None:
         """Marks common n-grams as boilerplate in the items selected by `of_items`; `common` is parallel to `hashes`."""

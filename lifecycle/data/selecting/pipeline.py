@@ -143,7 +143,7 @@ def prepare_documents(
             too_short, overlapping = index.too_short, overlaps["ordinal"].to_numpy()
             if config.decontamination.action == "cut":
                 cut, overlaps = cut_contaminated(cut, overlaps, index.live_lookup(), engine, folder, progress)
-            removed = pa.concat_tables([removed, repeated, overlaps]).sort_by("ordinal")
+            removed = pa.concat_tables([removed, repeated, overlaps]).sort_by("ordinal").combine_chunks()
         stats = _write(Selection(cut, steps, joins, removed, is_heldout), reading, config, out, progress)
     return stats | {
         "items_too_short_to_compare": int(too_short.sum()), SIGNATURE: signature_of(config.dedup),

@@ -32,9 +32,7 @@ def select(documents: pa.Table, steps: Sequence[DocumentStep]) -> pa.Table:
 
     Pure: the table and the thresholds of the rules decide, and a document's removals do not depend on other documents.
     """
-    return pa.concat_tables(
-        [REMOVALS.empty_table(), *(removals(step.name, rule(documents)) for step in steps for rule in step.rules)]
-    )
+    return _table((step.name, failure) for step in steps for rule in step.rules for failure in rule(documents))
 
 
 def joined(documents: pa.Table, steps: Sequence[MapStep]) -> pa.Table:
@@ -44,7 +42,11 @@ def joined(documents: pa.Table, steps: Sequence[MapStep]) -> pa.Table:
 
 def removals(step: str, failures: Iterable[Failure]) -> pa.Table:
     """The removals of one step."""
-    return pa.Table.from_pylist([{"step": step, **failure._asdict()} for failure in failures], schema=REMOVALS)
+    return _table((step, failure) for failure in failures)
+
+
+def _table(failures: Iterable[tuple[str, Failure]]) -> pa.Table:
+    return pa.Table.from_pylist([{"step": step, **failure._asdict()} for step, failure in failures], schema=REMOVALS)
 
 
 def remaining(documents: pa.Table, removed: pa.Table) -> pa.Table:
