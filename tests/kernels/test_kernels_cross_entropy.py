@@ -1,7 +1,9 @@
 """Blocked cross-entropy and log-probabilities against optax, and that logits `[B, T, V]` never exist."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -27,48 +29,87 @@ B, T, D, V = 3, 13, 8, 40
 
 
 def inputs(dtype: Any = jnp.float32) -> tuple[Array, Array, Array, Array]:
-    keys = jax.random.split(jax.random.key(0), 4)
-    weights = jnp.where(jax.random.uniform(keys[3], (B, T)) < 0.3, 0.0, jax.random.uniform(keys[3], (B, T)))
-    hidden, head = jax.random.normal(keys[0], (B, T, D), dtype), jax.random.normal(keys[1], (V, D), dtype)
-    return hidden, head, jax.random.randint(keys[2], (B, T), 0, V), weights
+    draw = np.random.default_rng(0)
+    hidden, head = (jnp.asarray(draw.standard_normal(shape), dtype) for shape in ((B, T, D), (V, D)))
+    weights = draw.random((B, T)) * (draw.random((B, T)) < 0.7)
+    return hidden, head, jnp.asarray(draw.integers(0, V, (B, T)), jnp.int32), jnp.asarray(weights, jnp.float32)
 
 
-def plain(hidden: Array, head: Array, targets: Array) -> Array:
+def plain(hidden: Array, head: Array, targets: Array, soft_cap: float | None = None, z_weight: float = 0.0) -> Array:
+    """Each position's loss by optax; with PaLM's z-loss as it is written (Chowdhery et al. 2022, section 5)."""
     logits = jnp.einsum("btd,vd->btv", hidden, head, precision="highest", preferred_element_type=jnp.float32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    logits = logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return nats + z_weight * jax.nn.logsumexp(logits, axis=-1) ** 2
 
 
-@pytest.fixture(params=[12, 15, 512], ids=lambda block: f"block{block}")
-def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 4 and of 5 positions, neither of which divides 13, and one for the whole row."""
-    monkeypatch.setitem(module.BLOCK, "float32", request.param)
+def in_blocks(block: int) -> Any:
+    """Positions in a block, while a function is traced that is compiled for each block."""
+    return mock.patch.dict(module.BLOCK, {"float32": block})
 
 
-def value_and_gradients(function: Callable[..., Array], *args: Array) -> list[Array]:
-    """Compiled afresh, whatever the block size was before."""
-    value, grads = jax.jit(jax.value_and_grad(lambda *x: function(*x), (0, 1)))(*args)
-    return [value, *grads]
+@partial(jax.jit, static_argnames=("soft_cap", "z_weight"))
+def of_optax(
+    hidden: Array, head: Array, targets: Array, weights: Array, soft_cap: float | None = None, z_weight: float = 0.0
+) -> Any:
+    """The plain loss and its gradients, compiled once for the whole file."""
+
+    def loss(hidden: Array, head: Array) -> Array:
+        return (plain(hidden, head, targets, soft_cap, z_weight) * weights).sum()
+
+    return jax.value_and_grad(loss, (0, 1))(hidden, head)
 
 
-@pytest.mark.usefixtures("block")
-def test_cross_entropy_is_optax_value_and_gradients() -> None:
+@partial(jax.jit, static_argnames=("block", "soft_cap", "chunks", "z_weight"))
+def of_cross_entropy(
+    hidden: Array, head: Array, targets: Array, weights: Array,
+    block: int = 512, soft_cap: float | None = None, chunks: int = 1, z_weight: float = 0.0,
+) -> Any:  # fmt: skip
+    with in_blocks(block):
+        return jax.value_and_grad(cross_entropy, (0, 1))(hidden, head, targets, weights, soft_cap, chunks, z_weight)
+
+
+@partial(jax.jit, static_argnames=("block", "soft_cap", "chunks"))
+def of_logprobs(
+    hidden: Array, head: Array, targets: Array, weights: Array,
+    block: int = 512, soft_cap: float | None = None, chunks: int = 1,
+) -> Any:  # fmt: skip
+    """As `of_cross_entropy`, with each target's log-probability beside the value."""
+
+    def loss(hidden: Array, head: Array) -> tuple[Array, Array]:
+        logprobs = token_logprobs(hidden, head, targets, soft_cap, chunks)
+        return -(logprobs * weights).sum(), logprobs
+
+    with in_blocks(block):
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
+
+
+@partial(jax.jit, static_argnames=("block", "soft_cap", "chunks", "z_weight"))
+def without_gradients(
+    hidden: Array, head: Array, targets: Array, weights: Array,
+    block: int = 512, soft_cap: float | None = None, chunks: int = 1, z_weight: float = 0.0,
+) -> tuple[Array, Array]:  # fmt: skip
+    """The forward pass alone, which is another program: the loss and the log-probabilities."""
+    with in_blocks(block):
+        loss = cross_entropy(hidden, head, targets, weights, soft_cap, chunks, z_weight)
+        return loss, token_logprobs(hidden, head, targets, soft_cap, chunks)
+
+
+def assert_near(found: Any, exact: Any, atol: float = ONE_OP) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-6), found, exact)
+
+
+@pytest.mark.parametrize("block", [12, 15, 512])  # of 4 and 5 positions, which do not divide 13; the whole row
+def test_losses_and_log_probabilities_are_optax_value_and_gradients(block: int) -> None:
     hidden, head, targets, weights = inputs()
-    ours = value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights), hidden, head)
-    theirs = value_and_gradients(lambda h, w: (plain(h, w, targets) * weights).sum(), hidden, head)
-    for found, exact in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(found, exact, atol=ONE_OP, rtol=1e-6)
-    assert jax.jit(cross_entropy)(hidden, head, targets, weights) == pytest.approx(float(theirs[0]), rel=1e-6)
-
-
-@pytest.mark.usefixtures("block")
-def test_log_probabilities_are_optax_value_and_gradients() -> None:
-    hidden, head, targets, weights = inputs()
-    found = jax.jit(lambda *x: token_logprobs(*x))(hidden, head, targets)
-    np.testing.assert_allclose(found, -plain(hidden, head, targets), atol=ONE_OP)
-    ours = value_and_gradients(lambda h, w: (token_logprobs(h, w, targets) * weights).sum(), hidden, head)
-    theirs = value_and_gradients(lambda h, w: -(plain(h, w, targets) * weights).sum(), hidden, head)
-    for mine, exact in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine, exact, atol=ONE_OP, rtol=1e-6)
+    exact = of_optax(hidden, head, targets, weights)
+    assert_near(of_cross_entropy(hidden, head, targets, weights, block), exact)
+    (value, logprobs), grads = of_logprobs(hidden, head, targets, weights, block)
+    assert_near((value, grads), exact)
+    loss, alone = without_gradients(hidden, head, targets, weights, block)
+    assert loss == pytest.approx(float(exact[0]), rel=1e-6)
+    for found in (logprobs, alone):
+        np.testing.assert_allclose(found, -plain(hidden, head, targets), atol=ONE_OP)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -82,42 +123,22 @@ def test_gradients_are_those_of_finite_differences() -> None:
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
 @pytest.mark.parametrize(("chunks", "block"), [(1, 512), (5, 512), (5, 4)])  # 4 x 5 positions: two blocks of them
 def test_chunks_of_the_vocabulary_and_a_soft_cap_give_the_plain_loss(
-    chunks: int, block: int, soft_cap: float | None, monkeypatch: pytest.MonkeyPatch
+    chunks: int, block: int, soft_cap: float | None
 ) -> None:
-    monkeypatch.setitem(module.BLOCK, "float32", block)
-    hidden, head, targets, weights = inputs()
-
-    def capped(h: Array, w: Array) -> Array:
-        logits = project(h, w)
-        logits = logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
-        return (optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights).sum()
-
-    def by_logprobs(h: Array, w: Array) -> Array:
-        return -(token_logprobs(h, w, targets, soft_cap, chunks) * weights).sum()
-
-    theirs = value_and_gradients(capped, hidden, head)
-    for loss in (lambda h, w: cross_entropy(h, w, targets, weights, soft_cap, chunks), by_logprobs):
-        for found, exact in zip(value_and_gradients(loss, hidden, head), theirs, strict=True):
-            np.testing.assert_allclose(found, exact, atol=ONE_OP, rtol=1e-6)
+    settings = {"block": block, "soft_cap": soft_cap, "chunks": chunks}
+    exact = of_optax(*inputs(), soft_cap)
+    assert_near(of_cross_entropy(*inputs(), **settings), exact)
+    (value, _), grads = of_logprobs(*inputs(), **settings)
+    assert_near((value, grads), exact)
 
 
 @pytest.mark.parametrize(("chunks", "soft_cap"), [(1, None), (1, 2.0), (5, 2.0)])
 def test_the_z_loss_is_the_square_of_the_log_normaliser(chunks: int, soft_cap: float | None) -> None:
-    """PaLM's formula with a weight so large that it is most of the loss (Chowdhery et al. 2022, section 5)."""
-    hidden, head, targets, weights = inputs()
-
-    def formula(h: Array, w: Array) -> Array:
-        logits = soft_capped(project(h, w), soft_cap)
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return ((nats + 0.5 * jax.nn.logsumexp(logits, axis=-1) ** 2) * weights).sum()
-
-    def ours(h: Array, w: Array) -> Array:
-        return cross_entropy(h, w, targets, weights, soft_cap, chunks, 0.5)
-
-    theirs = value_and_gradients(formula, hidden, head)
-    for found, exact in zip(value_and_gradients(ours, hidden, head), theirs, strict=True):
-        np.testing.assert_allclose(found, exact, atol=2 * ONE_OP, rtol=1e-6)
-    assert ours(hidden, head) == pytest.approx(float(theirs[0]), rel=1e-6)  # without a gradient
+    """With a weight so large that it is most of the loss."""
+    settings = {"soft_cap": soft_cap, "z_weight": 0.5}
+    exact = of_optax(*inputs(), **settings)
+    assert_near(of_cross_entropy(*inputs(), chunks=chunks, **settings), exact, 2 * ONE_OP)
+    assert without_gradients(*inputs(), chunks=chunks, **settings)[0] == pytest.approx(float(exact[0]), rel=1e-6)
 
 
 def test_neither_the_head_nor_its_gradient_is_whole_in_chunks() -> None:
@@ -143,13 +164,11 @@ def plain_sum(hidden: Array, head: Array, targets: Array, weights: Array) -> Arr
 
 @pytest.mark.parametrize("chunks", [1, 16])
 def test_at_a_large_vocabulary_value_and_gradients_are_the_plain_ones(chunks: int) -> None:
-    keys = jax.random.split(jax.random.key(0), 4)
-    hidden, head = jax.random.normal(keys[0], (2, 8, 16)), jax.random.normal(keys[1], (QWEN_VOCAB, 16))
-    targets, weights = jax.random.randint(keys[2], (2, 8), 0, QWEN_VOCAB), jax.random.uniform(keys[3], (2, 8))
-    ours = value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights, None, chunks), hidden, head)
-    theirs = value_and_gradients(lambda h, w: plain_sum(h, w, targets, weights), hidden, head)
-    for found, exact in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(found, exact, atol=ONE_OP, rtol=1e-6)
+    draw = np.random.default_rng(0)
+    hidden, head = (draw.standard_normal(shape, np.float32) for shape in ((2, 8, 16), (QWEN_VOCAB, 16)))
+    targets, weights = draw.integers(0, QWEN_VOCAB, (2, 8), np.int32), draw.random((2, 8), np.float32)
+    found = of_cross_entropy(hidden, head, targets, weights, 256, chunks=chunks)
+    assert_near(found, of_optax(hidden, head, targets, weights))
 
 
 def temporary_bytes(function: Callable[..., Array], is_backward: bool) -> int:
@@ -190,16 +209,14 @@ def test_chunks_never_take_more_memory_than_one_pass() -> None:
 
 
 def test_an_incoming_gradient_scales_both() -> None:
-    hidden, head, targets, weights = inputs()
-    once = value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights), hidden, head)
-    twice = value_and_gradients(lambda h, w: -2 * cross_entropy(h, w, targets, weights), hidden, head)
-    for a, b in zip(once, twice, strict=True):
-        np.testing.assert_allclose(b, -2 * a, rtol=1e-6)
+    scaled = jax.jit(jax.value_and_grad(lambda *args: -2 * cross_entropy(*args), (0, 1)))
+    once, twice = of_cross_entropy(*inputs()), scaled(*inputs())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, -2 * a, rtol=1e-6), once, twice)
 
 
 def test_bfloat16_inputs_give_float32_losses_and_bfloat16_gradients() -> None:
     hidden, head, targets, weights = inputs(jnp.bfloat16)
-    value, *grads = value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights), hidden, head)
+    value, grads = of_cross_entropy(hidden, head, targets, weights)
     exact = (plain(hidden.astype(jnp.float32), head.astype(jnp.float32), targets) * weights).sum()
     assert value.dtype == jnp.float32 and [grad.dtype for grad in grads] == [jnp.bfloat16] * 2
     np.testing.assert_allclose(value, exact, rtol=1e-5)
@@ -208,7 +225,7 @@ def test_bfloat16_inputs_give_float32_losses_and_bfloat16_gradients() -> None:
 
 def test_extreme_logits_stay_finite() -> None:
     hidden, head, targets, weights = inputs()
-    value, *grads = value_and_gradients(cross_entropy, hidden * 1e3, head, targets, weights)
+    value, grads = of_cross_entropy(hidden * 1e3, head, targets, weights)
     assert np.isfinite(value) and all(np.isfinite(grad).all() for grad in grads)
 
 
@@ -265,14 +282,10 @@ def test_a_shift_known_before_the_logits_is_replaced_where_sums_are_too_large(
 
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
 def test_a_tpus_loss_is_that_of_others(soft_cap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden, head, targets, weights = inputs()
-
-    def found(platform: str) -> list[Array]:
-        monkeypatch.setattr(sums, "platform", lambda: platform)
-        return value_and_gradients(lambda h, w: cross_entropy(h, w, targets, weights, soft_cap), hidden, head)
-
-    for one, other in zip(found("tpu"), found("cpu"), strict=True):
-        np.testing.assert_allclose(one, other, atol=ONE_OP, rtol=ONE_OP)
+    monkeypatch.setattr(sums, "platform", lambda: "tpu")
+    compiled = jax.jit(jax.value_and_grad(cross_entropy, (0, 1)), static_argnums=4)
+    found, exact = compiled(*inputs(), soft_cap), of_cross_entropy(*inputs(), soft_cap=soft_cap)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=ONE_OP, rtol=ONE_OP), found, exact)
 
 
 @pytest.mark.parametrize("above", [0.0, 200.0])  # by how much one device's logits are larger than the first ones
@@ -289,12 +302,25 @@ def test_a_sharded_vocabulary_gives_a_tpu_the_same_loss(above: float, monkeypatc
     sharded = jax.shard_map(
         jax.value_and_grad(loss, (0, 1)), mesh=mesh, in_specs=specs, out_specs=(P(), specs), check_vma=False
     )
-    exact = value_and_gradients(loss, hidden, head)
+    exact = of_cross_entropy(hidden, head, targets, weights)
     monkeypatch.setattr(sums, "platform", lambda: "tpu")
     monkeypatch.setattr(sums, "NUM_FIRST", 2)
-    value, grads = jax.jit(sharded)(hidden, head)
-    for found, wanted in zip((value, *grads), exact, strict=True):
+    for found, wanted in zip(*map(jax.tree.leaves, (jax.jit(sharded)(hidden, head), exact)), strict=True):
         np.testing.assert_allclose(found, wanted, atol=ONE_OP * max(1.0, float(jnp.abs(wanted).max())), rtol=1e-5)
+
+
+@partial(jax.jit, static_argnames=("form", "block"))
+def of_sums(
+    hidden: Array, head: Array, targets: Array, weights: Array, form: tuple[Any, ...], block: int
+) -> Any:
+    """The loss with its gradients and both metrics, and all three from the forward pass alone."""
+
+    def loss(hidden: Array, head: Array) -> tuple[Array, tuple[Array, ...]]:
+        value, *metrics = cross_entropy_and_metrics(hidden, head, targets, weights, *form)
+        return value, tuple(metrics)
+
+    with in_blocks(block):
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head), loss(hidden, head)
 
 
 @pytest.mark.parametrize(
@@ -303,25 +329,18 @@ def test_a_sharded_vocabulary_gives_a_tpu_the_same_loss(above: float, monkeypatc
 )
 @pytest.mark.parametrize("every", [*(pytest.param(every, marks=pytest.mark.slow) for every in (1, B * T + 1)), 3])
 def test_sums_over_positions_with_weight_are_those_over_all(
-    every: int, chunks: int, soft_cap: float | None, z_weight: float, monkeypatch: pytest.MonkeyPatch
+    every: int, chunks: int, soft_cap: float | None, z_weight: float
 ) -> None:
-    monkeypatch.setitem(module.BLOCK, "float32", 4 // chunks + 1)
     hidden, head, targets, _ = inputs()
     weights = jnp.where((jnp.arange(B * T).reshape(B, T) + 1) % every == 0, 1.5, 0.0)
-    settings = soft_cap, chunks, z_weight
-
-    def sparse(hidden: Array, head: Array) -> Array:
-        return cross_entropy_and_metrics(hidden, head, targets, weights, *settings)[0]
-
-    def dense(hidden: Array, head: Array) -> Array:
-        return cross_entropy(hidden, head, targets, weights, *settings)
-
-    found, exact = (jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, head) for loss in (sparse, dense))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3 * ONE_OP, rtol=1e-5), found, exact)
+    args, block = (hidden, head, targets, weights), 4 // chunks + 1
+    ((value, metrics), grads), alone = of_sums(*args, form=(soft_cap, chunks, z_weight), block=block)
+    exact = of_cross_entropy(*args, block=block, soft_cap=soft_cap, chunks=chunks, z_weight=z_weight)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3 * ONE_OP, rtol=1e-5), (value, grads), exact)
+    np.testing.assert_allclose(alone[0], exact[0], atol=3 * ONE_OP, rtol=1e-5)
     logits = soft_capped(jnp.einsum("btd,vd->btv", hidden, head, precision="highest"), soft_cap)
     entropies = -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1)
     right = logits.argmax(-1) == targets
-    sums = jax.jit(lambda h: cross_entropy_and_metrics(h, head, targets, weights, *settings))
-    for _, entropy, accuracy in (sums(hidden), jax.jit(lambda h: jax.vjp(sums, h)[0])(hidden)):
+    for entropy, accuracy in (metrics, alone[1]):
         np.testing.assert_allclose(entropy, (weights * entropies).sum(), atol=3 * ONE_OP, rtol=1e-5)
         np.testing.assert_allclose(accuracy, (weights * right).sum(), atol=3 * ONE_OP)

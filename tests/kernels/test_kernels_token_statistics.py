@@ -1,7 +1,9 @@
 """Statistics of targets in blocks against plain formulas on full logits, and the memory that they take."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,16 @@ QWEN_VOCAB, POSITIONS = 151_936, 16_384
 
 
 def inputs() -> tuple[Array, Array, Array, Array, Array]:
-    keys = jax.random.split(jax.random.key(0), 5)
-    hidden, head = jax.random.normal(keys[0], (B, T, D)), jax.random.normal(keys[1], (V, D))
-    weights = jax.random.normal(keys[3], (B, T)), jax.random.normal(keys[4], (B, T))
-    return hidden, head, jax.random.randint(keys[2], (B, T), 0, V), *weights
+    """Hidden states, head, targets, and weights of log-probabilities and of entropies."""
+    draw = np.random.default_rng(0)
+    shapes = (B, T, D), (V, D), (B, T), (B, T)
+    hidden, head, first, second = (jnp.asarray(draw.standard_normal(shape), jnp.float32) for shape in shapes)
+    return hidden, head, jnp.asarray(draw.integers(0, V, (B, T)), jnp.int32), first, second
 
 
-def plain(hidden: Array, head: Array, targets: Array, soft_cap: float | None, temperature: float) -> TokenStatistics:
+def plain(
+    hidden: Array, head: Array, targets: Array, soft_cap: float | None, temperature: float | Array
+) -> TokenStatistics:
     logits = soft_capped(jnp.einsum("btd,vd->btv", hidden, head, precision="highest"), soft_cap) / temperature
     logprobs = jax.nn.log_softmax(logits)
     probs = jnp.exp(logprobs)
@@ -38,16 +43,42 @@ def plain(hidden: Array, head: Array, targets: Array, soft_cap: float | None, te
     )  # fmt: skip
 
 
-def everything(function: Callable[[Array, Array], TokenStatistics], hidden: Array, head: Array) -> list[Array]:
+def everything(function: Callable[[Array, Array], TokenStatistics], arrays: tuple[Array, ...]) -> list[Array]:
     """The statistics, and the gradients of a sum of log-probabilities and entropies."""
-    _, _, _, first, second = inputs()
+    hidden, head, _, first, second = arrays
 
     def loss(hidden: Array, head: Array) -> tuple[Array, TokenStatistics]:
         found = function(hidden, head)
         return (first * found.logprobs + second * found.entropies).sum(), found
 
-    (_, found), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(hidden, head)
+    (_, found), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
     return [*jax.tree.leaves(found), *grads]
+
+
+@partial(jax.jit, static_argnames=("soft_cap", "chunks", "temperature", "block"))
+def ours(
+    arrays: tuple[Array, ...], soft_cap: float | None, chunks: int, temperature: float, block: int,
+    wanted: Array | None = None,
+) -> list[Array]:  # fmt: skip
+    with mock.patch.dict(vocabulary.BLOCK, {"float32": block}):  # while it is traced
+        return everything(lambda h, w: token_statistics(h, w, arrays[2], soft_cap, chunks, temperature, wanted), arrays)
+
+
+@partial(jax.jit, static_argnames="soft_cap")
+def of_plain(
+    arrays: tuple[Array, ...], wanted: Array, soft_cap: float | None = None, temperature: float | Array = 1.0
+) -> list[Array]:
+    """One program for all temperatures, and whatever is wanted."""
+
+    def masked(hidden: Array, head: Array) -> TokenStatistics:
+        return jax.tree.map(lambda x: jnp.where(wanted, x, 0), plain(hidden, head, arrays[2], soft_cap, temperature))
+
+    return everything(masked, arrays)
+
+
+def assert_same(found: list[Array], exact: list[Array]) -> None:
+    for one, other in zip(found, exact, strict=True):
+        np.testing.assert_allclose(one, other, atol=3 * ONE_OP, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -55,31 +86,17 @@ def everything(function: Callable[[Array, Array], TokenStatistics], hidden: Arra
     [(None, 1.0, 1, 12), (2.0, 1.0, 5, 512), (None, 0.7, 1, 512), (2.0, 0.7, 1, 12), (2.0, 1.3, 5, 4)],
 )
 def test_statistics_and_gradients_are_the_plain_ones(
-    soft_cap: float | None, temperature: float, chunks: int, block: int, monkeypatch: pytest.MonkeyPatch
+    soft_cap: float | None, temperature: float, chunks: int, block: int
 ) -> None:
-    monkeypatch.setitem(vocabulary.BLOCK, "float32", block)
-    hidden, head, targets, *_ = inputs()
-    ours = everything(lambda h, w: token_statistics(h, w, targets, soft_cap, chunks, temperature), hidden, head)
-    theirs = everything(lambda h, w: plain(h, w, targets, soft_cap, temperature), hidden, head)
-    for found, exact in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(found, exact, atol=3 * ONE_OP, rtol=1e-5)
+    exact = of_plain(inputs(), jnp.ones((B, T), bool), soft_cap, temperature)
+    assert_same(ours(inputs(), soft_cap, chunks, temperature, block), exact)
 
 
 @pytest.mark.parametrize("chunks", [1, 5])
 @pytest.mark.parametrize("every", [1, 3, B * T + 1])
-def test_what_is_not_wanted_is_zero_and_has_no_part_in_gradients(
-    every: int, chunks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(vocabulary.BLOCK, "float32", 4 // chunks + 1)
-    hidden, head, targets, *_ = inputs()
+def test_what_is_not_wanted_is_zero_and_has_no_part_in_gradients(every: int, chunks: int) -> None:
     wanted = (jnp.arange(B * T).reshape(B, T) + 1) % every == 0
-
-    def masked(hidden: Array, head: Array) -> TokenStatistics:
-        return jax.tree.map(lambda x: jnp.where(wanted, x, 0), plain(hidden, head, targets, None, 1.0))
-
-    ours = everything(lambda h, w: token_statistics(h, w, targets, None, chunks, wanted=wanted), hidden, head)
-    for found, exact in zip(ours, everything(masked, hidden, head), strict=True):
-        np.testing.assert_allclose(found, exact, atol=3 * ONE_OP, rtol=1e-5)
+    assert_same(ours(inputs(), None, chunks, 1.0, 4 // chunks + 1, wanted), of_plain(inputs(), wanted))
 
 
 def test_what_has_no_gradient_gives_none() -> None:
