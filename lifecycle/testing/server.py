@@ -17,7 +17,7 @@ from lifecycle.serving.app import create_app
 from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.server import listen, serve, url
-from lifecycle.testing.models import random_model
+from lifecycle.testing.models import SERVED, random_model
 
 NAME = "tiny"
 
@@ -25,7 +25,7 @@ NAME = "tiny"
 def main(settings: Sequence[str]) -> None:
     """Serves with these settings of `ServeConfig`, on any free port unless they name one."""
     config = read_settings(ServeConfig, ["port=0", *settings])
-    model = random_model(defaults=SamplingParams(stop_ids=()), num_layers=1, max_seq_len=4096)
+    model = random_model(defaults=SamplingParams(stop_ids=()), **SERVED)
     with Engine(model, config.num_slots, config.max_queue, config.max_seq_len, warm_up=True) as engine:
         app, listener = create_app({NAME: Served(engine)}, config), listen(config)
         print(url(listener), flush=True)

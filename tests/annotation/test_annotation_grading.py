@@ -215,7 +215,7 @@ def test_prompts_have_versions_and_show_the_text(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_line_asks_a_real_server(run: Run, documents: Path, tmp_path: Path, capsys: Any) -> None:
     out, made = tmp_path / "scores.jsonl", tmp_path / "made"
-    with served() as (address, _):  # its answers never end by themselves
+    with served("num_slots=2") as (address, _):  # its answers never end by themselves
         words = [str(DEBUG), *run.words, "--model", f"{address}/v1#tiny", "--chars", "300", "--max-tokens", "4"]
         data(["score", *words, "--out", str(out), "--sample", "4"], result_action="return_value")
         written = ["synthesise", *words, "--out", str(made), "--most", "2", "--kind", "rephrase"]

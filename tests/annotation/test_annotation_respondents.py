@@ -19,7 +19,7 @@ from lifecycle.cli.respondents import Asking, respondent
 from lifecycle.core.config import ConfigError
 from lifecycle.evals.chat_client import Answer, AskError
 from lifecycle.inference.engine import Engine
-from lifecycle.testing.models import random_model
+from lifecycle.testing.models import SERVED, random_model
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE
 from lifecycle.weights.published import save_weights
@@ -35,9 +35,9 @@ def question(number: int, text: str = "") -> Question:
 def test_our_own_engine_answers_each_question_by_its_key() -> None:
     asked = [question(number) for number in range(6)]
     found: list[dict[str, Answer | AskError]] = []
-    with Engine(random_model(num_layers=1, max_seq_len=128), 2, 2 * AHEAD) as engine:
+    with Engine(random_model(**SERVED), 2, 2 * AHEAD) as engine:
         own = EngineRespondent(engine, Sampled(1.0, 6, seed=3))
-        for some in ([*asked, question(9, "x" * 999)], asked[::-1]):
+        for some in ([*asked, question(9, "x" * 9999)], asked[::-1]):
             found.append({question.key: answer for question, answer in answers(own, some)})
     too_long = found[0].pop("key9")
     assert found[0] == found[1] and len(found[0]) == 6 and len({*map(str, found[0].values())}) > 1

@@ -444,13 +444,13 @@ def test_turns_of_a_conversation_compute_what_is_new(model: Model) -> None:
 
 @pytest.mark.slow
 def test_requests_that_give_up_their_pages_make_the_same_tokens_again(model: Model) -> None:
-    """Pages for one context in two slots: sampled, with a stop, and with the prompt's log-probabilities.
+    """Four pages in two slots, of which both need three: sampled, with a stop, and with the prompt's log-probabilities.
     Every token comes once."""
     changes: tuple[dict[str, Any], ...] = ({}, {"temperature": 1.0, "seed": 3}, {"prompt_logprobs": 1}, {})
     settings = [GREEDY.model_copy(update={"max_tokens": 240, **change}) for change in changes]
     prompts = [[65 + number] * 20 for number in range(4)]
     alone = [generate(model, [prompt], own, SLOTS)[0] for prompt, own in zip(prompts, settings, strict=True)]
-    with Engine(model, SLOTS, cache_tokens=384) as engine:
+    with Engine(model, SLOTS, cache_tokens=512) as engine:
         with held(engine):
             running = [engine.submit(prompt, own) for prompt, own in zip(prompts, settings, strict=True)]
         events = [list(generation) for generation in running]

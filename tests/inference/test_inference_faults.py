@@ -21,8 +21,8 @@ from lifecycle.testing.adapters import random_adapter
 from lifecycle.testing.models import random_model
 from lifecycle.weights.adapters import Adapter
 
-SLOTS, RANK = 3, 2
-CACHE = 640  # tokens, two contexts: what one request leaves another gets
+SLOTS, RANK = 2, 2
+CACHE = 512  # tokens, four pages, as in other tests of the engine: what one request leaves another gets
 BAD = 200  # a token whose embedding is not a number
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, stop_ids=(), top_logprobs=1)
 BIASED = GREEDY.model_copy(update={"logit_bias": ((BAD, 100.0),)})  # the first token is the bad one

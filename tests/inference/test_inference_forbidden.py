@@ -84,7 +84,7 @@ def test_a_request_that_begins_again_or_shares_a_prompt_avoids_the_same_words(mo
     own = GREEDY.model_copy(update={"bad_words_ids": ((plain[0], plain[1]), (prompt[-1], plain[0]), (plain[5],))})
     (expected,) = ids_of(model, [prompt], [own])
     assert expected[0] != plain[0] and plain[5] not in expected
-    with Engine(model, SLOTS, cache_tokens=384, max_seq_len=320) as engine:
+    with Engine(model, SLOTS, cache_tokens=512) as engine:
         long = own.model_copy(update={"max_tokens": 170})
         with held(engine):
             first, second = (engine.submit(prompt, long) for _ in range(2))

@@ -18,7 +18,7 @@ from lifecycle.inference.sampling import SamplingParams
 from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.record import FinishedRequest
-from lifecycle.testing.models import random_model
+from lifecycle.testing.models import SERVED, random_model
 
 ENDLESS = SamplingParams(stop_ids=())  # no answer ends by itself, so that lengths are known
 
@@ -26,9 +26,7 @@ ENDLESS = SamplingParams(stop_ids=())  # no answer ends by itself, so that lengt
 @pytest.fixture(scope="session")
 def model() -> Model:
     """What the server serves, with its weights."""
-    return random_model(
-        3, "a" * 64, ENDLESS, d_model=16, d_ff=32, num_layers=1, num_heads=1, num_kv_heads=1, max_seq_len=4096
-    )
+    return random_model(3, "a" * 64, ENDLESS, **SERVED)
 
 
 @pytest.fixture(scope="session")

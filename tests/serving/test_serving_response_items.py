@@ -20,7 +20,7 @@ from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.response_answers import OutputItems
 from lifecycle.serving.response_schemas import ResponseRequest, messages_of
-from lifecycle.testing.models import random_model
+from lifecycle.testing.models import SERVED, random_model
 from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.parts import Part
 
@@ -38,10 +38,8 @@ def answered(running: Running, ask: dict[str, Any] = ASK, **changes: Any) -> Any
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    """Of the size of the other servers', so that they share their programs; without thoughts that it opens itself."""
-    own = SamplingParams(stop_ids=())
-    sizes = {"d_model": 16, "d_ff": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "max_seq_len": 4096}
-    model = random_model(5, "d" * 64, own, **sizes)
+    """Without thoughts that it opens itself."""
+    model = random_model(5, "d" * 64, SamplingParams(stop_ids=()), **SERVED)
     model = replace(model, template=ChatTemplate(model.tokenizer, TEMPLATE))
     plain = replace(
         model, template=ChatTemplate(model.tokenizer, TEMPLATE.partition("{% if enable_")[0] + "{% endif %}")

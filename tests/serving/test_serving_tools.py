@@ -24,7 +24,7 @@ from lifecycle.serving.chats import prepare_chat
 from lifecycle.serving.choices import Served
 from lifecycle.serving.config import ServeConfig
 from lifecycle.serving.parsing import parse
-from lifecycle.testing.models import random_model
+from lifecycle.testing.models import SERVED, random_model
 from lifecycle.text.answer import AnswerParser
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.calls import FORMS
@@ -61,11 +61,7 @@ SAID = f'So.\n{CALL}\n<tool_call>\n{{"name": "stop", "arguments": {{}}}}\n</tool
 
 @pytest.fixture(scope="module")
 def tools() -> Iterator[Running]:
-    """Of the size of the other server's, so that both share their programs."""
-    own = SamplingParams(stop_ids=())
-    model = random_model(
-        5, "c" * 64, own, d_model=16, d_ff=32, num_layers=1, num_heads=1, num_kv_heads=1, max_seq_len=4096
-    )
+    model = random_model(5, "c" * 64, SamplingParams(stop_ids=()), **SERVED)
     model = replace(model, template=ChatTemplate(model.tokenizer, TEMPLATE))
     with Engine(model, num_slots=2, max_queue=4) as engine:
         models = {"m": Served(engine)}
