@@ -62,7 +62,8 @@ class AbstractEngine:
 
     def _slots(self) -> SlotState:
         sizes = self.num_slots, num_groups(self.mesh), self.length, compute_dtype(self.config)
-        return init_slots(self.config, self._plan(), *sizes, kv_cache=self.kv_cache)
+        plan = self._plan()
+        return init_slots(self.config, plan.num_pages, plan.size, *sizes, kv_cache=self.kv_cache)
 
     def _plan(self) -> PagePlan:
         return page_plan(self.config, self.num_slots, num_groups(self.mesh), self.length)

@@ -1,7 +1,9 @@
 """What the device keeps for the slots between dispatches: pages of the KV cache, which tokens each slot has had, and
 the logits after each group's newest chunk."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -76,7 +78,8 @@ def page_plan(
 
 def init_slots(
     config: ModelConfig,
-    plan: PagePlan,
+    pages_per_group: Mapping[str, int],
+    page: int,
     num_slots: int,
     num_groups: int,
     length: int,
@@ -84,10 +87,10 @@ def init_slots(
     drafter: Drafter | None = None,
     kv_cache: CacheFormat | None = None,
 ) -> SlotState:
-    """Empty slots for contexts of `length`, with pages in a format."""
-    num_pages: Any = {kind: number * num_groups for kind, number in plan.num_pages.items()}
-    cache = init_pages(config, num_pages, length, dtype, page=plan.size, kv_cache=kv_cache, is_apart=True)
-    pages = NewPages(num_pages, num_slots, length, plan.size, kv_cache)
+    """Empty slots for contexts of `length`, with so many pages of each kind, of `page` positions, in a format."""
+    num_pages: Any = {kind: number * num_groups for kind, number in pages_per_group.items()}
+    cache = init_pages(config, num_pages, length, dtype, page=page, kv_cache=kv_cache, is_apart=True)
+    pages = NewPages(num_pages, num_slots, length, page, kv_cache)
     held = None if drafter is None else drafter.empty(pages)
     scores = jnp.zeros((num_groups, config.vocab_size), jnp.float32)
     return SlotState(cache, History.empty(num_slots, config.vocab_size), scores, held)
@@ -102,17 +105,27 @@ def empty_slots(
     drafter: Drafter | None = None,
     kv_cache: CacheFormat | None = None,
 ) -> SlotState:
-    """`init_slots` on a mesh. A single CPU's pages take memory when they are first used."""
-    groups, dtype = num_groups(mesh), compute_dtype(config)
+    """`init_slots` on a mesh, compiled once for all engines of a size: reinforcement learning opens one a step. A
+    single CPU's pages take memory when they are first used."""
+    return _empty(config, tuple(plan.num_pages.items()), plan.size, num_slots, length, mesh, kv_cache, drafter)
 
-    @jax.jit
-    def empty() -> SlotState:
-        state = init_slots(config, plan, num_slots, groups, length, dtype, drafter, kv_cache)
-        if mesh.size == 1:
-            state = _with_zeros(state)
-        return jax.lax.with_sharding_constraint(state, tree_shardings(mesh, state.logical_axes()))
 
-    return empty()
+@partial(jax.jit, static_argnums=range(7))
+def _empty(
+    config: ModelConfig,
+    pages_per_group: tuple[tuple[str, int], ...],
+    page: int,
+    num_slots: int,
+    length: int,
+    mesh: Mesh,
+    kv_cache: CacheFormat | None,
+    drafter: Drafter | None,
+) -> SlotState:
+    sizes = num_slots, num_groups(mesh), length, compute_dtype(config)
+    state = init_slots(config, dict(pages_per_group), page, *sizes, drafter, kv_cache)
+    if mesh.size == 1:
+        state = _with_zeros(state)
+    return jax.lax.with_sharding_constraint(state, tree_shardings(mesh, state.logical_axes()))
 
 
 def _with_zeros(state: SlotState) -> SlotState:

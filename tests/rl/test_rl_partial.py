@@ -78,7 +78,7 @@ def test_pieces_by_the_same_weights_are_the_completions_at_once(params: Any) -> 
 
 
 @pytest.mark.parametrize(
-    "own", [{}, pytest.param({"top_k": 4, "top_p": 0.9}, marks=pytest.mark.slow)], ids=["all ids", "top-k"]
+    "own", [{}, pytest.param({"top_k": 50, "top_p": 0.9}, marks=pytest.mark.slow)], ids=["all ids", "top-k"]
 )
 def test_what_is_in_flight_is_in_the_state(own: dict[str, Any], params: Any) -> None:
     config = settings(**PIECES, **own)

@@ -42,7 +42,7 @@ def settings(share: float = 0.5, **own: Any) -> DistillationConfig:
     """A stage of six steps, of which a share is on own answers."""
     tree: dict[str, Any] = {
         "teacher": "wide", "steps": 6, "seq_len": 32, "global_batch_size": 4, "log_every": 1,
-        "on_policy": {"share": share, "max_completion_tokens": 6, "max_prompt_tokens": 10, "num_slots": 4},
+        "on_policy": {"share": share, "max_completion_tokens": 6, "max_prompt_tokens": 8, "num_slots": 4},
         "optimizer": {"learning_rate": 0.01}, "checkpoint": {"every": 1}, "shared_ids": NUM_IDS,
     }  # fmt: skip
     return validate(DistillationConfig, tree | own)
