@@ -22,7 +22,8 @@ from lifecycle.core.progress import Silent
 from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.core.stopping import RESTART_STATUS, Stopped
 from lifecycle.core.timesheet import TIMES, account, read_sessions
-from lifecycle.model.params import Params, abstract_params, init_params
+from lifecycle.model.params import Params, abstract_params
+from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import KillAt, StopAt, TinyRun, command, objective_of, rows_of, tiny_job
 from lifecycle.testing.tiny_rows import MODEL
 from lifecycle.training.batches import DataStateError, HostBatch, RowBatches
@@ -288,7 +289,7 @@ def test_a_run_goes_on_from_given_parameters(undisturbed: tuple[Path, dict[str, 
 def test_initial_weights_that_nobody_needs_leave_the_devices(tmp_path: Path, policy: str, owns_start: bool) -> None:
     """A run that may go back to its beginning needs them, and so does one that was given those of others."""
     job = tiny_job(tmp_path, replace(SHORT, steps=2))
-    start = init_params(MODEL, jax.random.key(0))
+    start = jax.tree.map(jnp.asarray, random_params(MODEL))
     train = job.train.model_copy(update={"faults": FaultsConfig.model_validate({"policy": policy})})
     run_job(replace(job, train=train, start=start, owns_start=owns_start), Silent())
     is_gone = {array.is_deleted() for array in jax.tree.leaves(start)}

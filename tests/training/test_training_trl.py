@@ -1,6 +1,7 @@
 """Losses, gradients and metrics against TRL's, in float32 on the same ids (`tests/golden/make_trl_golden.py`).
 
-The model runs once for all cases: a formula's gradient in the tokens' statistics is led back to the parameters.
+The model runs once for all cases: a formula's gradient in the tokens' statistics is led back to the parameters, by way
+of the hidden states and the head, so that one program has the model's gradient for all temperatures and formulas.
 """
 
 import json
@@ -130,11 +131,24 @@ class Llama:
 
     config: ModelConfig
     params: Params
-    statistics: Callable[..., TokenStatistics]
-    pulled_back: Callable[..., jax.Array]  # the norm of the parameters' gradient
+    seen: Callable[..., tuple[jax.Array, jax.Array]]  # hidden states and head
+    statistics: Callable[..., TokenStatistics]  # of both
+    pulled_back: Callable[..., jax.Array]  # the norm of the parameters' gradient, from one in both
 
     def of(self, batch: Any, temperature: float = 1.0) -> TokenStatistics:
-        return self.statistics(self.params, rows_of(batch), temperature=temperature)
+        rows = rows_of(batch)
+        return self.statistics(self.seen(self.params, rows), rows["targets"], temperature=temperature)
+
+    def norm_of(self, batch: Any, grads: TokenStatistics, temperature: float) -> float:
+        """Of the parameters' gradient, from one in the statistics."""
+        rows = rows_of(batch)
+        of_seen = led_to(self.statistics, self.seen(self.params, rows), rows["targets"], grads, temperature)
+        return float(self.pulled_back(self.params, rows, of_seen))
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def led_to(function: Any, seen: Any, targets: jax.Array, grads: TokenStatistics, temperature: float) -> Any:
+    return jax.vjp(lambda both: function(both, targets, temperature=temperature), seen)[1](grads)[0]
 
 
 def rows_of(batch: Any) -> dict[str, Any]:
@@ -147,16 +161,21 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     write_model(GOLDEN / "families/llama2", folder)
     config = load_config(folder)
 
-    def statistics(params: Params, batch: Any, temperature: float) -> TokenStatistics:
-        hidden, _ = forward_train(config, params, batch["tokens"], batch["positions"], batch["segment_ids"])
-        tokens = TokenLikelihoods(batch, hidden, head(config, params), config.logits_soft_cap, 1)
-        return tokens.statistics(temperature, wanted=jnp.ones(hidden.shape[:2]))
+    def seen(params: Params, rows: Any) -> tuple[jax.Array, jax.Array]:
+        hidden, _ = forward_train(config, params, rows["tokens"], rows["positions"], rows["segment_ids"])
+        return hidden, head(config, params)
 
-    def pulled_back(params: Params, batch: Any, grads: TokenStatistics, temperature: float) -> jax.Array:
-        return optax.global_norm(jax.vjp(lambda p: statistics(p, batch, temperature), params)[1](grads)[0])
+    @partial(jax.jit, static_argnames="temperature")
+    def statistics(both: Any, targets: jax.Array, temperature: float) -> TokenStatistics:
+        hidden, table = both
+        tokens = TokenLikelihoods({"targets": targets}, hidden, table, config.logits_soft_cap, 1)
+        return tokens.statistics(temperature, wanted=jnp.ones(targets.shape))
 
-    jitted = (jax.jit(function, static_argnames="temperature") for function in (statistics, pulled_back))
-    return Llama(config, load_weights(config, folder), *jitted)
+    @jax.jit
+    def pulled_back(params: Params, rows: Any, grads: Any) -> jax.Array:
+        return optax.global_norm(jax.vjp(lambda p: seen(p, rows), params)[1](grads)[0])
+
+    return Llama(config, load_weights(config, folder), jax.jit(seen), statistics, pulled_back)
 
 
 def likelihoods(batch: Any, size: int | None, llama: Llama, found: TokenStatistics) -> Any:
@@ -214,16 +233,18 @@ def distilled(
     write_model(GOLDEN / "families/gemma2", folder)
     config = load_config(folder)
     batch: Any = {column: jnp.asarray(values) for column, values in answer_batch().items()}
-    rows = [batch[name] for name in ("tokens", "positions", "segment_ids")]
+    rows = rows_of(batch)
 
-    def seen(model: ModelConfig, params: Params) -> tuple[jax.Array, jax.Array]:
-        return forward_train(model, params, *rows)[0], head(model, params)
+    @jax.jit
+    def seen(params: Params) -> tuple[jax.Array, jax.Array]:
+        hidden, _ = forward_train(config, params, rows["tokens"], rows["positions"], rows["segment_ids"])
+        return hidden, head(config, params)
 
     def predictions(model: ModelConfig, hidden: jax.Array, table: jax.Array) -> TokenLikelihoods:
         return TokenLikelihoods(batch, hidden, table, model.logits_soft_cap, 1)
 
-    teacher = predictions(config, *jax.jit(partial(seen, config))(load_weights(config, folder)))
-    student = jax.jit(partial(seen, llama.config))(llama.params)
+    teacher = predictions(config, *seen(load_weights(config, folder)))
+    student = llama.seen(llama.params, rows)
     is_learned = batch["loss_mask"] > 0
 
     def with_ids(settings: DistillationConfig) -> dict[str, Any]:
@@ -235,10 +256,6 @@ def distilled(
         ids, logprobs = top_logprobs(hidden, table, *asked)
         return batch | {TEACHER_IDS: jnp.where(is_learned[..., None], ids, -1), TEACHER_LOGPROBS: logprobs}
 
-    @jax.jit
-    def pulled_back(params: Params, grads: Any) -> jax.Array:
-        return optax.global_norm(jax.vjp(partial(seen, llama.config), params)[1](grads)[0])
-
     def found(settings: DistillationConfig) -> tuple[float, float, dict[str, float]]:
         told = with_ids(settings)
 
@@ -248,7 +265,7 @@ def distilled(
             return sums.loss / sums.count, sums
 
         (value, sums), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*student)
-        return float(value), float(pulled_back(llama.params, grads)), logged(sums)
+        return float(value), float(llama.pulled_back(llama.params, rows, grads)), logged(sums)
 
     return found
 
@@ -350,9 +367,9 @@ def test_loss_gradient_and_metrics_are_trls(name: str, llama: Llama) -> None:
         return sums.minimised / sums.count, sums
 
     (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(found)
-    norm = llama.pulled_back(llama.params, rows_of(batch), grads, temperature=temperature)
+    norm = llama.norm_of(batch, grads, temperature)
     assert float(value) == pytest.approx(case["loss"], rel=LOSS)
-    assert float(norm) == pytest.approx(case["grad_norm"], rel=NORM)
+    assert norm == pytest.approx(case["grad_norm"], rel=NORM)
     found_metrics = logged(sums)
     if settings.objective == "policy" and getattr(settings, "entropy_weight", 0):
         assert found_metrics["entropy_coef"] == pytest.approx(case["settings"]["entropy_coef"])
