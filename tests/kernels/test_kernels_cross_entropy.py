@@ -310,9 +310,7 @@ def test_a_sharded_vocabulary_gives_a_tpu_the_same_loss(above: float, monkeypatc
 
 
 @partial(jax.jit, static_argnames=("form", "block"))
-def of_sums(
-    hidden: Array, head: Array, targets: Array, weights: Array, form: tuple[Any, ...], block: int
-) -> Any:
+def of_sums(hidden: Array, head: Array, targets: Array, weights: Array, form: tuple[Any, ...], block: int) -> Any:
     """The loss with its gradients and both metrics, and all three from the forward pass alone."""
 
     def loss(hidden: Array, head: Array) -> tuple[Array, tuple[Array, ...]]:

@@ -52,16 +52,11 @@ CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     ),
     "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
 }
-DEFAULT = ("causal", "all")  # which has windows and sinks
-SLOW = ("a length of no whole block",)
+DEFAULT = ("causal", "all")  # which has what the others have, but for their blocks
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.long)
-        for name in CASES
-    ],
+    "name", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.long) for name in CASES]
 )
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     mask, options, dims = CASES[name]

@@ -37,18 +37,11 @@ CASES: dict[str, tuple[Mask, dict[str, Any], tuple[int, int]]] = {
     "values narrower than keys": (row(128), {"scale": 0.3}, (24, 16)),
     "all": (row(300, segment=130, window=150), {"soft_cap": 3.0, "sinks": SINKS, "scale": 0.4}, (24, 8)),
 }
-LONG = ("segments", "soft cap", "values narrower than keys", "window", "sinks")  # "all" has them too
-SLOW = ("a length of no whole block",)
+DEFAULT = ("causal", "all")  # which has what the others have
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.long if name in LONG else pytest.mark.slow)
-        if name in LONG + SLOW
-        else name
-        for name in CASES
-    ],
+    "name", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.long) for name in CASES]
 )
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     mask, options, dims = CASES[name]
@@ -61,7 +54,9 @@ def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     assert_same(value_and_gradients(splash, inputs), of_reference(inputs, mask, **options))
 
 
-@pytest.mark.parametrize("window", [pytest.param(size, marks=pytest.mark.slow) for size in (None, 130)])
+@pytest.mark.parametrize(
+    "window", [pytest.param(None, marks=pytest.mark.long), pytest.param(130, marks=pytest.mark.slow)]
+)
 def test_a_load_balanced_part_of_the_queries_on_each_device(window: int | None) -> None:
     num_shards, length = 4, 1024
     inputs, mask = arrays(length, 2, 1, (8, 8)), row(length, segment=300, window=window)

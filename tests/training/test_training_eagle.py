@@ -29,6 +29,7 @@ from lifecycle.training.document_rows import DocumentRows
 from lifecycle.training.drafting import EagleConfig
 from lifecycle.training.freeze import frozen_part
 from lifecycle.training.objectives.objective import build_objective
+from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.optimizer_config import OptimizerConfig
 from lifecycle.training.trainer import Trainer
 
@@ -63,6 +64,23 @@ def batch(rows: DocumentRows) -> dict[str, Any]:
     return RowBatches(rows, 8, range(8)).batch(0)
 
 
+def summed(params: Params, batch: dict[str, Any], **changes: Any) -> tuple[Sums, Params]:
+    """The objective's sums and the gradients of its loss, by one program."""
+    objective = build_objective(MODEL, settings(**changes))
+
+    def loss(params: Params) -> tuple[jax.Array, Sums]:
+        sums = objective(params, batch)
+        return sums.loss, sums
+
+    (_, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return sums, grads
+
+
+@pytest.fixture(scope="module")
+def of_step(params: Params, batch: dict[str, Any]) -> tuple[Sums, Params]:
+    return summed(params, batch)
+
+
 def capped(hidden: Any, table: Any) -> np.ndarray:
     cap = TARGET.logits_soft_cap
     assert cap is not None
@@ -70,7 +88,7 @@ def capped(hidden: Any, table: Any) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_the_sums_are_the_formulas(params: Params, batch: dict[str, Any]) -> None:
+def test_the_sums_are_the_formulas(params: Params, batch: dict[str, Any], of_step: tuple[Sums, Params]) -> None:
     @jax.jit
     def drafted(params: Params, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
         inputs = (batch["tokens"], batch["positions"], batch["segment_ids"])
@@ -93,7 +111,7 @@ def test_the_sums_are_the_formulas(params: Params, batch: dict[str, Any]) -> Non
         is_kept &= is_right
         accepted += (mask * is_kept).sum()
         shares[f"acceptance_{depth}"] = (mask * is_right).sum() / mask.sum()
-    sums = jax.jit(build_objective(MODEL, settings()))(params, batch)
+    sums, _ = of_step
     count = np.asarray(rows[0]["loss_mask"]).sum()
     np.testing.assert_allclose(sums.loss, loss, rtol=1e-5)
     assert sums.count == count
@@ -103,18 +121,9 @@ def test_the_sums_are_the_formulas(params: Params, batch: dict[str, Any]) -> Non
     )
 
 
-def gradient(params: Params, batch: dict[str, Any], **changes: Any) -> Params:
-    objective = build_objective(MODEL, settings(**changes))
-    return jax.jit(jax.grad(lambda params: objective(params, batch).loss))(params)
-
-
-@pytest.fixture(scope="module")
-def grads(params: Params, batch: dict[str, Any]) -> Params:
-    return gradient(params, batch)
-
-
 @pytest.mark.slow
-def test_only_the_drafter_has_gradients(params: Params, grads: Params) -> None:
+def test_only_the_drafter_has_gradients(params: Params, of_step: tuple[Sums, Params]) -> None:
+    grads = of_step[1]
     vocabulary = grads[DRAFTER][VOCABULARY]
     drafter = {name: part for name, part in grads[DRAFTER].items() if name != VOCABULARY}
     others = {name: part for name, part in grads.items() if name != DRAFTER}
@@ -126,8 +135,8 @@ def test_only_the_drafter_has_gradients(params: Params, grads: Params) -> None:
 
 
 @pytest.mark.slow
-def test_with_remat_it_is_the_same(params: Params, batch: dict[str, Any], grads: Params) -> None:
-    chex.assert_trees_all_close(gradient(params, batch, remat={}), grads, rtol=1e-5, atol=1e-6)
+def test_with_remat_it_is_the_same(params: Params, batch: dict[str, Any], of_step: tuple[Sums, Params]) -> None:
+    chex.assert_trees_all_close(summed(params, batch, remat={})[1], of_step[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -175,8 +184,9 @@ def test_a_drafter_begins_as_its_targets_end(rows: DocumentRows, batch: dict[str
     ((stack, layers),) = idle["blocks"].items()
     attention = layers["attention"] | {"o": layers["attention"]["o"].at[-1].set(0)}
     idle["blocks"] = {stack: layers | {"attention": attention}}
-    hidden, taken = forward_taking(model, idle, *inputs, model.drafter_layers)
-    (state,) = forward_drafts(model, idle, taken, [ahead(batch, 1)], batch["segment_ids"])
+    hidden, taken = jax.jit(forward_taking, static_argnums=(0, 5))(model, idle, *inputs, model.drafter_layers)
+    row = [ahead(batch, 1)]
+    (state,) = jax.jit(forward_drafts, static_argnums=0)(model, idle, taken, row, batch["segment_ids"])
     np.testing.assert_allclose(state, hidden, rtol=1e-5, atol=1e-6)
 
 
