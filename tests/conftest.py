@@ -99,6 +99,14 @@ def fewer_programs() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def chunks_of_one_size(fewer_programs: None) -> Iterator[None]:
+    """In a whole file, an engine compiles one prefill program, where its chunks are of no matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lifecycle.inference.state.CPU_BUCKETS", (128,))
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs() -> Iterator[None]:
     """Forgets compiled programs once there are many: each has mappings of its own, of which Linux allows a process

@@ -56,7 +56,7 @@ def test_a_counter_below_blocks_stays_whole() -> None:
     assert_equal(stack_like(unstack(tree), tree), tree)
 
 
-@pytest.mark.parametrize(("pattern", "num_layers"), [(("local", "global"), 5), (("local", "local", "global"), 3)])
+@pytest.mark.parametrize(("pattern", "num_layers"), [(("local", "global"), 3), (("local", "local", "global"), 3)])
 def test_the_layers_of_a_pattern_keep_their_numbers(pattern: tuple, num_layers: int) -> None:
     """Layer by layer the same values, however they are stacked."""
     plain = CONFIG.model_copy(update={"num_layers": num_layers})
