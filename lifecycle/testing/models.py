@@ -10,7 +10,14 @@ from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import ChatTemplate
 
 # Sizes of the model behind the tests' servers: one for all, so that engines with as many slots share their programs.
-SERVED = {"d_model": 16, "d_ff": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "max_seq_len": 4096}
+SERVED: dict[str, Any] = {
+    "d_model": 16,
+    "d_ff": 32,
+    "num_layers": 1,
+    "num_heads": 1,
+    "num_kv_heads": 1,
+    "max_seq_len": 4096,
+}
 
 
 def random_model(seed: int = 0, version: str = "", defaults: SamplingParams | None = None, **sizes: Any) -> Model:

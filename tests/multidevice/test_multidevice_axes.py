@@ -5,7 +5,6 @@ from itertools import combinations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -52,17 +51,21 @@ def fresh_params(model: str) -> Params:
     return noisy
 
 
+def first_step(model: str, objective: str = "next_token", /, **settings: Any) -> tuple[dict[str, float], Any, Any]:
+    """(metrics, gradients, parameters after it) of one step, with two micro-batches of packed rows or more."""
+    return _first_step(model, objective, **settings)
+
+
 @cache
-def first_step(
+def _first_step(
     model: str,
-    objective: str = "next_token",
+    objective: str,
     loss_chunks: int = 1,
     precision: Precision | None = None,
     grad_accum: int = 2,
     weights: WeightFormat | None = None,
     **axes: int,
 ) -> tuple[dict[str, float], Any, Any]:
-    """(metrics, gradients, parameters after it) of one step, with two micro-batches of packed rows or more."""
     config, mesh = KNOWN[model], build_mesh(MeshConfig(**axes))
     shardings = state_shardings(config, GRADIENT, mesh)
     settings = {"mtp_weight": 0.3} if config.num_mtp_modules and objective == "next_token" else {}
@@ -71,7 +74,8 @@ def first_step(
     step = make_train_step(summed, GRADIENT, mesh, shardings, grad_accum, config.bias_rate, served=served)
     host = next(one_epoch(rows_of(TinyRun(objective=objective)), global_batch_size=16))
     params = fresh_params(model.removesuffix(" ring"))
-    state = jax.device_put(TrainState(params, {}, GRADIENT.init(params), jnp.int32(0)), shardings)
+    begun = jax.device_get(GRADIENT.init(params))  # arrays of a device would be cut by programs, one for each shape
+    state = jax.device_put(TrainState(params, {}, begun, np.int32(0)), shardings)
     state, metrics = step(state, shard_batch(host, mesh))
     logged: dict[str, float] = {key: float(value) for key, value in metrics.items()}
     return logged, jax.device_get(state.opt_state[0].trace), jax.device_get(state.params)

@@ -72,7 +72,7 @@ def model_of(name: str) -> Model:
     sizes = {"head_dim": 16} if name == "wide" else {}  # whole registers, as the CPU kernel of attention takes
     known = MODELS["dense" if name == "wide" else name]
     config = known.model_copy(update={"vocab_size": 264, "max_seq_len": 320, **sizes})
-    return Model(config, random_params(config), tokenizer, ChatTemplate(tokenizer))
+    return Model(config, jax.device_get(random_params(config)), tokenizer, ChatTemplate(tokenizer))
 
 
 @cache

@@ -88,7 +88,6 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CASES = BY_DEFAULT | SLOW | FURTHER
 MARKS = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(FURTHER, pytest.mark.long)
-ALL = [*BY_DEFAULT, *(pytest.param(name, marks=mark) for name, mark in MARKS.items())]
 ON_STAGES = ("dpo", "grpo")  # in the gate: a formula of pairs and one of tokens, with what both need of the batch
 ONE = MeshConfig()
 MESHES = {"positions": MeshConfig(fsdp=2, context=2, tensor=2), "stages": MeshConfig(replica=2, stage=2)}
@@ -140,7 +139,7 @@ def one_step(name: str, mesh: Mesh, host: dict[str, np.ndarray], grad_accum: int
     model = MODEL.model_copy(update=added)
     objective = objective_of(kind, model, **{"global_batch_size": len(host["tokens"]), **settings})
     shardings = state_shardings(model, GRADIENT, mesh, ("reference",) if is_copied else ())
-    trained, frozen = split(jax.device_put(random_params(model), shardings.params), shardings.frozen)
+    trained, frozen = split(jax.device_put(jax.device_get(random_params(model)), shardings.params), shardings.frozen)
     state = TrainState(jax.tree.map(jnp.copy, trained), frozen, jax.jit(GRADIENT.init)(trained), jnp.int32(0))
     step = make_train_step(objective, GRADIENT, mesh, shardings, grad_accum)
     state, metrics = step(state, shard_batch(host, mesh), held_by(objective, mesh))
@@ -159,7 +158,9 @@ def assert_same(one: tuple[dict[str, float], Any], other: tuple[dict[str, float]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name", [*BY_DEFAULT, *(pytest.param(name, marks=pytest.mark.long) for name in SLOW | FURTHER)]
+)
 def test_micro_batches_are_the_whole_batch(name: str) -> None:
     mesh = build_mesh(ONE)
     assert_same(stepped(name, mesh), stepped(name, mesh, 4), ACCUMULATED)
