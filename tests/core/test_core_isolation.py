@@ -45,7 +45,7 @@ def test_an_item_that_fails_fails_alone_and_says_why(pool: IsolatedPool) -> None
 
 @pytest.mark.slow
 def test_an_item_that_waits_ends_with_its_time() -> None:
-    pool = IsolatedPool(PROGRAM, replace(LIMITS, wall_s=3.0), is_fresh=False, workers=1)
+    pool = IsolatedPool(PROGRAM, replace(LIMITS, wall_s=1.5), is_fresh=False, workers=1)
     assert pool.map(["sleep"])[0].failure == "wall time"
     assert pool.map([4])[0].value == 8
     pool.close()

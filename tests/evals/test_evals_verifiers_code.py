@@ -146,7 +146,7 @@ def test_nothing_else_passes_and_the_run_lives() -> None:
 @closed
 def test_a_sleep_ends_by_the_wall_time() -> None:
     sleep = "import time\ndef add(a, b): time.sleep(1000)"
-    (verdict,) = Code(cpu_s=1, wall_s=2.0, memory_mib=512).verdicts([sleep], [RIGHT])
+    (verdict,) = Code(cpu_s=1, wall_s=0.5, memory_mib=512).verdicts([sleep], [RIGHT])
     assert (verdict.score, verdict.fault) == (0.0, "wall time")
 
 

@@ -17,6 +17,7 @@ from lifecycle.kernels.quantised import GROUP, QuantisedTable
 
 ONE_OP = 1e-5
 BITS = pytest.mark.parametrize("bits", [4, 8])
+rounded, laid_out = jax.jit(group_scaled, static_argnums=1), jax.jit(packed)
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +27,11 @@ def kernel() -> None:
 
 
 def weight(rng: np.random.Generator, bits: int, *shape: int) -> GroupScaled:
-    return group_scaled(jnp.asarray(rng.normal(size=shape), jnp.float32), bits)
+    return rounded(jnp.asarray(rng.normal(size=shape), jnp.float32), bits)
 
 
 def packed_of(held: GroupScaled | QuantisedTable) -> PackedWeight:
-    found = packed(held)
+    found = laid_out(held)
     assert isinstance(found, PackedWeight)
     return found
 
