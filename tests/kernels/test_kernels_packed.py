@@ -109,7 +109,7 @@ def test_xla_has_the_same_products_and_the_plain_weight_is_near(bits: int) -> No
 def test_a_table_gives_rows_and_logits() -> None:
     rng = np.random.default_rng(3)
     plain = jnp.asarray(rng.normal(size=(80, 32)), jnp.float32)
-    table = group_scaled_table(plain)
+    table = jax.jit(group_scaled_table)(plain)
     held, ids = packed_of(table), jnp.array([[0, 15, 16], [79, 33, 1]])
     np.testing.assert_array_equal(rows_of(held, ids), rows_of(table, ids))
     np.testing.assert_allclose(rows_of(held, ids), plain[ids], atol=0.02)

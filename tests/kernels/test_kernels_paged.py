@@ -21,6 +21,7 @@ from lifecycle.kernels.paged_rows import Rows, blocks_of
 ROWS, PAGE, PER_ROW, HEADS, GROUPS, DIM, VALUE_DIM = 3, 6, 4, 6, 2, 8, 4
 LENGTH = PAGE * PER_ROW - 3  # the most tokens of a row: less than its pages hold
 CLOSE = 1e-6
+definition = jax.jit(reference_attention, static_argnames=("scale", "soft_cap"))
 
 
 def draw(*shape: int, seed: int) -> Array:
@@ -96,7 +97,7 @@ def test_pages_give_what_the_definition_gives(
     (q, k, v), positions = arrays(length), queries_of(newest, length)
     found = attended(newest, length, seed, device=device, **own)
     here = jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2])
-    exact = reference_attention(q, k, v, Mask(positions, here, window=own.pop("window", None)), **own)
+    exact = definition(q, k, v, Mask(positions, here, window=own.pop("window", None)), **own)
     is_token = np.asarray(positions < LENGTH)
     np.testing.assert_allclose(found[is_token], np.asarray(exact)[is_token], atol=CLOSE, rtol=0)
 
@@ -204,12 +205,13 @@ def by_kernel(
         return kernel(q, store, 1, rows, scale=0.1, interpret=True, **options)
 
 
-def held(entry: Entry, groups: int, dtype: str, newest: np.ndarray) -> tuple[PageStore, Array, tuple[Array, Array]]:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def held(entry: Entry, groups: int, dtype: str, newest: Array) -> tuple[PageStore, Array, tuple[Array, Array]]:
     """A store of two layers whose second has rows in pages, anywhere, behind whose newest tokens lies what was not
     finite; their table; and the keys and values it holds, with zeros there."""
     table = jnp.asarray(np.random.default_rng(0).permutation(24)[:20].reshape(4, 5))
     rows = Rows.of(jnp.broadcast_to(jnp.arange(LONG), (4, LONG)), table, LONG, POSITIONS)
-    is_own = np.arange(LONG) <= newest[:, None]
+    is_own = jnp.arange(LONG) <= newest[:, None]
     entries = jnp.where(is_own[..., None, None], draw(4, LONG, groups, entry.width, seed=2), jnp.nan)
     store = PageStore.empty((2, 24, groups, POSITIONS), entry, dtype).written(1, rows, entries)
     keys, values = (jnp.where(is_own[..., None, None], x, 0) for x in store.rows(1, table))
@@ -247,7 +249,7 @@ def test_kernels_give_what_the_definition_gives(device: str, length: int, dtype:
     found = by_kernel(device, q, store, table, positions, **own)
     here = jnp.broadcast_to(jnp.arange(LONG), (4, LONG))
     mask = Mask(jnp.asarray(positions), here, window=own.pop("window", None))
-    exact = reference_attention(q, k, v, mask, scale=0.1, **own)
+    exact = definition(q, k, v, mask, scale=0.1, **own)
     is_token = positions < LONG
     np.testing.assert_allclose(np.asarray(found)[is_token], np.asarray(exact)[is_token], atol=CLOSE, rtol=0)
     assert np.isfinite(found).all()
