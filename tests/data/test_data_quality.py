@@ -216,9 +216,9 @@ def test_texts_that_are_hard_on_rules() -> None:
 def test_large_texts_take_as_long_per_byte_as_small_ones(word: str, size: int) -> None:
     def seconds(size: int) -> float:
         texts = pa.array([word * (size // len(word.encode()))])
-        start = time.process_time()
+        start = time.thread_time()
         prose_measures(texts, np.ones(1, bool), 30)
-        return time.process_time() - start
+        return time.thread_time() - start
 
     seconds(1000)
     assert min(seconds(size) for _ in range(2)) < 40 * min(seconds(size // 10) for _ in range(3))  # not 100
