@@ -16,6 +16,7 @@ from lifecycle.core.config import ConfigError, nearest
 from lifecycle.core.fetched import place_here
 from lifecycle.core.store import is_url
 from lifecycle.data.config import AGAINST, DedupConfig
+from lifecycle.data.tagging.code_version import may_be_repaired
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.ops.registry import Registry
 from lifecycle.stages import keys
@@ -98,8 +99,6 @@ def _corpus_stages(corpus: str, earlier: tuple[str, ...], dedup: DedupConfig) ->
 def _is_read(config: RunConfig, tagged: Artifact) -> bool:
     """Whether no file failed that other code may read. Without failures documents stay as they are, whatever the code:
     training goes on from them."""
-    from lifecycle.data.tagging.tagging import may_be_repaired  # reads Arrow: imported only if a stage may run
-
     return not may_be_repaired(tagged.stats)
 
 

