@@ -63,7 +63,7 @@ def hit_table(hits: Iterable[tuple[int, Hit, Hashes]], names: Mapping[int, str])
 
 def longest_common(text: str, n: int, common: Hashes) -> str:
     """The longest run of words of a text whose n-grams are all in `common`, cut to `EXCERPT_CHARS`."""
-    grams, order, words = _placed(text, n)
+    data, grams, order, words = _placed(text, n)
     lows, highs = np.searchsorted(grams, common, "left"), np.searchsorted(grams, common, "right")
     places = np.unique(
         np.concatenate([order[low:high] for low, high in zip(lows.tolist(), highs.tolist(), strict=True)])
@@ -72,17 +72,18 @@ def longest_common(text: str, n: int, common: Hashes) -> str:
     firsts, lasts = places[np.append(0, breaks + 1)], places[np.append(breaks, len(places) - 1)]
     longest = int((lasts - firsts).argmax())
     span = slice(int(words.begins[firsts[longest]]), int(words.ends[lasts[longest] + n - 1]))
-    run = " ".join(text.encode()[span].decode().split())
+    run = " ".join(data[span].decode().split())
     return run if len(run) <= EXCERPT_CHARS else run[: EXCERPT_CHARS - 1] + "…"
 
 
 @lru_cache(maxsize=2)  # a long item is found in many documents; 50 MB for one of 10 MB
-def _placed(text: str, n: int) -> tuple[Hashes, NDArray[np.int64], Words]:
-    """The n-grams of a text, sorted, the number of the first word of each, and the words."""
-    words = words_of(np.frombuffer(text.encode(), np.uint8), folded_characters())
+def _placed(text: str, n: int) -> tuple[bytes, Hashes, NDArray[np.int64], Words]:
+    """A text's bytes, its n-grams, sorted, the number of the first word of each, and the words."""
+    data = text.encode()
+    words = words_of(np.frombuffer(data, np.uint8), folded_characters())
     grams = ngram_hashes(words.hashes, n)
     order = grams.argsort(kind="stable")
-    return grams[order], order, words
+    return data, grams[order], order, words
 
 
 def contamination(
