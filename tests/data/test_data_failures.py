@@ -16,17 +16,13 @@ from lifecycle.data.tagging.partition_store import ATTEMPTS, PartitionStore
 from lifecycle.data.tagging.partitions import Partition, partitions_of
 from lifecycle.data.tagging.tagging import read_reading
 from lifecycle.data.tagging.workers import WorkerDiedError
-from tests.data.test_data_partitions import SMALL, config_of, documents, rows_of, tag
+from tests.data.test_data_partitions import SMALL, config_of, documents, essays, rows_of, tag
 from tests.data.test_data_pipeline import essay
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for number in range(60):
-        (folder / f"essay{number:02d}.txt").write_text(essay(number))
-    return folder
+    return essays(tmp_path / "corpus")
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, path: str = "essay20.txt") -> list[str]:

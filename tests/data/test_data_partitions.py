@@ -43,13 +43,17 @@ def config_of(path: Path | str, **settings: Any) -> DataConfig:
     return data_config(str(path), **{"partition_bytes": SMALL, **settings})
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    folder = tmp_path / "corpus"
+def essays(folder: Path) -> Path:
+    """A new folder with sixty of them."""
     folder.mkdir()
     for number in range(60):
         (folder / f"essay{number:02d}.txt").write_text(essay(number))
     return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return essays(tmp_path / "corpus")
 
 
 @pytest.fixture
