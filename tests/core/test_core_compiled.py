@@ -30,8 +30,8 @@ def test_a_constant_of_another_file_is_the_one_that_is_there(tmp_path: Path) -> 
     given = package / "given.py"
     given.write_text("NUMBER = 1\n")
     assert [asked(tmp_path), asked(tmp_path)] == ["1 0 1\n", "1 1 0\n"]
-    given.write_text("NUMBER = 2\n")
-    assert asked(tmp_path) == "2 0 1\n"
+    given.write_text("NUMBER = 20\n")  # of another size: Python may keep what it compiled of one as large, as new
+    assert asked(tmp_path) == "20 0 1\n"
 
 
 CALLS = """
