@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lifecycle.core.config import validate
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import tagged_documents
@@ -51,22 +52,16 @@ def work(tagging: Path, dedup: dict[str, Any]) -> None:
     sources = dict.fromkeys(chain.from_iterable(read))
     quality = {"gopher": None, "repetition": None}
     tree = {"sources": [{"name": name, "path": "."} for name in sources], "quality": quality, "dedup": dedup}
-    started, before = time.monotonic(), _cpu_seconds()
+    started, before = time.monotonic(), cpu_seconds()
     with tempfile.TemporaryDirectory() as out:
         summary = prepare_documents(tagging, validate(DataConfig, tree), Path(out), Silent(), seed=0)
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    took, spent = time.monotonic() - started, _cpu_seconds() - before
+    took, spent = time.monotonic() - started, cpu_seconds() - before
     size = summary["funnel"][0]["bytes_out"] / 1e6
     print(f"{dedup}: {size:,.0f} MB, {spent:.1f} CPU-s, {took:.0f} s, {most / 1e3:,.0f} MB of memory", flush=True)
     for entry in summary["funnel"]:
         if "bytes_cut" in entry["edits"]:
             print(f"  {entry['step']}: {json.dumps(entry['edits'])}, removed {entry['reasons']}", flush=True)
-
-
-def _cpu_seconds() -> float:
-    """Of this process and of those that have ended."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(own.ru_utime + own.ru_stime for own in used)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -31,8 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.progress import Silent
-from lifecycle.data.documents import DocumentWriter
+from lifecycle.data.document_writer import DocumentWriter
 from lifecycle.data.shard_writing import write_token_shards
 from lifecycle.data.shards import TokenShards
 from lifecycle.data.tagging.engine import Native
@@ -169,14 +169,9 @@ def _all(folder: Path) -> Iterator[str]:
 
 
 def _timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    cpu, wall = _cpu_s(), time.perf_counter()
+    cpu, wall = cpu_seconds(), time.perf_counter()
     result = work()
-    return {"cpu_s": _cpu_s() - cpu, "wall_s": time.perf_counter() - wall}, result
-
-
-def _cpu_s() -> float:
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(of.ru_utime + of.ru_stime for of in spent)
+    return {"cpu_s": cpu_seconds() - cpu, "wall_s": time.perf_counter() - wall}, result
 
 
 def reads(folder: Path) -> Iterator[str]:

@@ -20,8 +20,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from lifecycle.cli.remote_models import Origin, published_at
-from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, cpu_seconds, file_facts
+from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, file_facts
 from lifecycle.core.config import ConfigError
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.fetched import local_file
 from lifecycle.core.file_hashes import combined, file_hashes
 from lifecycle.core.files import write_text

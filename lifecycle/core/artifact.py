@@ -7,7 +7,6 @@ killed stage can resume from its own files.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -22,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lifecycle.core.config import digest
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.file_hashes import FileHashes, combined, file_hashes, hash_files
 from lifecycle.core.files import temporary, user_cache, write_text
 from lifecycle.core.periodic import repeated
@@ -256,12 +256,6 @@ def _read_ledger(path: Path) -> tuple[float, float]:
         return float(costs["wall_s"]), float(costs["cpu_s"])
     except (ValueError, TypeError, KeyError):
         raise ArtifactError(f"{path}: damaged; delete it: only the cost of the stage's killed runs is lost") from None
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of its finished children."""
-    t = os.times()
-    return t.user + t.system + t.children_user + t.children_system
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from lifecycle.core.artifact import cpu_seconds
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.progress import Progress
 from lifecycle.core.runlog import RunLog
 from lifecycle.core.timesheet import CAUSES, STEPS

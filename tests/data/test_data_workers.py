@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.data.tagging.workers import WorkerDiedError, Workers, call_alone
 from lifecycle.testing.waiting import LIMIT_S
 
@@ -89,12 +90,27 @@ def test_workers_import_neither_jax_nor_the_main_module(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(
         "import sys\nprint('main runs')\nsys.modules['jax'] = sys\nfrom lifecycle.data.tagging import tagging\n"
-        "from lifecycle.data.tagging.workers import call_alone\n"
+        "from lifecycle.data.tagging.workers import Workers, call_alone\n"
         "names = \"('jax', 'daft', 'lifecycle.data.selecting.pipeline')\"\n"
-        "print(call_alone(eval, f\"[m for m in {names} if m in __import__('sys').modules]\"))\n"
+        "asked = f\"[m for m in {names} if m in __import__('sys').modules]\"\n"
+        "print(call_alone(eval, asked), *dict(Workers(2).results(eval, [asked] * 2, 1)).values())\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n") == ["main runs", "[]", ""]
+    forked = "['lifecycle.data.selecting.pipeline']"
+    assert done.stdout.split("\n") == ["main runs", f"[] {forked} {forked}", ""]
+
+
+def _busy(seconds: float) -> None:
+    started = time.process_time()
+    while time.process_time() < started + seconds:
+        pass
+
+
+def test_cpu_time_of_workers_counts_as_this_process_s() -> None:
+    before = cpu_seconds()
+    with Workers(2) as workers:
+        list(workers.results(_busy, [0.2] * 4, 1))
+    assert 0.8 <= cpu_seconds() - before < 8
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:

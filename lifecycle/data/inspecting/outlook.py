@@ -6,7 +6,6 @@ share of a larger corpus. What is not scaled: sorting takes a few percent more f
 """
 
 import random
-import resource
 import tempfile
 import time
 from collections import defaultdict
@@ -19,9 +18,11 @@ from typing import Any
 import pyarrow as pa
 
 from lifecycle.core.config import ConfigError
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DataConfig
-from lifecycle.data.documents import TAGGED, DocumentWriter, tagged_documents
+from lifecycle.data.document_writer import DocumentWriter
+from lifecycle.data.documents import TAGGED, tagged_documents
 from lifecycle.data.inspecting.shuffle import Shuffle, likeness_in
 from lifecycle.data.measures.filters import tagging_steps
 from lifecycle.data.measures.steps import DocumentStep, run_steps
@@ -146,9 +147,9 @@ def _select(tagging: Path, config: DataConfig, seed: int) -> tuple[float, dict[s
     """Selects from tagged documents in this process; the CPU-seconds that it took, and the summary."""
     out = tagging.with_name(f"{tagging.name}-selected")
     out.mkdir()
-    started = _cpu_seconds()
+    started = cpu_seconds()
     summary = prepare_documents(tagging, config.model_copy(update={"workers": 1}), out, Silent(), seed)
-    return _cpu_seconds() - started, summary
+    return cpu_seconds() - started, summary
 
 
 def _measured(step: DocumentStep, batch: pa.RecordBatch, spent: Spent) -> pa.RecordBatch:
@@ -161,12 +162,6 @@ def _timed[R](name: str, spent: Spent, work: Callable[[], R]) -> R:
     result = work()
     spent[name] += time.process_time() - started
     return result
-
-
-def _cpu_seconds() -> float:
-    """Of this process and those of its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(own.ru_utime + own.ru_stime for own in used)
 
 
 def _size(partition: Partition) -> int:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.documents import PIECE, Stretch
+from lifecycle.data.documents import PIECE, Stretch, read_ahead
 from lifecycle.data.measures.steps import Failure
 from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.selecting.selection import removals
@@ -49,6 +49,7 @@ def deduplicate(
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
         folder = Path(name)
         with Alone() as alone:
+            alone.start(_load_daft)
             for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
                 progress.start(step.replace("_", " "))
                 kept, copies = _copies(pool, left, step, folder, engine, alone)
@@ -97,10 +98,15 @@ def _write_keys(
     documents' columns."""
     schema = pa.schema([("ordinal", pa.int64()), *((name, pa.uint64()) for name in names)])
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-        for stretch in stretches:
-            own = pa.array(chosen[stretch.first : stretch.end])
-            documents = stretch.read(columns).filter(own)
+        for stretch, documents in zip(stretches, read_ahead(lambda own: own.read(columns), stretches), strict=True):
+            documents = documents.filter(pa.array(chosen[stretch.first : stretch.end]))
             writer.write_table(pa.table([documents["ordinal"], *keys_of(documents)], schema=schema))
+
+
+def _load_daft() -> None:
+    from lifecycle.data.selecting import daft_adapter
+
+    del daft_adapter
 
 
 def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, address: str | None) -> None:

@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any, Self
 
 from lifecycle.core.config import ConfigError
-from lifecycle.data.tagging.workers import WorkerDiedError
+from lifecycle.core.cpu_time import add_cpu_seconds
+from lifecycle.data.tagging.workers import WorkerDiedError, counted
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RayCluster:
         """See `Engine`; all work is apart. Twice as many tasks as the cluster has cores are on their way at a time."""
         ray = connected(self.address)
         task, given = (
-            ray.remote(max_retries=attempts - 1)(_called),
+            ray.remote(max_retries=attempts - 1)(counted),
             ray.put(function),
         )  # which may be large, as an object is
         most = 2 * int(ray.cluster_resources().get("CPU", 1))
@@ -43,12 +44,11 @@ class RayCluster:
                 running[task.remote(given, work[waiting[0]])] = waiting[0]
                 waiting.popleft()
             for done in ray.wait(list(running))[0]:
-                yield running.pop(done), _result(ray, done)
-
-
-def _called[T, R](function: Callable[[T], R], item: T) -> R:
-    """A task: Ray takes no object that can be called for one."""
-    return function(item)
+                result = _result(ray, done)
+                if not isinstance(result, WorkerDiedError):
+                    result, seconds = result
+                    add_cpu_seconds(seconds)
+                yield running.pop(done), result
 
 
 def connected(address: str) -> Any:

@@ -1,7 +1,8 @@
 """Worker processes of this machine for the pipeline's map steps, and a separate one for Daft.
 
-Workers are spawned, not forked (a fork would copy locks held by JAX's and Daft's threads), import only the data room,
-and end with their parent, however it ends. A worker that dies takes no other item of the work with it.
+Workers are not forked from this process (that would copy locks held by JAX's and Daft's threads) but from a server that
+imports only the data room, and end with their parent, however it ends. A worker that dies takes no other item of the
+work with it.
 """
 
 import atexit
@@ -9,17 +10,21 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from types import ModuleType
 from typing import Any, Self
 
-from lifecycle.data.ngrams import word_hashes
+from lifecycle.core.cpu_time import add_cpu_seconds
+
+_told = [0.0]  # CPU seconds of this process that are counted
 
 
 class WorkerDiedError(RuntimeError):
@@ -27,14 +32,16 @@ class WorkerDiedError(RuntimeError):
 
 
 class Workers:
-    """So many processes, which stay until the end of this context manager: one costs a second of CPU time to start. If
-    it is one, the work is done in this process."""
+    """So many processes, which stay until the end of this context manager. If it is one, the work is done in this
+    process."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
+        if self.count > 1:
+            _fork_server().ensure_running()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -43,7 +50,9 @@ class Workers:
     def start(self) -> None:
         """Lets the processes start meanwhile, if that is not done by what they are given."""
         if self.count > 1 and self._pool is None:
-            self._pool = _pool(self.count, _load)
+            _fork_server()
+            context = multiprocessing.get_context("forkserver")
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_end_with_parent)
             with _bare_main(), suppress(BrokenProcessPool):  # the first work finds out, too
                 for _ in range(self.count):
                     self._pool.submit(int)
@@ -69,7 +78,7 @@ class Workers:
     ) -> Generator[tuple[int, R], None, list[int]]:
         """Does what waits until all is done or a process dies; returns the items that this has ended. Few items are in
         the pool's queue at a time: their arguments take memory."""
-        running: dict[Future[R], int] = {}
+        running: dict[Future[tuple[R, float]], int] = {}
         lost: list[int] = []
         self.start()
         pool = self._pool
@@ -79,7 +88,7 @@ class Workers:
                 try:
                     with _bare_main():
                         while waiting and len(running) < 2 * self.count:
-                            running[pool.submit(function, work[waiting[0]])] = waiting[0]
+                            running[pool.submit(counted, function, work[waiting[0]])] = waiting[0]
                             waiting.popleft()
                 except BrokenProcessPool:  # what runs says so below; if nothing does, a process has died without work
                     if not running:
@@ -89,7 +98,9 @@ class Workers:
                     if isinstance(done.exception(), BrokenProcessPool):
                         lost.append(number)
                     else:
-                        yield number, done.result()
+                        result, seconds = done.result()
+                        add_cpu_seconds(seconds)
+                        yield number, result
             return sorted([*lost, *running.values()])
         finally:
             if lost or running:  # the pool is broken, or has work that nobody asks for any more
@@ -101,6 +112,13 @@ class Workers:
             self._pool = None
 
 
+def counted[T, R](function: Callable[[T], R], item: T) -> tuple[R, float]:
+    """`function(item)`, and the CPU time of this process, which is no child of the run's, since the last such call."""
+    result, spent = function(item), time.process_time()
+    seconds, _told[0] = spent - _told[0], spent
+    return result, seconds
+
+
 def _alone[T, R](function: Callable[[T], R], item: T, attempts: int) -> R | WorkerDiedError:
     for _ in range(attempts):
         with suppress(BrokenProcessPool):
@@ -109,17 +127,23 @@ def _alone[T, R](function: Callable[[T], R], item: T, attempts: int) -> R | Work
 
 
 class Alone:
-    """A process of its own for some calls, which starts with the first of them and ends with this context manager, so
-    that its threads and memory are free."""
+    """A process of its own for some calls, which ends with this context manager, so that its threads and memory are
+    free."""
 
     def __init__(self) -> None:
-        self._pool = _pool(1, _end_at_once)
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_at_once)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown()
+
+    def start(self, load: Callable[[], None]) -> None:
+        """Lets the process start meanwhile, and call this."""
+        with _bare_main():
+            self._pool.submit(load)
 
     def __call__[R](self, function: Callable[..., R], *arguments: Any) -> R:
         """`function(*arguments)` there."""
@@ -134,15 +158,10 @@ def call_alone[R](function: Callable[..., R], *arguments: Any) -> R:
         return alone(function, *arguments)
 
 
-def _pool(workers: int, initializer: Callable[[], None]) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=initializer)
-
-
-def _load() -> None:
-    """Loads what all map steps need, so that it is there when the first piece of work comes."""
-    _end_with_parent()
-    word_hashes("")
+def _fork_server() -> ModuleType:
+    """The server that forks workers. It starts in 0.6 s, once, while this process does something else."""
+    forkserver.set_forkserver_preload([f"{__package__}.worker_imports"])
+    return forkserver
 
 
 def _end_at_once() -> None:
@@ -166,7 +185,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _bare_main() -> Generator[None]:
-    """Hides the main module while workers start: spawn would import it in each of them, and JAX with it."""
+    """Hides the main module while workers start: each of them would import it, and JAX with it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

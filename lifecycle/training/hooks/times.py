@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from lifecycle.core.artifact import cpu_seconds
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.stopping import Stopped
 from lifecycle.core.timesheet import FINISHED, STOPPED, TIMES, WENT_BACK, Timesheet
