@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lifecycle.core.progress import Progress, Silent
-from lifecycle.data.documents import DocumentWriter, Split, read_documents
+from lifecycle.data.document_writer import DocumentWriter
+from lifecycle.data.documents import Split, read_documents
 from lifecycle.data.inspecting.selected import read_parts
 from lifecycle.data.shard_writing import write_token_shards
 from lifecycle.data.shards import TokenShards

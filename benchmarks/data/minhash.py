@@ -26,7 +26,8 @@ from texts import write_texts
 
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.documents import TAGGED, DocumentWriter, tagged_documents
+from lifecycle.data.document_writer import DocumentWriter
+from lifecycle.data.documents import TAGGED, tagged_documents
 from lifecycle.data.measures.identity import Identify
 from lifecycle.data.measures.minhash import Sign
 from lifecycle.data.selecting.dedup import deduplicate

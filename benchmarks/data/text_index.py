@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from lifecycle.core.artifact import Artifact, Draft, open_artifact
 from lifecycle.core.progress import Silent
-from lifecycle.data.documents import DocumentWriter
+from lifecycle.data.document_writer import DocumentWriter
 from lifecycle.data.inspecting.selected import read_parts
 from lifecycle.data.inspecting.text_index import made_index
 from lifecycle.data.inspecting.text_lookup import TextIndex

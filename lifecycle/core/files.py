@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,12 @@ def write_text(path: Path, text: str) -> None:
 def temporary(path: Path) -> Path:
     """The name of a file while it is written; a killed process may leave it."""
     return path.with_name(path.name + ".tmp")
+
+
+def remove_folders(draft: Path) -> None:
+    """Deletes the folders in a draft of files: a killed run has left what it kept there while it worked."""
+    for leftover in filter(Path.is_dir, draft.iterdir()):
+        shutil.rmtree(leftover)
 
 
 @contextmanager

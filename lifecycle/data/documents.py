@@ -1,4 +1,4 @@
-"""Tables of documents as Parquet files, written and read in parts.
+"""Tables of documents as Parquet files, read in parts; `document_writer.py` writes them.
 
 `tagged-*.parquet` has every document with its measurements. `kept-*`, `heldout-*` and `removed-*.parquet` share one
 schema: the columns of the tagged documents and those that say why a document was removed. Equal tables give byte-equal
@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -26,83 +25,13 @@ type Split = Literal["kept", "heldout", "removed"]
 SPLITS: tuple[Split, ...] = ("kept", "heldout", "removed")
 TAGGED = "tagged"
 
-FILE_BYTES = 128 << 20  # text per Parquet file: large enough for few files, small enough for one task on a cluster
 ROW_GROUP = 1024  # documents that a reader keeps in memory at a time, and a writer
-GROUP_BYTES = 16 << 20  # their text, if documents are long
 PIECE = 4  # row groups that a worker gets at a time
 
 _PART = re.compile(
     r"(\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow|mbox|warc|wet)(?:\.(?:gz|bz2|xz|zstd?))?(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z",
     re.DOTALL | re.IGNORECASE,
 )
-
-
-class DocumentWriter:
-    """Writes tables to `<prefix>-00000.parquet` and so on, in order; without documents, one empty file with the schema.
-
-    A context manager: leaving it without an error ends the last file. Keeps the documents of two row groups in memory:
-    one is compressed and written by a thread while the next one comes.
-    """
-
-    def __init__(self, folder: Path, prefix: str, schema: pa.Schema) -> None:
-        self._folder, self._prefix, self._schema = folder, prefix, schema
-        self._pending: list[pa.Table] = []
-        self._num_pending = self._pending_bytes = self._file_bytes = self._num_files = 0
-        self._file: pq.ParquetWriter | None = None
-        self._thread = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
-
-    def __enter__(self) -> "DocumentWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with self._thread:
-            if kind is None:
-                self._write_group()
-                if not self._num_files:
-                    self._open_file()
-                self._finish_group()
-            if self._file is not None:
-                self._thread.submit(self._file.close).result()  # behind what is being written
-
-    def write(self, documents: pa.Table) -> None:
-        """Adds documents; they must have the writer's schema, with a column `text`."""
-        start = 0
-        for at, size in enumerate(text_bytes(documents).tolist()):
-            if self._num_pending and (self._num_pending == ROW_GROUP or self._pending_bytes + size > GROUP_BYTES):
-                self._pending.append(documents.slice(start, at - start))
-                self._write_group()
-                start = at
-            self._num_pending += 1
-            self._pending_bytes += size
-        self._pending.append(documents.slice(start))
-
-    def _write_group(self) -> None:
-        if not self._num_pending:
-            return
-        if self._file is None or self._file_bytes + self._pending_bytes > FILE_BYTES:
-            self._open_file()
-        assert self._file is not None
-        group = pa.concat_tables([self._schema.empty_table(), *self._pending]).combine_chunks()
-        self._finish_group()
-        self._writing = self._thread.submit(self._file.write_table, group, row_group_size=ROW_GROUP)
-        self._file_bytes += self._pending_bytes
-        self._pending, self._num_pending, self._pending_bytes = [], 0, 0
-
-    def _finish_group(self) -> None:
-        """Waits for the group that is being written; raises what that has raised."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-
-    def _open_file(self) -> None:
-        self._finish_group()
-        if self._file is not None:
-            self._file.close()
-        path = self._folder / f"{self._prefix}-{self._num_files:05d}.parquet"
-        self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
-        self._num_files += 1
-        self._file_bytes = 0
 
 
 def read_ahead[T, R](read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -131,6 +60,11 @@ class Stretch:
     def end(self) -> int:
         """The ordinal behind the last one."""
         return self.first + self.num_documents
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all columns, before compression."""
+        return _metadata(self.path).row_group(self.group).total_byte_size
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The documents with these columns (None: all) and `ordinal`."""
@@ -197,7 +131,7 @@ def read_batches(folder: Path, split: Split, columns: Sequence[str] | None = Non
 
 def document_files(folder: Path, prefix: str) -> list[Path]:
     """The Parquet files of a split or of the tagged documents, in order."""
-    files = sorted(folder.glob(f"{prefix}-*.parquet"))
+    files = sorted(folder.glob(f"{prefix}-*.parquet"), key=lambda path: (len(path.name), path.name))  # 99999 -> 100000
     if not files:
         raise ArtifactError(f"{folder}: no {prefix}-*.parquet here; run the documents stage, which writes it")
     return files

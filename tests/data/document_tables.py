@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from lifecycle.core.config import validate
 from lifecycle.data.config import DataConfig
-from lifecycle.data.documents import TAGGED, DocumentWriter, Stretch, tagged_documents
+from lifecycle.data.document_writer import DocumentWriter
+from lifecycle.data.documents import TAGGED, Stretch, tagged_documents
 from lifecycle.data.measures.filters import document_steps
 from lifecycle.data.measures.steps import DocumentStep, run_steps
 from lifecycle.data.reading.raw import RawDocument, raw_batch

@@ -16,7 +16,8 @@ from lifecycle.core.artifact import Draft
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.documents import DocumentWriter, document_files
+from lifecycle.data.document_writer import DocumentWriter
+from lifecycle.data.documents import document_files
 from lifecycle.data.selecting.earlier import EarlierCorpus, earlier_corpora
 from lifecycle.data.selecting.signatures import write_signatures
 from lifecycle.data.selecting.similarity import SimilarGroups

@@ -85,7 +85,10 @@ def test_files_that_end_a_process_are_listed_and_all_others_are_made(
         assert set(skipped) == {*DEADLY, "essay40.txt"} and {entry.reason for entry in skipped.values()} == {"failed"}
         assert "WorkerDiedError: ended" in skipped["essay20.txt"].detail
         tables = [
-            table for number, part in enumerate(parts) if made[number].num_documents for table in store.documents(part)
+            table
+            for number, part in enumerate(parts)
+            if made[number].num_documents
+            for table in store.documents(part, 0, made[number].num_documents)
         ]
         rows = {row["path"]: row for table in tables for row in table.to_pylist()}
         assert rows == {path: row for path, row in whole.items() if path not in skipped}

@@ -10,6 +10,7 @@ partitioning or number of workers then gives the same columns.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -82,6 +83,14 @@ class Limit:
         for ordinal, value in zip(*failing.to_pydict().values(), strict=True):
             detail = self.detail.format(column=self.column, value=value, low=self.low, high=self.high)
             yield Failure(ordinal, self.reason, detail)
+
+
+def schema_after(schema: pa.Schema, steps: Sequence[MapStep]) -> pa.Schema:
+    """The columns of a batch with these ones once all steps have run."""
+    for column in chain.from_iterable(step.columns for step in steps):
+        at = schema.get_field_index(column.name)
+        schema = schema.append(column) if at < 0 else schema.set(at, column)
+    return schema
 
 
 def run_steps(batch: pa.RecordBatch, steps: Sequence[MapStep]) -> pa.RecordBatch:

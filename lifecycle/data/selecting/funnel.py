@@ -59,6 +59,11 @@ class Funnel:
             entry.add(flow, left, gone, self._edits.get(name, ()))
             flow = left
 
+    def join(self, other: "Funnel") -> None:
+        """Counts the batches that another funnel of the same steps has counted, as those behind these."""
+        for name, entry in self._entries.items():
+            entry.join(other._entries[name])
+
     def entries(self, reading: Reading) -> list[dict[str, Any]]:
         """One entry per step, in order, after what was read."""
         steps = [{"step": name, **entry.shown()} for name, entry in self._entries.items()]
@@ -97,6 +102,14 @@ class _Entry:
             self.firsts.setdefault(reason, sample)
             if len(self.first) < NUM_SAMPLES:
                 self.first.append(sample)
+
+    def join(self, other: "_Entry") -> None:
+        for side, count in other.sizes.items():
+            self.sizes[side] += count
+        self.reasons.update(other.reasons)
+        self.edits.update(other.edits)
+        self.firsts = other.firsts | self.firsts
+        self.first = (self.first + other.first)[:NUM_SAMPLES]
 
     def shown(self) -> dict[str, Any]:
         """As the funnel has it; of the samples the first of each reason come first."""

@@ -26,7 +26,7 @@ class Owners:
         """Of items, (number, n-grams) each, in the order of their numbers."""
         hashes = np.concatenate([grams for _, grams in entries])
         owners = np.concatenate([np.full(len(grams), number, np.int64) for number, grams in entries])
-        order = np.argsort(hashes, kind="stable")  # of equal ones that of the items
+        order = np.argsort(hashes)  # of equal ones in any order; a stable sort takes three times as long
         hashes = hashes[order]
         first = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
         sizes = np.bincount(owners, minlength=num_items)

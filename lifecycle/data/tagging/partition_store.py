@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,9 +32,11 @@ _TAGGED = b"lifecycle.tagged"  # in the file's metadata
 
 @dataclass(frozen=True)
 class Tagged:
-    """What was made of a partition: the number of its documents, and the files and rows that could not be used."""
+    """What was made of a partition: its documents, the bytes of their texts, and the files and rows that could not be
+    used."""
 
     num_documents: int
+    text_bytes: int
     skipped: tuple[Skipped, ...]
 
 
@@ -76,22 +79,25 @@ class PartitionStore:
         numbers: list[int] = []
         for number, (partition, lost) in enumerate(zip(partitions, _lost_alone(partitions, engine), strict=True)):
             if len(lost) == len(partition.files):
-                yield number, Tagged(0, lost)
+                yield number, Tagged(0, 0, lost)
             else:
                 work.append((partition, self.folder, lost))
                 numbers.append(number)
         for place, made in engine.results(_make, work, ATTEMPTS, apart=True):
             yield numbers[place], _failed(work[place][0], made) if isinstance(made, WorkerDiedError) else made
 
-    def documents(self, partition: Partition) -> Iterator[pa.Table]:
-        """The documents of a partition that did not fail, a row group at a time; made again if its file is damaged."""
-        path, group, is_made = _path(self.folder, partition), 0, False
+    def documents(self, partition: Partition, begin: int, end: int) -> Iterator[pa.Table]:
+        """The documents `begin` to `end - 1` of a partition that did not fail, a row group at a time; it is made again
+        if its file is damaged."""
+        path, at, group, is_made = _path(self.folder, partition), 0, 0, False
         while True:
             try:
                 with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                    while group < file.num_row_groups:
-                        yield file.read_row_group(group)
-                        group += 1
+                    while at < end:
+                        num_rows = file.metadata.row_group(group).num_rows
+                        if at + num_rows > begin:
+                            yield file.read_row_group(group).slice(max(0, begin - at), end - max(at, begin))
+                        at, group = at + num_rows, group + 1
                 return
             except (OSError, pa.ArrowException):
                 if is_made:
@@ -114,7 +120,7 @@ class PartitionStore:
             return None
         skipped = tuple(Skipped(**entry) for entry in tree["skipped"])
         is_failed = any(entry.reason == FAILED for entry in skipped)
-        return None if is_failed else Tagged(tree["num_documents"], skipped)
+        return None if is_failed else Tagged(tree["num_documents"], tree["text_bytes"], skipped)
 
 
 def _path(folder: Path, partition: Partition) -> Path:
@@ -141,7 +147,7 @@ def _make(item: tuple[Partition, Path, tuple[Skipped, ...]]) -> Tagged:
     """Makes a partition, but for files that are lost, and writes it."""
     partition, folder, lost = item
     path = _path(folder, partition)
-    unfinished = temporary(path)
+    unfinished = temporary(path.with_stem(f"{path.stem}-{uuid4().hex}"))  # two processes may mend one
     names = {entry.path for entry in lost}
     rest = replace(partition, files=tuple(entry for entry in partition.files if entry.path not in names))
     made = _written(rest, unfinished, lost)
@@ -152,7 +158,7 @@ def _make(item: tuple[Partition, Path, tuple[Skipped, ...]]) -> Tagged:
         made = _without_failing(rest, unfinished, made, lost)
     if isinstance(made, Exception):
         unfinished.unlink()
-        return Tagged(0, (*_failed(rest, made).skipped, *lost))
+        return Tagged(0, 0, (*_failed(rest, made).skipped, *lost))
     partition.require_unchanged()
     unfinished.replace(path)
     return made
@@ -181,7 +187,7 @@ def _error_of(partition: Partition) -> Exception | None:
 def _written(partition: Partition, path: Path, failed: tuple[Skipped, ...]) -> Tagged | Exception:
     """Writes a partition, a batch at a time, with what had failed in it. What reading it raises is returned: it is the
     partition's alone."""
-    num_documents, tagging = 0, _Tagging(partition)
+    num_documents, num_bytes, tagging = 0, 0, _Tagging(partition)
     with (
         open(path, "wb") as file,
         pq.ParquetWriter(file, tagged_schema(partition.config), compression="zstd", write_page_checksum=True) as writer,
@@ -189,7 +195,8 @@ def _written(partition: Partition, path: Path, failed: tuple[Skipped, ...]) -> T
         while (batch := tagging.next_batch()) is not None:
             writer.write_batch(batch)
             num_documents += batch.num_rows
-        made = Tagged(num_documents, (*tagging.skipped, *failed))
+            num_bytes += int(batch["text_bytes"].to_numpy().sum())
+        made = Tagged(num_documents, num_bytes, (*tagging.skipped, *failed))
         writer.add_key_value_metadata({_TAGGED.decode(): json.dumps(asdict(made))})
         writer.close()
         file.flush()
@@ -225,7 +232,7 @@ def _failed(partition: Partition, error: Exception) -> Tagged:
     how = "alone too" if num_files == 1 else f"with {num_files} files at once"
     detail = f"{what} ({ATTEMPTS} times, {how})"
     first = Skipped(partition.source.name, "", FAILED, detail)
-    return Tagged(0, tuple(replace(first, path=path) for entry in partition.files for path in _named(entry)))
+    return Tagged(0, 0, tuple(replace(first, path=path) for entry in partition.files for path in _named(entry)))
 
 
 def _named(entry: SourceFile) -> Iterator[str]:

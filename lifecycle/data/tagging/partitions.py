@@ -19,9 +19,9 @@ import pyarrow as pa
 from lifecycle.core.config import ConfigError, digest
 from lifecycle.data.config import DataConfig, SourceConfig
 from lifecycle.data.measures.filters import tagging_steps
-from lifecycle.data.measures.steps import run_steps
+from lifecycle.data.measures.steps import run_steps, schema_after
 from lifecycle.data.reading.extract import extract_file
-from lifecycle.data.reading.raw import RawDocument, Skipped, raw_batch
+from lifecycle.data.reading.raw import RAW_COLUMNS, RawDocument, Skipped, raw_batch
 from lifecycle.data.reading.row_parts import row_parts
 from lifecycle.data.reading.sources import ARCHIVES, SourceFile, content_hash, file_size
 from lifecycle.data.tagging.code_version import code_version
@@ -105,7 +105,7 @@ def _parts(entry: SourceFile, partition_bytes: int) -> list[SourceFile]:
 def tagged_schema(config: DataConfig) -> pa.Schema:
     """The columns of tagged documents: those from reading, then those that each map step adds."""
     steps = [step.measure for step in tagging_steps(config)]
-    return run_steps(raw_batch([]), steps).schema
+    return schema_after(RAW_COLUMNS, steps)
 
 
 def tag_files(partition: Partition) -> tuple[Iterator[pa.RecordBatch], list[Skipped]]:

@@ -5,21 +5,23 @@ interrupted.
 """
 
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.files import write_text
+from lifecycle.core.files import remove_folders, write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
-from lifecycle.data.documents import TAGGED, DocumentWriter
+from lifecycle.data.document_writer import DocumentWriter, gather_files, piece_bytes
+from lifecycle.data.documents import ROW_GROUP, TAGGED
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import SourceFile, file_size, list_files
 from lifecycle.data.tagging.code_version import failures_of
-from lifecycle.data.tagging.engine import Engine, engine_of
+from lifecycle.data.tagging.engine import Engine, engine_of, ordered_results
 from lifecycle.data.tagging.partition_store import FAILED, PartitionStore, Tagged
 from lifecycle.data.tagging.partitions import Partition, partitions_of, tagged_schema
 
@@ -42,19 +44,14 @@ def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress)
 
     Raises `ConfigError` if a source cannot be used, naming it and the setting to change.
     """
+    remove_folders(out)
     files = list_files(config)
     num_bytes = sum(map(file_size, files))
-    partitions, store = list(partitions_of(files, config)), PartitionStore(kept)
-    made: list[Tagged] = []
-    with (
-        engine_of(config, num_bytes) as engine,
-        DocumentWriter(out, TAGGED, tagged_schema(config)) as writer,
-    ):
-        for partition, tagged in zip(partitions, _partitions(store, partitions, engine, progress), strict=True):
-            made.append(tagged)
-            if tagged.num_documents:
-                for documents in store.documents(partition):
-                    writer.write(documents)
+    store = PartitionStore(kept)
+    with engine_of(config, num_bytes) as engine:
+        partitions = list(partitions_of(files, config))
+        made = _make_partitions(store, partitions, engine, progress)
+        _join(store, partitions, made, config, engine, out, progress)
     num_documents = sum(tagged.num_documents for tagged in made)
     reading = Reading(len(files), num_bytes, tuple(entry for tagged in made for entry in tagged.skipped))
     write_reading(out, reading)
@@ -65,13 +62,13 @@ def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress)
     return counts | failures_of(sum(entry.reason == FAILED for entry in reading.skipped))
 
 
-def _partitions(
+def _make_partitions(
     store: PartitionStore, partitions: Sequence[Partition], engine: Engine, progress: Progress
-) -> Iterator[Tagged]:
-    """Makes the partitions that are not there yet; yields what is known of each, in their order, as soon as it is."""
+) -> list[Tagged]:
+    """Makes the partitions that are not there yet; returns what is known of each."""
     made: dict[int, Tagged] = {}
     progress.start("tagging", total=sum(len(partition.files) for partition in partitions))
-    num_files = num_documents = num_skipped = due = 0
+    num_files = num_documents = num_skipped = 0
     for number, tagged in store.tag(partitions, engine):
         _reject_useless_files(tagged.skipped)
         made[number] = tagged
@@ -79,9 +76,56 @@ def _partitions(
         num_documents += tagged.num_documents
         num_skipped += len(tagged.skipped)
         progress.update(num_files, documents=num_documents, skipped=num_skipped)
-        while due in made:
-            yield made.pop(due)
-            due += 1
+    return [made[number] for number in range(len(partitions))]
+
+
+class _Run(NamedTuple):
+    """Some documents of a partition, one behind the other."""
+
+    partition: Partition
+    begin: int
+    end: int
+
+
+def _join(
+    store: PartitionStore, partitions: Sequence[Partition], made: Sequence[Tagged], config: DataConfig, engine: Engine,
+    out: Path, progress: Progress,
+) -> None:  # fmt: skip
+    """Writes the documents of all partitions, as `tagged-*.parquet` into `out`."""
+    counts, text_bytes = [tagged.num_documents for tagged in made], sum(tagged.text_bytes for tagged in made)
+    share = piece_bytes(text_bytes) / max(1, text_bytes)
+    pieces = _pieces(partitions, counts, ROW_GROUP * max(1, round(share * sum(counts) / ROW_GROUP)))
+    with tempfile.TemporaryDirectory(prefix="pieces-", dir=out) as name:
+        folders = [Path(name, f"{number:05d}") for number in range(len(pieces))]
+        work = [(store, piece, config, folder) for piece, folder in zip(pieces, folders, strict=True)]
+        ordered_results(engine, _write, work, progress, "writing tagged documents")
+        gather_files(folders, TAGGED, out)
+
+
+def _pieces(partitions: Sequence[Partition], counts: Sequence[int], size: int) -> list[list[_Run]]:
+    """The documents of all partitions in pieces of so many, wherever partitions end; at least one piece."""
+    pieces: list[list[_Run]] = [[]]
+    room = size
+    for partition, count in zip(partitions, counts, strict=True):
+        begin = 0
+        while begin < count:
+            if not room:
+                pieces.append([])
+                room = size
+            end = min(count, begin + room)
+            pieces[-1].append(_Run(partition, begin, end))
+            begin, room = end, room - (end - begin)
+    return pieces
+
+
+def _write(work: tuple[PartitionStore, Sequence[_Run], DataConfig, Path]) -> None:
+    """Writes some documents into a folder of their own; in worker processes."""
+    store, runs, config, folder = work
+    folder.mkdir(exist_ok=True)  # there if a process died over it
+    with DocumentWriter(folder, TAGGED, tagged_schema(config)) as writer:
+        for run in runs:
+            for documents in store.documents(*run):
+                writer.write(documents)
 
 
 def _report_skipped(
