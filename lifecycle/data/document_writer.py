@@ -1,7 +1,6 @@
 """Writes tables of documents as Parquet files, in one go or, by several processes, in pieces."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate, groupby
 from operator import itemgetter
 from pathlib import Path
@@ -21,8 +20,7 @@ LEAST_PIECE = 4 << 20  # bytes
 class DocumentWriter:
     """Writes tables to `<prefix>-00000.parquet` and so on, in order; without documents, one empty file with the schema.
 
-    A context manager: leaving it without an error ends the last file. Keeps the documents of two row groups in memory:
-    one is compressed and written by a thread while the next one comes.
+    A context manager: leaving it without an error ends the last file. Keeps the documents of a row group in memory.
     """
 
     def __init__(self, folder: Path, prefix: str, schema: pa.Schema) -> None:
@@ -30,21 +28,17 @@ class DocumentWriter:
         self._pending: list[pa.Table] = []
         self._num_pending = self._pending_bytes = self._file_bytes = self._num_files = 0
         self._file: pq.ParquetWriter | None = None
-        self._thread = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
 
     def __enter__(self) -> "DocumentWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with self._thread:
-            if kind is None:
-                self._write_group()
-                if not self._num_files:
-                    self._open_file()
-                self._finish_group()
-            if self._file is not None:
-                self._thread.submit(self._file.close).result()  # behind what is being written
+        if kind is None:
+            self._write_group()
+            if not self._num_files:
+                self._open_file()
+        if self._file is not None:
+            self._file.close()
 
     def write(self, documents: pa.Table) -> None:
         """Adds documents; they must have the writer's schema, with a column `text`."""
@@ -65,19 +59,11 @@ class DocumentWriter:
             self._open_file()
         assert self._file is not None
         group = pa.concat_tables([self._schema.empty_table(), *self._pending]).combine_chunks()
-        self._finish_group()
-        self._writing = self._thread.submit(self._file.write_table, group, row_group_size=ROW_GROUP)
+        self._file.write_table(group, row_group_size=ROW_GROUP)
         self._file_bytes += self._pending_bytes
         self._pending, self._num_pending, self._pending_bytes = [], 0, 0
 
-    def _finish_group(self) -> None:
-        """Waits for the group that is being written; raises what that has raised."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-
     def _open_file(self) -> None:
-        self._finish_group()
         if self._file is not None:
             self._file.close()
         path = self._folder / f"{self._prefix}-{self._num_files:05d}.parquet"

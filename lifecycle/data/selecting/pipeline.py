@@ -33,7 +33,7 @@ from lifecycle.data.selecting.cutting import cut_repeats
 from lifecycle.data.selecting.decontaminate import decontaminate
 from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.earlier import SIGNATURE, EarlierCorpus, Pool, signature_of
-from lifecycle.data.selecting.eval_items import heldout_items, task_items
+from lifecycle.data.selecting.eval_items import TestItem, heldout_items, task_items
 from lifecycle.data.selecting.funnel import require_training_text
 from lifecycle.data.selecting.preference import ranks
 from lifecycle.data.selecting.selection import REMOVALS, joined, select
@@ -82,12 +82,8 @@ def prepare_documents(
                 f" and {len(rows):,} texts of evaluation rows"
             )
             items = [*heldout_items(_documents(cut, is_heldout, engine, progress)), *rows]
-            overlaps, index = decontaminate(
-                cut, chosen & ~is_heldout, items, config.decontamination, engine, out, progress
-            )
-            too_short, overlapping = index.too_short, overlaps["ordinal"].to_numpy()
-            if config.decontamination.action == "cut":
-                cut, overlaps = cut_contaminated(cut, overlaps, index.live_lookup(), engine, folder, progress)
+            found = _without_items(cut, chosen & ~is_heldout, items, config, engine, out, folder, progress)
+            cut, overlaps, too_short, overlapping = found
             removed = pa.concat_tables([removed, repeated, overlaps]).sort_by("ordinal").combine_chunks()
         written = write_documents(Selection(cut, removed, is_heldout), config, engine, out, progress)
     return _summary(written, reading, steps, num_documents(stretches), config, out, progress) | {
@@ -145,6 +141,20 @@ def _texts(parts: Sequence[tuple[Stretch, Flags]]) -> pa.Table:
     """The same of some stretches; in worker processes."""
     columns = ("source", "path", "text")
     return pa.concat_tables(stretch.read(columns).filter(pa.array(flags)) for stretch, flags in parts)
+
+
+def _without_items(
+    stretches: Sequence[CutStretch], chosen: Flags, items: Sequence[TestItem], config: DataConfig, engine: Engine,
+    out: Path, cuts: Path, progress: Progress,
+) -> tuple[Sequence[CutStretch], pa.Table, Flags, NDArray[np.int64]]:  # fmt: skip
+    """The stretches without what the chosen documents have of test items, if that is cut; the removals of documents;
+    whether each item is too short to compare; the documents that overlap one. The index of the items, the largest thing
+    that this process has in memory, ends with the call."""
+    overlaps, index = decontaminate(stretches, chosen, items, config.decontamination, engine, out, progress)
+    overlapping = overlaps["ordinal"].to_numpy()
+    if config.decontamination.action == "cut":
+        stretches, overlaps = cut_contaminated(stretches, overlaps, index.live_lookup(), engine, cuts, progress)
+    return stretches, overlaps, index.too_short, overlapping
 
 
 def _summary(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.document_writer import DocumentWriter, cut_evenly, gather_files
-from lifecycle.data.documents import SPLITS, Split, read_ahead
+from lifecycle.data.documents import SPLITS, Split
 from lifecycle.data.measures.filters import document_steps, joined_steps
 from lifecycle.data.measures.steps import DocumentStep, MapStep
 from lifecycle.data.selecting.cut_sizes import cut_sizes
@@ -61,8 +61,8 @@ class Selection:
         self, steps: Sequence[DocumentStep], joins: Sequence[MapStep], funnel: Funnel
     ) -> Iterator[dict[Split, pa.Table]]:
         """The documents, split, a row group at a time, with the columns of `VERDICT`; the funnel counts them."""
-        for stretch, tagged in zip(self.stretches, read_ahead(CutStretch.tagged, self.stretches), strict=True):
-            documents = joined(tagged, joins)
+        for stretch in self.stretches:
+            documents = joined(stretch.tagged(), joins)
             compared = removals_within(self.removed, stretch.first, stretch.end)
             removals = pa.concat_tables([select(documents, steps), compared])
             removed = removed_documents(documents, removals)

@@ -22,6 +22,8 @@ from multiprocessing.connection import wait
 from types import ModuleType
 from typing import Any, Self
 
+import pyarrow as pa
+
 from lifecycle.core.cpu_time import add_cpu_seconds
 
 _told = [0.0]  # CPU seconds of this process that are counted
@@ -52,7 +54,7 @@ class Workers:
         if self.count > 1 and self._pool is None:
             _fork_server()
             context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_end_with_parent)
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin)
             with _bare_main(), suppress(BrokenProcessPool):  # the first work finds out, too
                 for _ in range(self.count):
                     self._pool.submit(int)
@@ -162,6 +164,12 @@ def _fork_server() -> ModuleType:
     """The server that forks workers. It starts in 0.6 s, once, while this process does something else."""
     forkserver.set_forkserver_preload([f"{__package__}.worker_imports"])
     return forkserver
+
+
+def _begin() -> None:
+    """Arrow's threads are no use beside as many processes as there are cores."""
+    _end_with_parent()
+    pa.set_cpu_count(1)
 
 
 def _end_at_once() -> None:
