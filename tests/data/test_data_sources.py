@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
@@ -251,6 +251,8 @@ GLOBS = st.lists(st.sampled_from(["*", "**", "a", "a*", "?", "*.py", ".*", "[ab]
 
 
 @settings(max_examples=30)
+@example({"a/a"}, ["*"], ["*", "*", "**"])  # no folder, so the last part of the glob has nothing to stand for
+@example({"a/a", "a/b.py/a"}, ["**"], ["a", "b.py", "**", "**"])
 @given(st.sets(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=6), GLOBS, GLOBS)
 def test_names_match_globs_as_files_do(
     tmp_path_factory: pytest.TempPathFactory, names: set[str], include: list[str], exclude: list[str]

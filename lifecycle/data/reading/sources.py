@@ -173,7 +173,8 @@ def _listed(source: SourceConfig) -> Iterator[tuple[str, Path, StoredObject]]:
 def is_excluded(name: str, source: SourceConfig) -> bool:
     """Whether a source leaves out a name, or a folder that it is in."""
     path = PurePosixPath(name)
-    return any(_is_left_out(above.parts, source) for above in (path, *path.parents) if above.parts)
+    folders = (above.parts for above in path.parents if above.parts)
+    return _is_left_out(path.parts, source) or any(_is_left_out(above, source, is_folder=True) for above in folders)
 
 
 def _is_included(name: str, source: SourceConfig) -> bool:
@@ -184,16 +185,19 @@ def _is_asked(parts: tuple[str, ...], source: SourceConfig) -> bool:
     return any(_globs(parts, pattern) for pattern in source.include)
 
 
-def _is_left_out(parts: tuple[str, ...], source: SourceConfig) -> bool:
-    return any(_globs(parts, pattern) for pattern in source.exclude)
+def _is_left_out(parts: tuple[str, ...], source: SourceConfig, is_folder: bool = False) -> bool:
+    return any(_globs(parts, pattern, is_folder) for pattern in source.exclude)
 
 
-def _globs(parts: tuple[str, ...], pattern: str) -> bool:
-    """Whether a glob matches the parts of a name, as `Path.glob` does in a folder."""
+def _globs(parts: tuple[str, ...], pattern: str, is_folder: bool = False) -> bool:
+    """Whether a glob matches the parts of a name, as `Path.glob` does in a folder: `a/**` is the folder `a` and all in
+    it, but no file `a`."""
 
     def match(parts: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
         if not patterns:
             return not parts
+        if patterns == ("**",):
+            return is_folder or bool(parts)
         if patterns[0] == "**":
             return match(parts, patterns[1:]) or (bool(parts) and match(parts[1:], patterns))
         return bool(parts) and fnmatchcase(parts[0], patterns[0]) and match(parts[1:], patterns[1:])
@@ -219,7 +223,7 @@ def _matches(source: SourceConfig) -> Iterator[tuple[str, Path, None]]:
     unlisted: list[str] = []
     for folder, folders, files in os.walk(root, onerror=lambda error: unlisted.append(error.filename)):
         above = Path(folder).relative_to(root).parts
-        folders[:] = (name for name in folders if not _is_left_out((*above, name), source))
+        folders[:] = (name for name in folders if not _is_left_out((*above, name), source, is_folder=True))
         for name in files:
             parts, file = (*above, name), Path(folder, name)
             if _is_asked(parts, source) and not _is_left_out(parts, source) and _is_readable(file):
