@@ -11,6 +11,7 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -18,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lifecycle.core.config import ConfigError
+from lifecycle.core.cores import available_cores
 from lifecycle.core.fetched import copy_of, is_stored, local_copy, objects_at
 from lifecycle.core.store import StoredObject
 from lifecycle.core.web import web_file
@@ -106,14 +108,18 @@ def format_of(path: str, source: SourceConfig) -> str:
 
 
 def source_fingerprint(config: DataConfig) -> dict[str, Any]:
-    """Per source: number of files, bytes, and a hash of all paths and contents, for the artifact's key."""
+    """Per source: number of files, bytes, and a hash of all paths and contents, for the artifact's key; the files are
+    read by as many threads as there are cores."""
     totals = {source.name: hashlib.sha256() for source in config.sources}
     counts = {source.name: [0, 0] for source in config.sources}
-    for entry in list_files(config):
+    files = list_files(config)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        contents = list(pool.map(content_hash, files))
+    for entry, content in zip(files, contents, strict=True):
         name = config.sources[entry.source].name
         counts[name][0] += 1
         counts[name][1] += file_size(entry)
-        totals[name].update(f"{entry.path}\0{content_hash(entry)}\n".encode())
+        totals[name].update(f"{entry.path}\0{content}\n".encode())
     return {
         name: {"files": counts[name][0], "bytes": counts[name][1], "sha256": totals[name].hexdigest()}
         for name in totals

@@ -9,14 +9,17 @@ so count as failed. With one process, this one, nothing is left to go on if it d
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
+from operator import attrgetter
 from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lifecycle.core.cores import available_cores
 from lifecycle.core.files import temporary
 from lifecycle.core.stopping import Stopped
 from lifecycle.data.reading.raw import Skipped
@@ -53,6 +56,8 @@ class PartitionStore:
 
         Raises `OSError` if a result cannot be written, and `ConfigError` for a file that changed while it was read.
         """
+        with ThreadPoolExecutor(available_cores()) as pool:
+            list(pool.map(attrgetter("contents"), partitions))  # hashes files, for the partitions' keys
         missing: list[int] = []
         for number, partition in enumerate(partitions):
             if (found := self._found(partition)) is None:
