@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import batched
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 
 from lifecycle.core.artifact import ArtifactError
 
+type Flags = NDArray[np.bool_]  # one for each document of some stretches
 type Split = Literal["kept", "heldout", "removed"]
 SPLITS: tuple[Split, ...] = ("kept", "heldout", "removed")
 TAGGED = "tagged"
 
 ROW_GROUP = 1024  # documents that a reader keeps in memory at a time, and a writer
 PIECE = 4  # row groups that a worker gets at a time
+MOST_PIECES = 4096  # of the work, if each leaves a file; workers get more at a time then
 
 _PART = re.compile(
     r"(\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow|mbox|warc|wet)(?:\.(?:gz|bz2|xz|zstd?))?(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z",
@@ -106,6 +109,12 @@ def _metadata(path: Path) -> pq.FileMetaData:
 def _read_metadata(path: Path, *state: int) -> pq.FileMetaData:
     del state  # of the file, so that one in the place of another is read
     return pq.read_metadata(path)
+
+
+def pieces_of[S: Stretch](stretches: Sequence[S], chosen: Flags) -> list[tuple[tuple[S, Flags], ...]]:
+    """Stretches with the flags of their documents, in pieces as workers get them."""
+    size = max(PIECE, -(-len(stretches) // MOST_PIECES))
+    return list(batched(((own, chosen[own.first : own.end]) for own in stretches), size))
 
 
 def num_documents(stretches: Sequence[Stretch]) -> int:

@@ -224,8 +224,8 @@ def test_order_of_the_work_and_partitions_do_not_matter(monkeypatch: pytest.Monk
     texts = composed(5, 30)
     one = cut(texts, lines=2, paragraphs=3, substrings=10)
     assert one[0] != texts
-    monkeypatch.setattr("lifecycle.data.documents.ROW_GROUP", 7)
-    monkeypatch.setattr("lifecycle.data.selecting.repeats.PIECE", 2)
+    monkeypatch.setattr("lifecycle.data.document_writer.ROW_GROUP", 7)
+    monkeypatch.setattr("lifecycle.data.documents.PIECE", 2)
     assert cut(texts, lines=2, paragraphs=3, substrings=10, engine=Backwards(1)) == one
 
 

@@ -51,8 +51,8 @@ def test_order_and_workers_do_not_matter(tmp_path: Path, monkeypatch: pytest.Mon
     texts = made_texts(groups=20, copies=2) + ["same text"] * 3
     one = removed_of(table_of(texts), tmp_path / "one")
     assert one["ordinal"].to_pylist()[:2] == [61, 62] and len(one) > 20
-    monkeypatch.setattr("lifecycle.data.documents.ROW_GROUP", 10)  # six stretches
-    monkeypatch.setattr("lifecycle.data.selecting.dedup.PIECE", 2)
+    monkeypatch.setattr("lifecycle.data.document_writer.ROW_GROUP", 10)  # six stretches
+    monkeypatch.setattr("lifecycle.data.documents.PIECE", 2)
     assert removed_of(table_of(texts), tmp_path / "other", workers=2) == one
     backwards = removed_of(table_of(texts[::-1]), tmp_path / "backwards")
     groups = [
@@ -106,12 +106,14 @@ def test_texts_without_words_are_not_alike(tmp_path: Path) -> None:
 def test_blocks_of_keys_find_what_one_block_finds(tmp_path: Path) -> None:
     rows = pa.table({"ordinal": range(200), "key": [number % 70 for number in range(199)] + [None]})
     rows = rows.cast(pa.schema([("ordinal", pa.int64()), ("key", pa.uint64())]))
-    pq.write_table(rows, tmp_path / "keys.parquet")
+    (tmp_path / "keys").mkdir()
+    for first in (0, 90):
+        pq.write_table(rows.slice(first, 90 if not first else 110), tmp_path / "keys" / f"{first}.parquet")
     links = []
     for rows_each, open_blocks in ((1000, 1), (30, 100), (30, 3)):  # 1 block; 7 in one pass, and in three
         call_alone(_links_in_blocks, tmp_path, rows_each, open_blocks)
         links.append(pq.read_table(tmp_path / "found.parquet"))
-        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["keys"]
     assert links[0] == links[1] == links[2] and len(links[0]) == 199 - 70
     assert links[0].slice(0, 2).to_pylist() == [{"first": 0, "ordinal": 70}, {"first": 0, "ordinal": 140}]
 
@@ -119,7 +121,7 @@ def test_blocks_of_keys_find_what_one_block_finds(tmp_path: Path) -> None:
 def _links_in_blocks(folder: Path, rows_each: int, open_blocks: int) -> None:
     from lifecycle.data.selecting import daft_adapter
 
-    daft_adapter.write_links(folder / "keys.parquet", {"found": ("key",)}, folder, rows_each, open_blocks)
+    daft_adapter.write_links(folder / "keys", {"found": ("key",)}, folder, rows_each, open_blocks)
 
 
 def test_settings_that_would_find_few_are_refused() -> None:

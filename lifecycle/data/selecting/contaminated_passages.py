@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
+from lifecycle.data.documents import pieces_of
 from lifecycle.data.measures.steps import Failure
 from lifecycle.data.ngrams import folded_characters, ngram_hashes
 from lifecycle.data.placed_words import words_of
@@ -23,7 +24,6 @@ from lifecycle.data.selecting.cutting import write_cuts
 from lifecycle.data.selecting.decontaminate import STEP
 from lifecycle.data.selecting.document_text import DocumentText, within
 from lifecycle.data.selecting.gram_lookup import Lookup
-from lifecycle.data.selecting.repeats import pieces_of
 from lifecycle.data.selecting.selection import removals
 from lifecycle.data.tagging.engine import Engine
 

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DedupConfig
+from lifecycle.data.documents import pieces_of
 from lifecycle.data.measures.steps import Failure
 from lifecycle.data.selecting.cuts import CutFile, CutStretch, CutWriter, Spans, left_of
 from lifecycle.data.selecting.document_text import DocumentText, read_texts
 from lifecycle.data.selecting.repeated_substrings import Marks, RepeatedSubstrings, RunKeys
 from lifecycle.data.selecting.repeated_units import RepeatedUnits, UnitKeys
-from lifecycle.data.selecting.repeats import Part, find_repeats, pieces_of
+from lifecycle.data.selecting.repeats import Part, find_repeats
 from lifecycle.data.selecting.selection import REMOVALS, removals
 from lifecycle.data.tagging.engine import Engine, ordered_results
 

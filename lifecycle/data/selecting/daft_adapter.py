@@ -38,19 +38,19 @@ def use_engine(address: str | None) -> None:
 
 
 def write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, block_rows: int, open_blocks: int) -> None:
-    """Writes `<name>.parquet` for each key, one or several columns of integers in the Parquet file `keys`, which also
-    has `ordinal`.
+    """Writes `<name>.parquet` for each key, one or several columns of integers in the Parquet files of a folder, which
+    also have `ordinal`.
 
     A row (`first`, `ordinal`) for every document that has its key from `first`, the lowest that has it; sorted. A key
     that is null links nothing. About `block_rows` documents are grouped at a time, and files
     of `open_blocks` such blocks are open at once.
     """
-    blocks = -(-pq.read_metadata(keys).num_rows // block_rows)
+    blocks = -(-_num_rows(keys) // block_rows)
     for name, parts in columns.items():
         if blocks > 1:
             found = [_links(daft.from_arrow(block), parts) for block in _blocks(keys, parts, blocks, open_blocks, out)]
         else:
-            found = [_links(daft.read_parquet(str(keys)), parts)]
+            found = [_links(daft.read_parquet(f"{keys}/*.parquet"), parts)]
         links = pa.concat_tables([LINKS.empty_table(), *found]).sort_by([(at, "ascending") for at in LINKS.names])
         pq.write_table(links, out / f"{name}.parquet", compression="lz4")
 
@@ -72,8 +72,7 @@ def _distribute(keys: Path, columns: Sequence[str], blocks: int, own: range, fil
     """Writes the rows of some blocks, a file each: the ordinal and the columns as integers of 64 bits."""
     with ExitStack() as stack:
         opened = [stack.enter_context(open(file, "wb")) for file in files]
-        source = stack.enter_context(pq.ParquetFile(keys))
-        for batch in source.iter_batches(BATCH_ROWS, columns=["ordinal", *columns]):
+        for batch in _batches(keys, ["ordinal", *columns]):
             present = batch.filter(batch[columns[0]].is_valid())
             rows = np.stack([column.to_numpy().astype(np.uint64) for column in present.columns], axis=1)
             block_of = (rows[:, 1] % np.uint64(blocks)).astype(np.int64)
@@ -83,6 +82,17 @@ def _distribute(keys: Path, columns: Sequence[str], blocks: int, own: range, fil
                 rows[ends[block - 1] if block else 0 : ends[block]].tofile(file)
 
 
+def _batches(keys: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of all files of a folder."""
+    for path in sorted(keys.iterdir()):
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(BATCH_ROWS, columns=columns)
+
+
+def _num_rows(keys: Path) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in keys.iterdir())
+
+
 def write_limits(keys: Path, most: int, out: Path, num_parts: int, block_rows: int) -> None:
     """Writes the keys of 128 bits, columns `first_half` and `second_half` of the Parquet files in the folder `keys`,
     that more than `most` rows have, in ascending order, and with each the `most`-th least of these rows' `place`.
@@ -90,8 +100,7 @@ def write_limits(keys: Path, most: int, out: Path, num_parts: int, block_rows: i
     Column `part`, a number below `num_parts` that ascends with the keys, says which are grouped together; about
     `block_rows` are at a time. The result is raw numbers, a file for each column.
     """
-    num_rows = sum(pq.read_metadata(path).num_rows for path in keys.iterdir())
-    blocks = -(-num_rows // block_rows)
+    blocks = -(-_num_rows(keys) // block_rows)
     edges = [block * num_parts // max(1, blocks) for block in range(blocks + 1)]
     with ExitStack() as stack:
         files = {name: stack.enter_context((out / f"{name}.bin").open("wb")) for name in LIMITS}

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import batched
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DecontaminationConfig
-from lifecycle.data.documents import PIECE, Stretch, names_of
+from lifecycle.data.documents import Flags, Stretch, names_of, pieces_of
 from lifecycle.data.measures.steps import Failure
 from lifecycle.data.selecting.contamination import FILE, HITS, hit_table
 from lifecycle.data.selecting.eval_items import TestItem
@@ -36,12 +35,11 @@ _POSITIONS, _ENDS = "positions-", "ends-"  # in a file, with an n-gram length: o
 _COLUMNS = ("ordinal", *Overlap._fields)
 _NONE = np.zeros(0, np.int64)
 
-type Chosen = NDArray[np.bool_]  # one for each document of a stretch
 type Matches = Iterator[tuple[int, Match]]  # of the documents that have one, by ordinal
 
 
 def decontaminate(
-    stretches: Sequence[Stretch], chosen: Chosen, items: Sequence[TestItem], config: DecontaminationConfig,
+    stretches: Sequence[Stretch], chosen: Flags, items: Sequence[TestItem], config: DecontaminationConfig,
     engine: Engine, out: Path, progress: Progress,
 ) -> tuple[pa.Table, OverlapIndex]:  # fmt: skip
     """The removals of chosen documents that overlap an item, and the index of the items; `chosen` has an entry for each
@@ -51,8 +49,7 @@ def decontaminate(
     with tempfile.TemporaryDirectory(prefix="decontamination-", dir=out) as name:
         folder = Path(name)
         index.lookup.save(folder)
-        parts = [(stretch, chosen[stretch.first : stretch.end]) for stretch in stretches]
-        pieces = list(batched(parts, PIECE))
+        pieces = pieces_of(stretches, chosen)
         files = [_Files(folder, number) for number in range(len(pieces))]
         ordered_results(engine, _write_matches, list(zip(pieces, files, strict=True)), progress, STEP)
         index.drop_boilerplate(map(_read_positions, files))
@@ -84,7 +81,7 @@ class _Files:
         return self.folder / f"overlaps-{self.number:05d}.npz"
 
 
-def _write_matches(work: tuple[Sequence[tuple[Stretch, Chosen]], _Files]) -> None:
+def _write_matches(work: tuple[Sequence[tuple[Stretch, Flags]], _Files]) -> None:
     """Writes what the chosen documents of some stretches have in common with the items; in worker processes."""
     parts, file = work
     found = list(_matches(parts, _opened(file.folder)))
@@ -98,7 +95,7 @@ def _write_matches(work: tuple[Sequence[tuple[Stretch, Chosen]], _Files]) -> Non
     np.savez(file.matches, allow_pickle=False, **arrays)
 
 
-def _matches(parts: Sequence[tuple[Stretch, Chosen]], lookup: Lookup) -> Matches:
+def _matches(parts: Sequence[tuple[Stretch, Flags]], lookup: Lookup) -> Matches:
     for stretch, chosen in parts:
         documents = stretch.read(["text"]).filter(pa.array(chosen))
         for ordinal, text in zip(documents["ordinal"].to_pylist(), documents["text"].to_pylist(), strict=True):

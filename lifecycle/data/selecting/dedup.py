@@ -10,7 +10,7 @@ the number of workers. Keys, links and shingles are on disk, and bands are group
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import batched
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.documents import PIECE, Stretch, read_ahead
+from lifecycle.data.documents import Flags, Stretch, num_documents, pieces_of
 from lifecycle.data.measures.steps import Failure
 from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.selecting.selection import removals
@@ -38,6 +38,7 @@ OPEN_BLOCKS = 512  # of them, to which the keys are distributed in one pass: as 
 _HALVES = ("first_half", "second_half")  # of a hash
 
 type Ordinals = NDArray[np.int64]
+type KeysOf = Callable[[pa.Table], Sequence[pa.Array]]
 
 
 def deduplicate(
@@ -51,35 +52,35 @@ def deduplicate(
         with Alone() as alone:
             alone.start(_load_daft)
             for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
-                progress.start(step.replace("_", " "))
-                kept, copies = _copies(pool, left, step, folder, engine, alone)
+                kept, copies = _copies(pool, left, step, folder, engine, alone, progress)
                 removed.append(removals(step, _copy_failures(step, kept, copies, pool)))
                 left[copies] = False
-            progress.start(NEAR.replace("_", " "))
-            bands = _link_bands(pool, left, config, folder, engine, alone)
+            bands = _link_bands(pool, left, config, folder, engine, alone, progress)
         near = _near_duplicates(pool, bands, config, folder, engine, progress)
     return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, pool))])
 
 
 def _copies(
-    pool: Pool, chosen: NDArray[np.bool_], step: str, folder: Path, engine: Engine, alone: Alone
+    pool: Pool, chosen: Flags, step: str, folder: Path, engine: Engine, alone: Alone, progress: Progress
 ) -> tuple[Ordinals, Ordinals]:
     """The run's documents that have the hash of another one with a lower rank: the one with the lowest, and each of
     them."""
-
-    def halves(documents: pa.Table) -> list[pa.Array]:
-        column = documents[_OF[step]].combine_chunks()
-        joined = b"".join(column.drop_null().to_pylist())
-        return [_placed(half, column.is_valid()) for half in np.frombuffer(joined, np.uint64).reshape(-1, 2).T]
-
-    _write_keys(folder / "keys.parquet", pool.stretches, chosen, [_OF[step]], _HALVES, halves)
-    alone(_write_links, folder / "keys.parquet", {step: _HALVES}, folder, engine.address)
+    keys = partial(_halves_of, _OF[step])
+    _write_keys(pool, chosen, [_OF[step]], _HALVES, keys, folder / f"keys-{step}", engine, progress, step)
+    alone(_write_links, folder / f"keys-{step}", {step: _HALVES}, folder, engine.address)
     firsts, others = _read_links(folder, step, pool.num_own)
     heads = np.unique(firsts)
     members = np.concatenate([heads, others])
     kept = members[preferred(np.concatenate([heads, firsts]), pool.ranks[members])]
     copies = np.flatnonzero((kept != members) & (members < pool.num_own))
     return kept[copies], members[copies]
+
+
+def _halves_of(column: str, documents: pa.Table) -> list[pa.Array]:
+    """A column of hashes of 128 bits as two of 64."""
+    hashes = documents[column].combine_chunks()
+    joined = b"".join(hashes.drop_null().to_pylist())
+    return [_placed(half, hashes.is_valid()) for half in np.frombuffer(joined, np.uint64).reshape(-1, 2).T]
 
 
 def _placed(values: NDArray[np.uint64], present: pa.Array) -> pa.Array:
@@ -90,16 +91,32 @@ def _placed(values: NDArray[np.uint64], present: pa.Array) -> pa.Array:
     return pa.array(every, mask=~flags)
 
 
+def _bands_of(count: int, documents: pa.Table) -> list[pa.Array]:
+    """The key of each band."""
+    lists = documents["bands"].combine_chunks()
+    return [pc.call_function("list_element", [lists, number]) for number in range(count)]
+
+
 def _write_keys(
-    path: Path, stretches: Sequence[Stretch], chosen: NDArray[np.bool_], columns: Sequence[str],
-    names: Sequence[str], keys_of: Callable[[pa.Table], Sequence[pa.Array]],
+    pool: Pool, chosen: Flags, columns: Sequence[str], names: Sequence[str], keys_of: KeysOf, folder: Path,
+    engine: Engine, progress: Progress, step: str,
 ) -> None:  # fmt: skip
-    """Writes a row for each chosen document: its `ordinal`, and the keys with these names that `keys_of` makes of the
-    documents' columns."""
+    """Writes Parquet files with a row for each chosen document: its `ordinal`, and the keys with these names that
+    `keys_of` makes of its columns."""
+    folder.mkdir()
+    pieces = pieces_of(pool.stretches, chosen)
+    files = [folder / f"{number:05d}.parquet" for number in range(len(pieces))]
+    work = [(parts, columns, names, keys_of, file) for parts, file in zip(pieces, files, strict=True)]
+    ordered_results(engine, _write_piece, work, progress, step.replace("_", " "))
+
+
+def _write_piece(work: tuple[Sequence[tuple[Stretch, Flags]], Sequence[str], Sequence[str], KeysOf, Path]) -> None:
+    """Writes the keys of some stretches; in worker processes."""
+    parts, columns, names, keys_of, file = work
     schema = pa.schema([("ordinal", pa.int64()), *((name, pa.uint64()) for name in names)])
-    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-        for stretch, documents in zip(stretches, read_ahead(lambda own: own.read(columns), stretches), strict=True):
-            documents = documents.filter(pa.array(chosen[stretch.first : stretch.end]))
+    with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
+        for stretch, flags in parts:
+            documents = stretch.read(columns).filter(pa.array(flags))
             writer.write_table(pa.table([documents["ordinal"], *keys_of(documents)], schema=schema))
 
 
@@ -126,17 +143,13 @@ def _read_links(folder: Path, name: str, num_own: int) -> tuple[Ordinals, Ordina
 
 
 def _link_bands(
-    pool: Pool, chosen: NDArray[np.bool_], config: DedupConfig, folder: Path, engine: Engine, alone: Alone
+    pool: Pool, chosen: Flags, config: DedupConfig, folder: Path, engine: Engine, alone: Alone, progress: Progress
 ) -> list[str]:
     """Writes the links of each band among the chosen documents; returns the bands' names."""
     bands = [f"band_{number:03d}" for number in range(config.bands)]
-
-    def keys(documents: pa.Table) -> list[pa.Array]:
-        lists = documents["bands"].combine_chunks()
-        return [pc.call_function("list_element", [lists, number]) for number in range(len(bands))]
-
-    _write_keys(folder / "keys.parquet", pool.stretches, chosen, ["bands"], bands, keys)
-    alone(_write_links, folder / "keys.parquet", {band: (band,) for band in bands}, folder, engine.address)
+    keys = partial(_bands_of, len(bands))
+    _write_keys(pool, chosen, ["bands"], bands, keys, folder / "keys", engine, progress, NEAR)
+    alone(_write_links, folder / "keys", {band: (band,) for band in bands}, folder, engine.address)
     return bands
 
 
@@ -168,9 +181,9 @@ def _shingles(
     stretches: Sequence[Stretch], candidates: Ordinals, engine: Engine, folder: Path, progress: Progress
 ) -> ShingleStore:
     """The shingles of the candidates, numbered as they are there."""
-    cuts = [np.searchsorted(candidates, [stretch.first, stretch.end]) for stretch in stretches]
-    parts = [(stretch, candidates[slice(*cut)]) for stretch, cut in zip(stretches, cuts, strict=True)]
-    pieces = list(batched([part for part in parts if len(part[1])], PIECE))
+    is_candidate = np.zeros(num_documents(stretches), bool)
+    is_candidate[candidates] = True
+    pieces = pieces_of(stretches, is_candidate)
     paths = [folder / f"shingles-{number:05d}.bin" for number in range(len(pieces))]
     sizes = ordered_results(engine, write_shingles, list(zip(pieces, paths, strict=True)), progress, "shingles")
     return ShingleStore(paths, sizes)

@@ -15,10 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lifecycle.core.arrow_text import utf8
+from lifecycle.data.documents import Flags
 from lifecycle.data.placed_words import Words, words_of
 from lifecycle.data.selecting.cuts import NEWLINE, SPACES, CutStretch, Spans, spans_of
 
-type Chosen = NDArray[np.bool_]  # one for each document of a stretch
 CODE_FORMAT = "code"
 
 
@@ -97,13 +97,13 @@ def widened(data: bytes, begin: int, end: int, floor: int, roof: int) -> tuple[i
     return begin, end
 
 
-def read_texts(parts: Sequence[tuple[CutStretch, Chosen]]) -> Iterator[Iterator[DocumentText]]:
+def read_texts(parts: Sequence[tuple[CutStretch, Flags]]) -> Iterator[Iterator[DocumentText]]:
     """The chosen documents of each stretch that are not code."""
     for stretch, chosen in parts:
         yield _texts(stretch, chosen)
 
 
-def _texts(stretch: CutStretch, chosen: Chosen) -> Iterator[DocumentText]:
+def _texts(stretch: CutStretch, chosen: Flags) -> Iterator[DocumentText]:
     documents = stretch.tagged(["text", "format"])
     is_prose = documents["format"].to_numpy() != CODE_FORMAT
     documents, cuts = documents.filter(pa.array(chosen & is_prose)), spans_of(stretch)

@@ -12,7 +12,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from lifecycle.core.files import remove_folders, write_text
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
-from lifecycle.data.documents import PIECE, Stretch, num_documents, require_columns, tagged_documents
+from lifecycle.data.documents import Flags, Stretch, num_documents, pieces_of, require_columns, tagged_documents
 from lifecycle.data.measures.filters import document_steps, joined_steps
 from lifecycle.data.measures.steps import DocumentStep
 from lifecycle.data.selecting.contaminated_passages import cut_contaminated
@@ -38,7 +37,7 @@ from lifecycle.data.selecting.funnel import require_training_text
 from lifecycle.data.selecting.preference import ranks
 from lifecycle.data.selecting.selection import REMOVALS, joined, select
 from lifecycle.data.selecting.split import heldout_flags, split_positions
-from lifecycle.data.selecting.writing import Flags, Selection, Written, write_documents
+from lifecycle.data.selecting.writing import Selection, Written, write_documents
 from lifecycle.data.tagging.engine import Engine, engine_of, ordered_results
 from lifecycle.data.tagging.partitions import tagged_schema
 from lifecycle.data.tagging.tagging import Reading, read_reading
@@ -97,17 +96,17 @@ def _chosen(
 ) -> Flags:
     """Whether each document passes all rules, which read these columns and those that are joined."""
     chosen = np.ones(num_documents(stretches), bool)
-    work = [(piece, config, columns) for piece in batched(stretches, PIECE)]
+    work = [(piece, config, columns) for piece in pieces_of(stretches, chosen)]
     for failed in ordered_results(engine, _failing, work, progress, "rules"):
         chosen[failed] = False
     return chosen
 
 
-def _failing(work: tuple[Sequence[Stretch], DataConfig, Sequence[str]]) -> NDArray[np.int64]:
+def _failing(work: tuple[Sequence[tuple[Stretch, Flags]], DataConfig, Sequence[str]]) -> NDArray[np.int64]:
     """The ordinals of the documents of some stretches that fail a rule; in worker processes."""
-    stretches, config, columns = work
+    parts, config, columns = work
     steps, joins = document_steps(config), joined_steps(config)
-    failing = [select(joined(stretch.read(columns), joins), steps)["ordinal"] for stretch in stretches]
+    failing = [select(joined(stretch.read(columns), joins), steps)["ordinal"] for stretch, _ in parts]
     return np.unique(np.concatenate([ordinals.to_numpy() for ordinals in failing]))
 
 
@@ -130,17 +129,14 @@ def _heldout(stretches: Sequence[Stretch], chosen: Flags, config: DataConfig, se
 
 def _documents(stretches: Sequence[Stretch], chosen: Flags, engine: Engine, progress: Progress) -> pa.Table:
     """The names and texts of the chosen documents."""
-    flags = [chosen[stretch.first : stretch.end] for stretch in stretches]
-    parts = [part for part in zip(stretches, flags, strict=True) if part[1].any()]
-    return pa.concat_tables(
-        ordered_results(engine, _texts, list(batched(parts, PIECE)), progress, "held-out documents")
-    )
+    pieces = [piece for piece in pieces_of(stretches, chosen) if any(flags.any() for _, flags in piece)]
+    return pa.concat_tables(ordered_results(engine, _texts, pieces, progress, "held-out documents"))
 
 
 def _texts(parts: Sequence[tuple[Stretch, Flags]]) -> pa.Table:
     """The same of some stretches; in worker processes."""
     columns = ("source", "path", "text")
-    return pa.concat_tables(stretch.read(columns).filter(pa.array(flags)) for stretch, flags in parts)
+    return pa.concat_tables(stretch.read(columns).filter(pa.array(flags)) for stretch, flags in parts if flags.any())
 
 
 def _without_items(

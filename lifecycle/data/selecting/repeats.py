@@ -7,7 +7,6 @@ all processes share page by page. Memory stays flat, and the result depends on t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
-from lifecycle.data.documents import PIECE
+from lifecycle.data.documents import Flags
 from lifecycle.data.selecting.cuts import CutStretch
 from lifecycle.data.selecting.dedup import BLOCK_ROWS
-from lifecycle.data.selecting.document_text import Chosen, DocumentText, read_texts
+from lifecycle.data.selecting.document_text import DocumentText, read_texts
 from lifecycle.data.tagging.engine import Engine, ordered_results
 from lifecycle.data.tagging.workers import call_alone
 
@@ -34,7 +33,7 @@ NOWHERE = np.iinfo(np.int64).max
 type Keys = NDArray[np.uint64]  # [n, 2]: 128 bits each
 type Places = NDArray[np.int64]
 type KeysOf = Callable[[DocumentText], tuple[Keys, Places]]
-type Part = tuple[CutStretch, Chosen]
+type Part = tuple[CutStretch, Flags]
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,6 @@ def _opened(folder: Path) -> dict[str, NDArray[Any]]:
         name: np.memmap(file, _KINDS[name], "r") if file.stat().st_size else np.zeros(0, _KINDS[name])
         for name, file in files.items()
     }
-
-
-def pieces_of(stretches: Sequence[CutStretch], chosen: NDArray[np.bool_]) -> list[tuple[Part, ...]]:
-    """Stretches with the flags of their documents, as a worker gets them."""
-    return list(batched(((own, chosen[own.first : own.end]) for own in stretches), PIECE))
 
 
 def find_repeats(

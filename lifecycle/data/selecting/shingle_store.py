@@ -11,11 +11,10 @@ from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lifecycle.data.documents import Stretch
+from lifecycle.data.documents import Flags, Stretch
 from lifecycle.data.ngrams import Hashes
 from lifecycle.data.selecting.signatures import SHINGLES
 from lifecycle.data.selecting.similarity import jaccard_similarity, shingles
@@ -24,23 +23,22 @@ CACHED = 4096  # sets that are kept in memory
 _BYTES = np.dtype(np.uint64).itemsize
 
 
-def write_shingles(piece: tuple[Sequence[tuple[Stretch, NDArray[np.int64]]], Path]) -> NDArray[np.int64]:
-    """Writes the shingles of the chosen documents of some stretches, by ordinal, to a file; returns the size of each
-    set."""
+def write_shingles(piece: tuple[Sequence[tuple[Stretch, Flags]], Path]) -> NDArray[np.int64]:
+    """Writes the shingles of the chosen documents of some stretches to a file; returns the size of each set."""
     stretches, path = piece
     sizes: list[int] = []
     with open(path, "wb") as file:
         for stretch, chosen in stretches:
-            for found in _shingles(stretch, chosen - stretch.first):
+            for found in _shingles(stretch, chosen) if chosen.any() else ():
                 file.write(found.tobytes())
                 sizes.append(len(found))
     return np.array(sizes, np.int64)
 
 
-def _shingles(stretch: Stretch, positions: NDArray[np.int64]) -> Iterator[Hashes]:
-    """The shingles of some documents: of their texts, or as they are there without one."""
+def _shingles(stretch: Stretch, chosen: Flags) -> Iterator[Hashes]:
+    """The shingles of the chosen documents: of their texts, or as they are there without one."""
     column = SHINGLES if SHINGLES in pq.read_schema(stretch.path).names else "text"
-    for value in pc.take(stretch.read([column])[column].combine_chunks(), pa.array(positions)):
+    for value in stretch.read([column])[column].filter(pa.array(chosen)):
         yield shingles(value.as_py()) if column == "text" else value.values.to_numpy()
 
 

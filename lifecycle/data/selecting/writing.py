@@ -7,14 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.document_writer import DocumentWriter, cut_evenly, gather_files
-from lifecycle.data.documents import SPLITS, Split
+from lifecycle.data.documents import SPLITS, Flags, Split
 from lifecycle.data.measures.filters import document_steps, joined_steps
 from lifecycle.data.measures.steps import DocumentStep, MapStep
 from lifecycle.data.selecting.cut_sizes import cut_sizes
@@ -32,8 +30,6 @@ from lifecycle.data.selecting.selection import (
 )
 from lifecycle.data.tagging.engine import Engine, ordered_results
 from lifecycle.data.tagging.partitions import tagged_schema
-
-type Flags = NDArray[np.bool_]  # one for each document
 
 
 @dataclass(frozen=True)
