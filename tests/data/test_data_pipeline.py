@@ -136,9 +136,13 @@ def test_funnel_agrees_with_the_files(corpus: Path, tmp_path: Path) -> None:
 def test_same_bytes_for_any_number_of_workers(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ({"text": essay(number % 900, 3)} for number in range(4000))  # of several row groups, and many removed
     (corpus / "many.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    whole = prepare(corpus, tmp_path / "whole", workers=1)
     monkeypatch.setattr("lifecycle.data.document_writer.LEAST_PIECE", 1)
     one = prepare(corpus, tmp_path / "one", workers=1)
     assert len(list((tmp_path / "one-tagging").glob("tagged-*"))) > 2
+    assert one == whole and hashes(tmp_path / "one")["funnel.json"] == hashes(tmp_path / "whole")["funnel.json"]
+    for split in SPLITS:
+        assert list(read_documents(tmp_path / "one", split)) == list(read_documents(tmp_path / "whole", split))
     monkeypatch.setattr("lifecycle.data.tagging.engine.POOL_BYTES", 0)
     two = prepare(corpus, tmp_path / "two", workers=2, partition_bytes=10_000)  # many partitions, so that workers race
     assert one == two

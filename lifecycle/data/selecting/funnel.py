@@ -108,7 +108,7 @@ class _Entry:
             self.sizes[side] += count
         self.reasons.update(other.reasons)
         self.edits.update(other.edits)
-        self.firsts = other.firsts | self.firsts
+        self.firsts |= {reason: sample for reason, sample in other.firsts.items() if reason not in self.firsts}
         self.first = (self.first + other.first)[:NUM_SAMPLES]
 
     def shown(self) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""The funnel: joined parts are the whole."""
+
+import pyarrow as pa
+from document_tables import data_config, raw, tagged
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.data.measures.filters import document_steps
+from lifecycle.data.selecting.funnel import Funnel
+from lifecycle.data.selecting.selection import removed_documents, select
+from lifecycle.data.tagging.tagging import Reading
+
+TEXTS = (
+    "Too short.", "the and to of with that be have " * 12, "word " * 60, "- item of a list\n" * 40, "x" * 400,
+    "jane@company.org wrote to the teacher of the school with a letter that has been read. " * 8,
+)  # fmt: skip
+STEPS = document_steps(data_config())
+DOCUMENTS = [raw(text, path=f"{number}") for number, text in enumerate(TEXTS)]
+TAGGED = tagged(DOCUMENTS)
+
+
+def counted(funnel: Funnel, numbers: list[int]) -> Funnel:
+    if numbers:
+        ordinals = pa.array(range(len(numbers)), pa.int64())
+        documents = TAGGED.take(numbers)
+        documents = documents.set_column(documents.schema.get_field_index("ordinal"), "ordinal", ordinals)
+        funnel.add(documents, removed_documents(documents, select(documents, STEPS)), documents.slice(0, 0), {})
+    return funnel
+
+
+@given(st.lists(st.lists(st.integers(0, len(TEXTS) - 1), max_size=8), min_size=1, max_size=4))
+def test_a_funnel_of_parts_is_that_of_all_documents(parts: list[list[int]]) -> None:
+    whole, joined = Funnel(STEPS), Funnel(STEPS)
+    for part in parts:
+        counted(whole, part)
+        joined.join(counted(Funnel(STEPS), part))
+    reading = Reading(1, 1, ())
+    assert joined.entries(reading) == whole.entries(reading)
+
+
+def test_the_parts_differ_in_their_reasons() -> None:
+    reasons = select(TAGGED, STEPS)["reason"].unique().to_pylist()
+    assert len(reasons) >= 4
