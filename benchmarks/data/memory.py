@@ -3,8 +3,8 @@
     uv run benchmarks/data/memory.py TEXT.jsonl [--sizes 400 1600]
 
 TEXT.jsonl has real documents in the column `text`, from whose sentences the input is made. Prints, for each size in
-megabytes, the most memory that all processes of the work had at once (proportional set size, sampled), CPU-seconds,
-megabytes per CPU-second and wall time.
+megabytes, the most memory that all processes of the work had at once (proportional set size, sampled), and the
+wall time.
 """
 
 import argparse

@@ -6,8 +6,7 @@ files, however the tables are cut into batches: fixed row groups, no timestamps.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import batched
@@ -35,18 +34,6 @@ _PART = re.compile(
     r"(\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow|mbox|warc|wet)(?:\.(?:gz|bz2|xz|zstd?))?(?=:)|\.\w+(?=#))(?::\d+|#.*)\Z",
     re.DOTALL | re.IGNORECASE,
 )
-
-
-def read_ahead[T, R](read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`read(item)` of each, in their order; while one is used, a thread reads the next."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting: Future[R] | None = None
-        for item in items:
-            ready, waiting = waiting, thread.submit(read, item)
-            if ready is not None:
-                yield ready.result()
-        if waiting is not None:
-            yield waiting.result()
 
 
 @dataclass(frozen=True)

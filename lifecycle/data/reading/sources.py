@@ -10,11 +10,12 @@ import hashlib
 import os
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from itertools import batched, chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,6 +38,7 @@ FORMAT_OF_SUFFIX = {
     ".zip": "zip",
 }  # fmt: skip
 ARCHIVES = ("tar", "zip")
+BLOCK_BYTES = 1 << 20  # read at a time to be hashed: a part of a file may have 400 MB, and each core hashes one
 # Formats that a source's `format` does not replace: they hold what is in it.
 CONTAINERS = ("jsonl", "json", "parquet", "arrow", "csv", "warc", "mbox", "epub", "pdf", *ARCHIVES)
 TEXT_NAMES = (
@@ -112,9 +114,12 @@ def source_fingerprint(config: DataConfig) -> dict[str, Any]:
     read by as many threads as there are cores."""
     totals = {source.name: hashlib.sha256() for source in config.sources}
     counts = {source.name: [0, 0] for source in config.sources}
-    files = list_files(config)
-    with ThreadPoolExecutor(available_cores()) as pool:
-        contents = list(pool.map(content_hash, files))
+    files, cores = list_files(config), available_cores()
+    parts = batched(
+        files, 1 + len(files) // (8 * cores)
+    )  # handing a thread one small file takes longer than to read it
+    with ThreadPoolExecutor(cores) as pool:
+        contents = chain.from_iterable(pool.map(_hashes, parts))
     for entry, content in zip(files, contents, strict=True):
         name = config.sources[entry.source].name
         counts[name][0] += 1
@@ -124,6 +129,10 @@ def source_fingerprint(config: DataConfig) -> dict[str, Any]:
         name: {"files": counts[name][0], "bytes": counts[name][1], "sha256": totals[name].hexdigest()}
         for name in totals
     }
+
+
+def _hashes(files: Sequence[SourceFile]) -> list[str]:
+    return [content_hash(entry) for entry in files]
 
 
 def _printable(name: str) -> str:
@@ -153,8 +162,11 @@ def _hashed(path: Path, stat: tuple[int, ...], span: tuple[int, int] | None) -> 
     with open(path, "rb") as file:
         if span is None:
             return hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(span[0])
-        return hashlib.sha256(file.read(span[1] - span[0])).hexdigest()
+        found, left = hashlib.sha256(), span[1] - file.seek(span[0])
+        while left and (block := file.read(min(left, BLOCK_BYTES))):
+            found.update(block)
+            left -= len(block)
+        return found.hexdigest()
 
 
 def file_size(entry: SourceFile) -> int:

@@ -42,7 +42,7 @@ type KeysOf = Callable[[pa.Table], Sequence[pa.Array]]
 
 
 def deduplicate(
-    pool: Pool, chosen: NDArray[np.bool_], config: DedupConfig, engine: Engine, scratch: Path, progress: Progress
+    pool: Pool, chosen: Flags, config: DedupConfig, engine: Engine, scratch: Path, progress: Progress
 ) -> pa.Table:
     """The removals of duplicates among the chosen documents and earlier ones; `chosen` has an entry for each document
     of the run."""
@@ -50,7 +50,7 @@ def deduplicate(
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
         folder = Path(name)
         with Alone() as alone:
-            alone.start(_load_daft)
+            alone.start(_start_daft, engine.address)
             for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
                 kept, copies = _copies(pool, left, step, folder, engine, alone, progress)
                 removed.append(removals(step, _copy_failures(step, kept, copies, pool)))
@@ -120,10 +120,10 @@ def _write_piece(work: tuple[Sequence[tuple[Stretch, Flags]], Sequence[str], Seq
             writer.write_table(pa.table([documents["ordinal"], *keys_of(documents)], schema=schema))
 
 
-def _load_daft() -> None:
+def _start_daft(address: str | None) -> None:
     from lifecycle.data.selecting import daft_adapter
 
-    del daft_adapter
+    daft_adapter.use_engine(address)
 
 
 def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, address: str | None) -> None:

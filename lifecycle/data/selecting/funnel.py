@@ -88,6 +88,7 @@ class _Entry:
         self.first: list[dict[str, str]] = []
 
     def add(self, flow: pa.Table, left: pa.Table, gone: pa.Table, edits: Sequence[str]) -> None:
+        """Counts a batch: what came, what is left and what the step removed, and the columns that count its edits."""
         for side, documents in (("in", flow), ("out", left)):
             self.sizes[f"documents_{side}"] += len(documents)
             self.sizes[f"bytes_{side}"] += int(documents["text_bytes"].to_numpy().sum())
@@ -104,6 +105,7 @@ class _Entry:
                 self.first.append(sample)
 
     def join(self, other: "_Entry") -> None:
+        """Counts what another entry of the step has counted behind this."""
         for side, count in other.sizes.items():
             self.sizes[side] += count
         self.reasons.update(other.reasons)

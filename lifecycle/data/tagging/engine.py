@@ -27,10 +27,6 @@ class Engine(Protocol):
 
     def __exit__(self, *error: object) -> None: ...
 
-    def start(self) -> None:
-        """Work will come: what takes time to start may do so meanwhile."""
-        ...
-
     def results[T, R](
         self, function: Callable[[T], R], work: Sequence[T], attempts: int, apart: bool = False
     ) -> Iterator[tuple[int, R | WorkerDiedError]]:

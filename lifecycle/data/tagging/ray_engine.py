@@ -25,18 +25,13 @@ class RayCluster:
     def __exit__(self, *error: object) -> None:
         """Leaves the cluster as it is: it is not ours."""
 
-    def start(self) -> None:
-        """See `Engine`; tasks start as they come."""
-
     def results[T, R](
         self, function: Callable[[T], R], work: Sequence[T], attempts: int, apart: bool = False
     ) -> Iterator[tuple[int, R | WorkerDiedError]]:
         """See `Engine`; all work is apart. Twice as many tasks as the cluster has cores are on their way at a time."""
         ray = connected(self.address)
-        task, given = (
-            ray.remote(max_retries=attempts - 1)(counted),
-            ray.put(function),
-        )  # which may be large, as an object is
+        task = ray.remote(max_retries=attempts - 1)(counted)
+        given = ray.put(function)  # which may be large, as an object is
         most = 2 * int(ray.cluster_resources().get("CPU", 1))
         waiting, running = deque(range(len(work))), {}
         while waiting or running:

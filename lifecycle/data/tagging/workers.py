@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from types import ModuleType
 from typing import Any, Self
 
@@ -43,21 +44,12 @@ class Workers:
 
     def __enter__(self) -> Self:
         if self.count > 1:
-            _fork_server().ensure_running()
+            _forking()
+            forkserver.ensure_running()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._end()
-
-    def start(self) -> None:
-        """Lets the processes start meanwhile, if that is not done by what they are given."""
-        if self.count > 1 and self._pool is None:
-            _fork_server()
-            context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin)
-            with _bare_main(), suppress(BrokenProcessPool):  # the first work finds out, too
-                for _ in range(self.count):
-                    self._pool.submit(int)
 
     def results[T, R](
         self, function: Callable[[T], R], work: Sequence[T], attempts: int, apart: bool = False
@@ -82,9 +74,9 @@ class Workers:
         the pool's queue at a time: their arguments take memory."""
         running: dict[Future[tuple[R, float]], int] = {}
         lost: list[int] = []
-        self.start()
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.count, mp_context=_forking(), initializer=_begin)
         pool = self._pool
-        assert pool is not None
         try:
             while (waiting or running) and not lost:
                 try:
@@ -142,10 +134,10 @@ class Alone:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown()
 
-    def start(self, load: Callable[[], None]) -> None:
-        """Lets the process start meanwhile, and call this."""
+    def start(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Lets the process start meanwhile, with this call; the next one finds out what it could not do."""
         with _bare_main():
-            self._pool.submit(load)
+            self._pool.submit(function, *arguments)
 
     def __call__[R](self, function: Callable[..., R], *arguments: Any) -> R:
         """`function(*arguments)` there."""
@@ -160,10 +152,11 @@ def call_alone[R](function: Callable[..., R], *arguments: Any) -> R:
         return alone(function, *arguments)
 
 
-def _fork_server() -> ModuleType:
-    """The server that forks workers. It starts in 0.6 s, once, while this process does something else."""
-    forkserver.set_forkserver_preload([f"{__package__}.worker_imports"])
-    return forkserver
+def _forking() -> BaseContext:
+    """What forks workers from a server. It starts in 0.6 s, once, while this process does something else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.worker_imports"])
+    return context
 
 
 def _begin() -> None:
