@@ -1,4 +1,4 @@
-"""The compiled loops over words, by Numba: hashes of words and their places, MinHash signatures, sets of n-grams.
+"""The compiled loops over words, by Numba: hashes of words and their places, sets of n-grams.
 Imported late, as `compiled_prose.py` is.
 
 Texts are UTF-8, as Arrow holds them. A word is a run of characters that `folded` maps to a letter; others are mapped
@@ -137,39 +137,6 @@ def hash_texts(data: Any, offsets: Any, folded: Any, hashes: Any, ends: Any) -> 
         num += hash_words(own, folded, len(own), hashes[num:])
         ends[text] = num
     return num
-
-
-@compiled
-def sign(
-    data: Any, offsets: Any, folded: Any, most_chars: int, n: int, factors: Any, terms: Any, keys: Any, nums: Any
-) -> None:
-    """Fills in each text's bands, a row of `keys`, and its number of words.
-
-    Of each hash function `factor * x + term` modulo 2^32 over the texts' n-grams the least value is kept; the values of
-    a band are hashed together. A text of fewer words than `n` is one n-gram.
-    """
-    longest = 0
-    for text in range(len(offsets) - 1):
-        longest = max(longest, offsets[text + 1] - offsets[text])
-    hashes = np.empty(longest // 2 + 1, np.uint64)
-    least = np.empty(len(factors), np.uint32)
-    bands = keys.shape[1]
-    rows = len(factors) // bands
-    for text in range(len(offsets) - 1):
-        num = hash_words(data[offsets[text] : offsets[text + 1]], folded, most_chars, hashes)
-        nums[text] = num
-        size = min(n, num)
-        least[:] = 0xFFFFFFFF
-        for at in range(num - size + 1 if num else 0):
-            gram = np.uint32((_gram(hashes, at, size) * MIX) >> _HALF)
-            for place in range(len(factors)):
-                least[place] = min(least[place], np.uint32(factors[place] * gram + terms[place]))
-        for band in range(bands):
-            key = np.uint64(band)
-            for row in range(rows):
-                key = (key ^ np.uint64(least[band * rows + row])) * MULTIPLIER
-                key ^= key >> _HALF
-            keys[text, band] = key
 
 
 @compiled

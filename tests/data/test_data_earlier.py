@@ -18,7 +18,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.document_writer import DocumentWriter
 from lifecycle.data.documents import document_files
-from lifecycle.data.selecting.earlier import EarlierCorpus, earlier_corpora
+from lifecycle.data.selecting.earlier import EarlierCorpus, earlier_corpora, signature_of
 from lifecycle.data.selecting.signatures import write_signatures
 from lifecycle.data.selecting.similarity import SimilarGroups
 
@@ -117,9 +117,12 @@ def test_a_folder_that_cannot_be_compared_with_is_refused(tmp_path: Path) -> Non
     assert "no finished artifact here" in refused(tmp_path / "none") and "give the folder" in refused(tmp_path / "none")
     assert "made by stage tagging" in refused(artifact(tmp_path, "tagging", {}))
     assert "run its stage again" in refused(artifact(tmp_path / "old", "documents", {}))
-    other = refused(artifact(tmp_path / "other", "documents", {"signature": {"bands": 14, "rows": 6}}))
+    made = signature_of(DedupConfig())
+    older = {"signature": made | {"functions": "others"}}
+    assert "with other hash functions" in refused(artifact(tmp_path / "older", "documents", older))
+    other = refused(artifact(tmp_path / "other", "documents", {"signature": made | {"rows": 6}}))
     assert "data.dedup.rows=6, this run's of data.dedup.rows=8" in other and "set data.dedup.rows=6 here" in other
-    same = artifact(tmp_path / "same", "documents", {"signature": {"bands": 14, "rows": 8}})
+    same = artifact(tmp_path / "same", "documents", {"signature": made})
     moved = same.rename(tmp_path / "moved")
     (found,) = earlier_corpora(DedupConfig(against=(str(moved),)))
     assert found.name == same.name and json.loads((moved / "manifest.json").read_text())["stage"] == "documents"

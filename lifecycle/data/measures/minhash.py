@@ -3,11 +3,15 @@
 MinHash (Broder 1997) with banding (Leskovec et al., Mining of Massive Datasets, section 3.4): two documents are
 candidates if their signatures agree in at least one band. Word 5-grams, 14 bands of 8 hash functions as in FineWeb
 (Penedo et al. 2024, arXiv:2406.17557, section 3.4); candidates are compared whole before one is removed (`dedup.py`).
+The words and hash functions are those of datatrove 0.10 in English, so that the candidates are, too: lower case, no
+accents, a number is 0, XXH64 of the words with spaces between, and the linear functions that its seed 1 draws.
 What must hold: a key depends on the document's words and the two settings alone.
 """
 
+import unicodedata
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -17,11 +21,13 @@ from numpy.typing import NDArray
 from lifecycle.core.arrow_text import utf8
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.steps import DocumentStep
-from lifecycle.data.mixing import mixed
 from lifecycle.data.ngrams import folded_characters
 
 SHINGLE_WORDS = 5
+FUNCTIONS = "XXH64, modulo 2^61 - 1"  # change it with the keys: those of other versions do not meet
 MOST_CHARS = 500_000  # of a document: what follows does not change where it is looked for
+# What has or is an accent, and all digits: code points other than ideographs and syllables.
+_WITH_ACCENTS = (range(0x3400), range(0xA4D0, 0xAC00), range(0xF900, 0x20000), range(0xE0100, 0xE01F0))
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,12 @@ class Sign:
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Columns `text_bytes` and `bands`."""
-        from lifecycle.data.compiled_words import sign
+        from lifecycle.data.compiled_minhash import sign
 
         data, offsets = utf8(batch["text"])
-        num_texts = len(offsets) - 1
-        keys, num_words = np.empty((num_texts, self.bands), np.uint64), np.empty(num_texts, np.int64)
-        factors, terms = _functions(self.bands * self.rows)
-        sign(data, offsets, folded_characters(), MOST_CHARS, SHINGLE_WORDS, factors, terms, keys, num_words)
-        columns = [pa.array(np.diff(offsets)), _listed(keys, num_words > 0)]
+        keys = np.zeros((len(offsets) - 1, self.bands), np.uint64)
+        sign(data, offsets, simplified(), MOST_CHARS, SHINGLE_WORDS, *_functions(self.bands * self.rows), keys)
+        columns = [pa.array(np.diff(offsets)), _listed(keys, keys.any(axis=1))]
         return pa.record_batch(columns, schema=self.columns)
 
 
@@ -59,8 +63,33 @@ def _listed(keys: NDArray[np.uint64], present: NDArray[np.bool_]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(~present))
 
 
+@cache
+def simplified() -> NDArray[np.uint32]:
+    """Of each code point the letter that stands for it, by its lower case and without accents: a space if it is no
+    letter, 0 if it is an accent alone."""
+    letters = folded_characters().copy()
+    letters[ord("_")] = 0
+    letters[letters == 0] = ord(" ")
+    for code in chain(*_WITH_ACCENTS):
+        kind = unicodedata.category(chr(code))
+        if kind == "Mn":
+            letters[code] = 0
+        elif kind == "Nd":
+            letters[code] = ord("0") + unicodedata.digit(chr(code))
+        elif code >= 0x80 and letters[code] != ord(" "):
+            letters[code] = _plain(int(letters[code]))
+    return letters
+
+
+def _plain(letter: int) -> int:
+    """A letter without its accents."""
+    base, *marks = unicodedata.normalize("NFD", chr(letter))
+    return ord(base) if all(unicodedata.category(mark) == "Mn" for mark in marks) else letter
+
+
 @lru_cache
-def _functions(count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Factors, odd, and terms of the hash functions."""
-    drawn = (mixed(np.arange(2 * count, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
-    return drawn[:count] | np.uint32(1), drawn[count:]
+def _functions(count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Factors and terms of the hash functions, below 2^61 - 1."""
+    source = np.random.RandomState(1)  # its numbers never change (NEP 19)
+    prime = (1 << 61) - 1
+    return source.randint(1, prime, count, dtype=np.uint64), source.randint(0, prime, count, dtype=np.uint64)

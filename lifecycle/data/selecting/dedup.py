@@ -26,7 +26,7 @@ from lifecycle.data.measures.steps import Failure
 from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.selecting.selection import removals
 from lifecycle.data.selecting.shingle_store import ShingleStore, write_shingles
-from lifecycle.data.selecting.similarity import NearDuplicate, SimilarGroups, preferred
+from lifecycle.data.selecting.similarity import NearDuplicate, Parts, SimilarGroups, preferred
 from lifecycle.data.tagging.engine import Engine, ordered_results
 from lifecycle.data.tagging.workers import Alone
 
@@ -164,12 +164,14 @@ def _near_duplicates(
     num_own = int(np.searchsorted(candidates, pool.num_own))
     with _shingles(pool.stretches, candidates, engine, folder, progress) as store:
         groups = SimilarGroups(len(candidates), num_own, store.similarity, config.jaccard)
+        parts_of = Parts(store.sketch)
         progress.start("comparing pairs", len(bands))
         for number, band in enumerate(bands):
             progress.update(number)
             sides = _read_links(folder, band, pool.num_own)
             for bucket in _buckets(*(np.searchsorted(candidates, side) for side in sides)):
-                groups.join(bucket)
+                for part in parts_of(bucket):
+                    groups.join(part)
     ordinals = candidates.tolist()
     return [
         NearDuplicate(ordinals[found.number], ordinals[found.kept], ordinals[found.like], found.jaccard)

@@ -21,12 +21,13 @@ from lifecycle.core.fetched import place_here
 from lifecycle.core.web_address import shown
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import Stretch, document_files, names_of, num_documents, stretches_of
+from lifecycle.data.measures.minhash import FUNCTIONS
 from lifecycle.data.selecting.signatures import FILES as SIGNATURES
 from lifecycle.data.selecting.signatures import TAKEN
 
 # The files with the documents, by the stage or verb that makes such an artifact.
 PREFIXES: Mapping[str, Sequence[str]] = {"documents": TAKEN, SIGNATURES: (SIGNATURES,)}
-SIGNATURE = "signature"  # in its stats: the settings that decide `bands`
+SIGNATURE = "signature"  # in its stats: what decides `bands`
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class Pool:
         return next((f" of {name}" for first, name in reversed(self.corpora) if ordinal >= first), "")
 
 
-def signature_of(config: DedupConfig) -> dict[str, int]:
-    """The settings that decide `bands`, for the stats of the documents."""
-    return {"bands": config.bands, "rows": config.rows}
+def signature_of(config: DedupConfig) -> dict[str, int | str]:
+    """What decides `bands`, for the stats of the documents: settings and hash functions."""
+    return {"bands": config.bands, "rows": config.rows, "functions": FUNCTIONS}
 
 
 def earlier_corpora(config: DedupConfig) -> list[EarlierCorpus]:
@@ -101,10 +102,13 @@ def _opened(place: str, config: DedupConfig) -> EarlierCorpus:
     return EarlierCorpus(artifact_path(folder, manifest.stage, manifest.key).name, files)
 
 
-def _require_same_keys(at: str, artifact: Artifact, own: Mapping[str, int]) -> None:
+def _require_same_keys(at: str, artifact: Artifact, own: Mapping[str, int | str]) -> None:
     made: Mapping[str, Any] = artifact.stats.get(SIGNATURE, {})
-    if not made:
-        raise ConfigError(f"{at}: does not say how its keys of near-duplicates were made; run its stage again")
+    if made.get("functions") != own["functions"]:
+        raise ConfigError(
+            f"{at}: another version made its keys of near-duplicates, with other hash functions, so none would meet; "
+            "run its stage again"
+        )
     if differing := [name for name in own if made[name] != own[name]]:
         there = ", ".join(f"data.dedup.{name}={made[name]}" for name in differing)
         here = ", ".join(f"data.dedup.{name}={own[name]}" for name in differing)

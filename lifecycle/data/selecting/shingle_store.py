@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lifecycle.data.documents import Flags, Stretch
 from lifecycle.data.ngrams import Hashes
 from lifecycle.data.selecting.signatures import SHINGLES
-from lifecycle.data.selecting.similarity import jaccard_similarity, shingles
+from lifecycle.data.selecting.similarity import jaccard_similarity, shingles, sketch
 
 CACHED = 4096  # sets that are kept in memory
 _BYTES = np.dtype(np.uint64).itemsize
@@ -62,6 +62,10 @@ class ShingleStore:
     def similarity(self, one: int, other: int) -> float:
         """The Jaccard similarity of two documents."""
         return jaccard_similarity(self._cached(one), self._cached(other))
+
+    def sketch(self, number: int) -> tuple[int, ...]:
+        """The sketch of a document."""
+        return sketch(self._cached(number))
 
     def _read(self, number: int) -> Hashes:
         file = self._files[np.searchsorted(self._firsts, number, side="right") - 1]

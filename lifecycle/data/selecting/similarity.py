@@ -6,16 +6,18 @@ groups. Which pairs are compared decides nothing else: two documents that are co
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.data.measures.minhash import SHINGLE_WORDS
+from lifecycle.data.mixing import mixed
 from lifecycle.data.ngrams import Hashes, distinct, ngram_hashes, word_hashes
 
 BUCKET_HEADS = 16  # documents of a bucket that all others of it are compared with
+_SKETCHES = mixed(np.arange(4, dtype=np.uint64)) | np.uint64(1)  # factors
 
 
 class NearDuplicate(NamedTuple):
@@ -41,6 +43,37 @@ def jaccard_similarity(one: Hashes, other: Hashes) -> float:
     common = num_common(one, other)
     union = len(one) + len(other) - common
     return common / union if union else 0.0
+
+
+def sketch(shingled: Hashes) -> tuple[int, ...]:
+    """Of four hash functions the least value over a set of shingles: two sets have each in common with a probability of
+    their similarity."""
+    return tuple(int((shingled * factor).min()) for factor in _SKETCHES)
+
+
+class Parts:
+    """What of the bands' buckets is compared: a bucket itself; of one so large that not all its pairs are compared
+    (texts that differ in their numbers alone are one in each band) also what has a value of a sketch in common."""
+
+    def __init__(self, sketch_of: Callable[[int], tuple[int, ...]]) -> None:
+        self._sketch_of = sketch_of
+        self._seen = set[int]()
+
+    def __call__(self, bucket: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The documents of a bucket and of its parts, ascending; nothing of a large one that another band had."""
+        if len(bucket) <= BUCKET_HEADS + 1:
+            yield bucket
+        elif (members := hash(tuple(bucket))) not in self._seen:
+            self._seen.add(members)
+            yield bucket
+            yield from self._parts(bucket)
+
+    def _parts(self, bucket: Sequence[int]) -> Iterator[Sequence[int]]:
+        members = np.array(bucket)
+        for values in np.array([self._sketch_of(number) for number in bucket], np.uint64).T:
+            order = np.argsort(values, kind="stable")
+            starts = np.flatnonzero(np.diff(values[order])) + 1
+            yield from (part.tolist() for part in np.split(members[order], starts) if 1 < len(part) < len(bucket))
 
 
 def preferred(groups: NDArray[np.int64], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
