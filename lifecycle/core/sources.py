@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 
@@ -10,7 +11,7 @@ def modules_behind(module: str, package: str) -> set[str]:
     """The module and those of the package that it imports by `from ... import`, directly or through others."""
     found, waiting = {module}, [module]
     while waiting:
-        new = {name for name in _imports(source_of(waiting.pop())) if _is_module(name, package)} - found
+        new = {name for name in _imports(waiting.pop()) if name.startswith(f"{package}.")} - found
         found |= new
         waiting += new
     return found
@@ -18,22 +19,37 @@ def modules_behind(module: str, package: str) -> set[str]:
 
 def source_of(module: str) -> bytes:
     """The source of a module."""
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None, module
-    return Path(found.origin).read_bytes()
+    file = _file_of(module)
+    assert file is not None, module
+    return file.read_bytes()
 
 
-def _imports(source: bytes) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)  # modules, if it is a package
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """The modules that a module imports, of its own package and others that Python finds."""
+    named = set[str]()
+    for statement in _statements(ast.parse(source_of(module))):
+        if isinstance(statement, ast.ImportFrom) and statement.module is not None:
+            named |= {statement.module, *(f"{statement.module}.{alias.name}" for alias in statement.names)}
+    return frozenset(name for name in named if name.partition(".")[0] == module.partition(".")[0] and _file_of(name))
 
 
-def _is_module(name: str, package: str) -> bool:
-    if not name.startswith(f"{package}."):
-        return False
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # a function or class of a module
-        return False
+def _statements(body: ast.AST) -> Iterator[ast.AST]:
+    """All statements in one; expressions, most of a tree, have none."""
+    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for part in getattr(body, field, ()):
+            yield part
+            yield from _statements(part)
+
+
+@cache
+def _file_of(module: str) -> Path | None:
+    """The file of a module; None if it is none, but a function, say. Nothing is imported but the outermost package."""
+    root, *names = module.split(".")
+    spec = importlib.util.find_spec(root)
+    if spec is None or spec.origin is None:
+        return None
+    if not names:
+        return Path(spec.origin)
+    place = Path(spec.origin).parent.joinpath(*names)
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
