@@ -30,7 +30,7 @@ from lifecycle.data.document_writer import DocumentWriter
 from lifecycle.data.documents import TAGGED, tagged_documents
 from lifecycle.data.measures.identity import Identify
 from lifecycle.data.measures.minhash import Sign
-from lifecycle.data.selecting.dedup import deduplicate
+from lifecycle.data.selecting.dedup import daft_for, deduplicate
 from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.tagging.engine import Native
 
@@ -92,7 +92,8 @@ def ours(folder: Path, config: DedupConfig) -> None:
     stretches = tagged_documents(tagging)
     chosen = np.ones(stretches[-1].end, bool)
     pool = Pool.of(stretches, np.arange(len(chosen)), ())
-    removed = deduplicate(pool, chosen, config, Native(1), folder, Silent())
+    with daft_for(engine := Native(1)) as daft:
+        removed = deduplicate(pool, chosen, config, engine, daft, folder, Silent())
     chosen[removed["ordinal"].to_numpy()] = False
     with open(folder / "ours.jsonl", "w", encoding="utf-8") as file:
         for stretch in stretches:

@@ -13,7 +13,7 @@ from lifecycle.data.config import DedupConfig
 from lifecycle.data.measures.identity import Identify
 from lifecycle.data.measures.minhash import Sign
 from lifecycle.data.measures.steps import run_steps
-from lifecycle.data.selecting.dedup import deduplicate
+from lifecycle.data.selecting.dedup import daft_for, deduplicate
 from lifecycle.data.selecting.earlier import EarlierCorpus, Pool
 from lifecycle.data.tagging.engine import Native
 
@@ -49,8 +49,8 @@ def removed_of(
     chosen = np.isin(np.arange(len(documents)), range(len(documents)) if among is None else among)
     order = np.array(range(len(documents)) if ranks is None else ranks)
     pool = Pool.of(stored(signed(documents, config), folder), order, earlier)
-    with Native(workers) as engine:
-        return deduplicate(pool, chosen, config, engine, folder, Silent())
+    with Native(workers) as engine, daft_for(engine) as daft:
+        return deduplicate(pool, chosen, config, engine, daft, folder, Silent())
 
 
 def named_in(details: pa.ChunkedArray) -> list[int]:

@@ -41,33 +41,39 @@ type Ordinals = NDArray[np.int64]
 type KeysOf = Callable[[pa.Table], Sequence[pa.Array]]
 
 
+def daft_for(engine: Engine) -> Alone:
+    """A process in which Daft starts meanwhile: it takes a second."""
+    daft = Alone()
+    daft.start(_start_daft, engine.address)
+    return daft
+
+
 def deduplicate(
-    pool: Pool, chosen: Flags, config: DedupConfig, engine: Engine, scratch: Path, progress: Progress
+    pool: Pool, chosen: Flags, config: DedupConfig, engine: Engine, daft: Alone, scratch: Path, progress: Progress
 ) -> pa.Table:
     """The removals of duplicates among the chosen documents and earlier ones; `chosen` has an entry for each document
-    of the run."""
+    of the run. The process `daft` is ended before pairs are compared: they may have its memory."""
     left, removed = pool.with_earlier(chosen), []
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
         folder = Path(name)
-        with Alone() as alone:
-            alone.start(_start_daft, engine.address)
-            for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
-                kept, copies = _copies(pool, left, step, folder, engine, alone, progress)
-                removed.append(removals(step, _copy_failures(step, kept, copies, pool)))
-                left[copies] = False
-            bands = _link_bands(pool, left, config, folder, engine, alone, progress)
+        for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
+            kept, copies = _copies(pool, left, step, folder, engine, daft, progress)
+            removed.append(removals(step, _copy_failures(step, kept, copies, pool)))
+            left[copies] = False
+        bands = _link_bands(pool, left, config, folder, engine, daft, progress)
+        daft.end()
         near = _near_duplicates(pool, bands, config, folder, engine, progress)
     return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, pool))])
 
 
 def _copies(
-    pool: Pool, chosen: Flags, step: str, folder: Path, engine: Engine, alone: Alone, progress: Progress
+    pool: Pool, chosen: Flags, step: str, folder: Path, engine: Engine, daft: Alone, progress: Progress
 ) -> tuple[Ordinals, Ordinals]:
     """The run's documents that have the hash of another one with a lower rank: the one with the lowest, and each of
     them."""
     keys = partial(_halves_of, _OF[step])
     _write_keys(pool, chosen, [_OF[step]], _HALVES, keys, folder / f"keys-{step}", engine, progress, step)
-    alone(_write_links, folder / f"keys-{step}", {step: _HALVES}, folder, engine.address)
+    daft(_write_links, folder / f"keys-{step}", {step: _HALVES}, folder, engine.address)
     firsts, others = _read_links(folder, step, pool.num_own)
     heads = np.unique(firsts)
     members = np.concatenate([heads, others])
@@ -143,13 +149,13 @@ def _read_links(folder: Path, name: str, num_own: int) -> tuple[Ordinals, Ordina
 
 
 def _link_bands(
-    pool: Pool, chosen: Flags, config: DedupConfig, folder: Path, engine: Engine, alone: Alone, progress: Progress
+    pool: Pool, chosen: Flags, config: DedupConfig, folder: Path, engine: Engine, daft: Alone, progress: Progress
 ) -> list[str]:
     """Writes the links of each band among the chosen documents; returns the bands' names."""
     bands = [f"band_{number:03d}" for number in range(config.bands)]
     keys = partial(_bands_of, len(bands))
     _write_keys(pool, chosen, ["bands"], bands, keys, folder / "keys", engine, progress, NEAR)
-    alone(_write_links, folder / "keys", {band: (band,) for band in bands}, folder, engine.address)
+    daft(_write_links, folder / "keys", {band: (band,) for band in bands}, folder, engine.address)
     return bands
 
 

@@ -30,7 +30,7 @@ from lifecycle.data.selecting.contamination import contamination
 from lifecycle.data.selecting.cuts import CutStretch
 from lifecycle.data.selecting.cutting import cut_repeats
 from lifecycle.data.selecting.decontaminate import decontaminate
-from lifecycle.data.selecting.dedup import deduplicate
+from lifecycle.data.selecting.dedup import daft_for, deduplicate
 from lifecycle.data.selecting.earlier import SIGNATURE, EarlierCorpus, Pool, signature_of
 from lifecycle.data.selecting.eval_items import TestItem, heldout_items, task_items
 from lifecycle.data.selecting.funnel import require_training_text
@@ -64,14 +64,17 @@ def prepare_documents(
     schema = tagged_schema(config)
     require_columns(stretches, schema)
     items, too_short, overlapping = rows, np.zeros(len(rows), bool), np.zeros(0, np.int64)
-    with tempfile.TemporaryDirectory(prefix="cuts-", dir=out) as name, engine_of(config, reading.num_bytes) as engine:
+    with (
+        tempfile.TemporaryDirectory(prefix="cuts-", dir=out) as name,
+        engine_of(config, reading.num_bytes) as engine, daft_for(engine) as daft,
+    ):  # fmt: skip
         folder = Path(name)
         chosen = _chosen(stretches, config, [name for name in schema.names if name not in LARGE], engine, progress)
         removed, is_heldout = REMOVALS.empty_table(), np.zeros_like(chosen)
         if chosen.any():
             progress.note(f"looking for duplicates among {chosen.sum():,} documents")
             pool = Pool.of(stretches, ranks(stretches, config), earlier)
-            removed = deduplicate(pool, chosen, config.dedup, engine, out, progress)
+            removed = deduplicate(pool, chosen, config.dedup, engine, daft, out, progress)
             chosen[removed["ordinal"].to_numpy()] = False
             cut, repeated = cut_repeats(cut, chosen, config.dedup, engine, folder, progress)
             chosen[repeated["ordinal"].to_numpy()] = False

@@ -121,8 +121,8 @@ def _alone[T, R](function: Callable[[T], R], item: T, attempts: int) -> R | Work
 
 
 class Alone:
-    """A process of its own for some calls, which ends with this context manager, so that its threads and memory are
-    free."""
+    """A process of its own for some calls, which ends with this context manager or before, so that its threads and
+    memory are free."""
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -132,6 +132,10 @@ class Alone:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Ends the process; there are no further calls."""
         self._pool.shutdown()
 
     def start(self, function: Callable[..., None], *arguments: Any) -> None:
