@@ -22,6 +22,7 @@ from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache, Stack
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
 from lifecycle.model.cut_hidden import cuts_hidden, to_rows
+from lifecycle.model.gathering import gathered
 from lifecycle.model.layers import Angles, Hidden, for_layer, full_row
 from lifecycle.model.lora import adapted_blocks, trained_apart
 from lifecycle.model.mtp import own_positions
@@ -29,7 +30,6 @@ from lifecycle.model.params import (
     Params,
     block_definition,
     compute_dtype,
-    gathered,
     parameters,
     trunk_definition,
 )

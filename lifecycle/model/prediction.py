@@ -20,8 +20,9 @@ from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
 from lifecycle.model.cut_hidden import cuts_hidden, to_columns, to_rows
 from lifecycle.model.decoder import angles_of, causal_mask, embed, head, logits_of
 from lifecycle.model.drafter import VOCABULARY, Drafter, Unrolled, block_config
+from lifecycle.model.gathering import gathered
 from lifecycle.model.layers import Angles
-from lifecycle.model.params import Params, drafter_definition, gathered, module_definition
+from lifecycle.model.params import Params, drafter_definition, module_definition
 from lifecycle.model.pipeline import own_rows
 from lifecycle.model.remat import rematerialised
 from lifecycle.model.routing import RouterStats

@@ -15,9 +15,10 @@ from jax.sharding import PartitionSpec as P
 
 from lifecycle.model.config import ModelConfig, MoeConfig, Precision
 from lifecycle.model.dispatch import buffer_room
+from lifecycle.model.gathering import gathered
 from lifecycle.model.moe import MoE
 from lifecycle.model.parameter import Parameter
-from lifecycle.model.params import block_definition, gathered
+from lifecycle.model.params import block_definition
 from lifecycle.model.routing import RouterStats, balance_loss, z_loss
 from lifecycle.parallel.axes import AXES, RULES, MeshConfig
 from lifecycle.parallel.mesh import build_mesh, spec

@@ -15,9 +15,10 @@ from lifecycle.kernels.adapted import LowRankWeight
 from lifecycle.model.config import MlaConfig, ModelConfig
 from lifecycle.model.counts import num_adapter_params
 from lifecycle.model.decoder import forward, logits
+from lifecycle.model.gathering import gathered
 from lifecycle.model.lora import lengths, merged
 from lifecycle.model.parameter import Parameter
-from lifecycle.model.params import Params, abstract_params, adapter_off, gathered, with_fresh_adapter, without_adapter
+from lifecycle.model.params import Params, abstract_params, adapter_off, with_fresh_adapter, without_adapter
 from lifecycle.model.stacks import ADAPTER
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh

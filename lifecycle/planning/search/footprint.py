@@ -18,7 +18,8 @@ from lifecycle.kernels.vocabulary import BLOCK
 from lifecycle.model.config import ModelConfig, Remat, RematName
 from lifecycle.model.counts import block_layers
 from lifecycle.model.dispatch import buffer_room
-from lifecycle.model.params import GATHERED, parameters
+from lifecycle.model.gathering import GATHERED
+from lifecycle.model.params import parameters
 from lifecycle.model.stacks import MODULES
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.planning.chips import Chip
