@@ -32,9 +32,9 @@ def sign(data: Any, offsets: Any, letters: Any, most_chars: int, n: int, factors
     """
     longest = 0
     for text in range(len(offsets) - 1):
-        longest = max(longest, offsets[text + 1] - offsets[text])
-    words, begins = np.empty(2 * longest + 8, np.uint8), np.empty(longest + 2, np.int64)
-    grams, least = np.empty(longest + 1, np.uint64), np.empty(len(factors), np.uint64)
+        longest = max(longest, min(offsets[text + 1] - offsets[text], 4 * most_chars))
+    words, begins = np.empty(2 * longest + 8, np.uint8), np.empty(longest // 2 + 2, np.int64)
+    grams, least = np.empty(longest // 2 + 1, np.uint64), np.empty(len(factors), np.uint64)
     rows = len(factors) // keys.shape[1]
     for text in range(len(offsets) - 1):
         own = data[offsets[text] : offsets[text + 1]]
