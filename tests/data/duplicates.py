@@ -1,7 +1,7 @@
 """Made near-duplicates for tests, and what deduplication removes of them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from lifecycle.data.config import DedupConfig
 from lifecycle.data.measures.identity import Identify
 from lifecycle.data.measures.minhash import Sign
 from lifecycle.data.measures.steps import run_steps
+from lifecycle.data.selecting.candidate_pairs import waves_of
 from lifecycle.data.selecting.dedup import daft_for, deduplicate
 from lifecycle.data.selecting.earlier import EarlierCorpus, Pool
+from lifecycle.data.selecting.similarity import Pair, SimilarGroups
 from lifecycle.data.tagging.engine import Native
 
 CONFIG = DedupConfig()
@@ -51,6 +53,17 @@ def removed_of(
     pool = Pool.of(stored(signed(documents, config), folder), order, earlier)
     with Native(workers) as engine, daft_for(engine) as daft:
         return deduplicate(pool, chosen, config, engine, daft, folder, Silent())
+
+
+def joined(
+    count: int, num_own: int, parts: Iterable[Sequence[int]], similarity: Callable[[Pair], float]
+) -> SimilarGroups:
+    """Groups by the pairs of these parts, at a Jaccard similarity of 0.8."""
+    groups = SimilarGroups(count, num_own, 0.8)
+    for pairs in waves_of(parts, num_own):
+        apart = groups.apart(pairs)
+        groups.join(apart, map(similarity, apart))
+    return groups
 
 
 def named_in(details: pa.ChunkedArray) -> list[int]:

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from document_tables import at_addresses, table_of, verdicts
-from duplicates import WORDS, made_texts, named_in, removed_of, signed
+from duplicates import WORDS, joined, made_texts, named_in, removed_of, signed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError, validate
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.selecting.similarity import SimilarGroups, jaccard_similarity, shingles
+from lifecycle.data.selecting.similarity import jaccard_similarity, shingles
 from lifecycle.data.tagging.workers import call_alone
 
 
@@ -31,11 +31,8 @@ def true_pairs(texts: list[str], jaccard: float) -> set[tuple[int, int]]:
 
 def test_finds_the_true_near_duplicates_and_no_other(tmp_path: Path) -> None:
     texts = made_texts(groups=60, copies=2)
-    groups = SimilarGroups(len(texts), len(texts), lambda one, other: 1.0 if (one, other) in pairs else 0.0, 0.8)
     pairs = true_pairs(texts, 0.8)
-    groups.join(range(len(texts)))
-    for pair in sorted(pairs):
-        groups.join(pair)
+    groups = joined(len(texts), len(texts), [range(len(texts)), *sorted(pairs)], lambda pair: float(pair in pairs))
     expected = {duplicate.number: duplicate.kept for duplicate in groups.duplicates(np.arange(len(texts)))}
     assert 60 < len(expected) < 120  # some copies are changed too much: the border runs through the examples
     config = DedupConfig(bands=21, rows=6)
@@ -162,9 +159,7 @@ def test_groups_are_components_whatever_the_order_of_pairs(
 ) -> None:
     found = []
     for _ in range(2):
-        groups = SimilarGroups(13, 13, lambda one, other: 0.8 + (one + other) / 1000, 0.8)
-        for pair in pairs:
-            groups.join(pair)
+        groups = joined(13, 13, pairs, lambda pair: 0.8 + sum(pair) / 1000)
         found.append({(duplicate.number, duplicate.kept) for duplicate in groups.duplicates(np.array(ranks))})
         chance.shuffle(pairs)
     assert found[0] == found[1]

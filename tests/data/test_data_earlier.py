@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from document_tables import table_of
-from duplicates import WORDS, removed_of, signed
+from duplicates import WORDS, joined, removed_of, signed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,6 @@ from lifecycle.data.document_writer import DocumentWriter
 from lifecycle.data.documents import document_files
 from lifecycle.data.selecting.earlier import EarlierCorpus, earlier_corpora, signature_of
 from lifecycle.data.selecting.signatures import write_signatures
-from lifecycle.data.selecting.similarity import SimilarGroups
 
 BASE = WORDS[:200]
 
@@ -82,8 +81,7 @@ def test_what_earlier_corpora_have_is_removed_and_named(tmp_path: Path, has_text
 def test_an_own_document_stays_if_nothing_leads_to_an_earlier_one(
     num_own: int, pairs: list[tuple[int, int]], order: list[int]
 ) -> None:
-    groups = SimilarGroups(10, num_own, lambda one, other: 0.8 if (one, other) in pairs else 0.0, 0.8)
-    groups.join(range(10))
+    groups = joined(10, num_own, [range(10)], lambda pair: 0.8 * (pair in pairs))
     ranks = [rank + 10 * (at < num_own) for at, rank in enumerate(order)]
     removed = {found.number: found.kept for found in groups.duplicates(np.array(ranks))}
     for own in range(num_own):

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress
 from lifecycle.data.config import DedupConfig
-from lifecycle.data.documents import Flags, Stretch, num_documents, pieces_of
+from lifecycle.data.documents import Flags, Stretch, pieces_of
 from lifecycle.data.measures.steps import Failure
 from lifecycle.data.selecting.earlier import Pool
+from lifecycle.data.selecting.near_duplicates import near_duplicates, read_links
 from lifecycle.data.selecting.selection import removals
-from lifecycle.data.selecting.shingle_store import ShingleStore, write_shingles
-from lifecycle.data.selecting.similarity import NearDuplicate, Parts, SimilarGroups, preferred
+from lifecycle.data.selecting.similarity import NearDuplicate, preferred
 from lifecycle.data.tagging.engine import Engine, ordered_results
 from lifecycle.data.tagging.workers import Alone
 
@@ -62,7 +62,7 @@ def deduplicate(
             left[copies] = False
         bands = _link_bands(pool, left, config, folder, engine, daft, progress)
         daft.end()
-        near = _near_duplicates(pool, bands, config, folder, engine, progress)
+        near = near_duplicates(pool, bands, config, folder, engine, progress)
     return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, pool))])
 
 
@@ -74,7 +74,7 @@ def _copies(
     keys = partial(_halves_of, _OF[step])
     _write_keys(pool, chosen, [_OF[step]], _HALVES, keys, folder / f"keys-{step}", engine, progress, step)
     daft(_write_links, folder / f"keys-{step}", {step: _HALVES}, folder, engine.address)
-    firsts, others = _read_links(folder, step, pool.num_own)
+    firsts, others = read_links(folder, step, pool.num_own)
     heads = np.unique(firsts)
     members = np.concatenate([heads, others])
     kept = members[preferred(np.concatenate([heads, firsts]), pool.ranks[members])]
@@ -139,15 +139,6 @@ def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, ad
     daft_adapter.write_links(keys, columns, out, BLOCK_ROWS, OPEN_BLOCKS)
 
 
-def _read_links(folder: Path, name: str, num_own: int) -> tuple[Ordinals, Ordinals]:
-    """The firsts, and the documents that each has a key in common with; without those that earlier documents alone have
-    in common."""
-    links = pq.read_table(folder / f"{name}.parquet")
-    firsts = links["first"].to_numpy()
-    end = np.searchsorted(firsts, num_own)  # the firsts ascend
-    return firsts[:end], links["ordinal"].to_numpy()[:end]
-
-
 def _link_bands(
     pool: Pool, chosen: Flags, config: DedupConfig, folder: Path, engine: Engine, daft: Alone, progress: Progress
 ) -> list[str]:
@@ -157,51 +148,6 @@ def _link_bands(
     _write_keys(pool, chosen, ["bands"], bands, keys, folder / "keys", engine, progress, NEAR)
     daft(_write_links, folder / "keys", {band: (band,) for band in bands}, folder, engine.address)
     return bands
-
-
-def _near_duplicates(
-    pool: Pool, bands: Sequence[str], config: DedupConfig, folder: Path, engine: Engine, progress: Progress
-) -> list[NearDuplicate]:
-    """The near-duplicates among the documents of the run that links name, by ordinal."""
-    links = (_read_links(folder, band, pool.num_own) for band in bands)
-    candidates = np.unique(np.concatenate([side for sides in links for side in sides]))
-    if not len(candidates):
-        return []
-    num_own = int(np.searchsorted(candidates, pool.num_own))
-    with _shingles(pool.stretches, candidates, engine, folder, progress) as store:
-        groups = SimilarGroups(len(candidates), num_own, store.similarity, config.jaccard)
-        parts_of = Parts(store.sketch)
-        progress.start("comparing pairs", len(bands))
-        for number, band in enumerate(bands):
-            progress.update(number)
-            sides = _read_links(folder, band, pool.num_own)
-            for bucket in _buckets(*(np.searchsorted(candidates, side) for side in sides)):
-                for part in parts_of(bucket):
-                    groups.join(part)
-    ordinals = candidates.tolist()
-    return [
-        NearDuplicate(ordinals[found.number], ordinals[found.kept], ordinals[found.like], found.jaccard)
-        for found in groups.duplicates(pool.ranks[candidates])
-    ]
-
-
-def _shingles(
-    stretches: Sequence[Stretch], candidates: Ordinals, engine: Engine, folder: Path, progress: Progress
-) -> ShingleStore:
-    """The shingles of the candidates, numbered as they are there."""
-    is_candidate = np.zeros(num_documents(stretches), bool)
-    is_candidate[candidates] = True
-    pieces = pieces_of(stretches, is_candidate)
-    paths = [folder / f"shingles-{number:05d}.bin" for number in range(len(pieces))]
-    sizes = ordered_results(engine, write_shingles, list(zip(pieces, paths, strict=True)), progress, "shingles")
-    return ShingleStore(paths, sizes)
-
-
-def _buckets(firsts: Ordinals, others: Ordinals) -> Iterator[list[int]]:
-    """The documents of each bucket, ascending; the links are sorted."""
-    starts = np.flatnonzero(np.diff(firsts, prepend=-1))
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(firsts)], strict=False):
-        yield [int(firsts[start]), *others[start:end].tolist()]
 
 
 def _copy_failures(step: str, kept: Ordinals, copies: Ordinals, pool: Pool) -> Iterator[Failure]:

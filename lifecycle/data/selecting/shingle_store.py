@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from lifecycle.data.documents import Flags, Stretch
 from lifecycle.data.ngrams import Hashes
+from lifecycle.data.selecting.gram_lookup import mapped
 from lifecycle.data.selecting.signatures import SHINGLES
 from lifecycle.data.selecting.similarity import jaccard_similarity, shingles, sketch
 
 CACHED = 4096  # sets that are kept in memory
 _BYTES = np.dtype(np.uint64).itemsize
+_FIRSTS, _STARTS, _SIZES, _NAMES = "firsts.npy", "starts.npy", "sizes.npy", "names.txt"
 
 
 def write_shingles(piece: tuple[Sequence[tuple[Stretch, Flags]], Path]) -> NDArray[np.int64]:
@@ -42,14 +44,22 @@ def _shingles(stretch: Stretch, chosen: Flags) -> Iterator[Hashes]:
         yield shingles(value.as_py()) if column == "text" else value.values.to_numpy()
 
 
-class ShingleStore:
-    """Sets of shingles in files, by number: those of the first file come first. A context manager."""
+def write_index(folder: Path, paths: Sequence[Path], sizes: Sequence[NDArray[np.int64]]) -> None:
+    """Writes where the sets of these files are: those of the first file come first, sizes as `write_shingles` returns
+    them."""
+    np.save(folder / _FIRSTS, np.cumsum([0, *map(len, sizes)]))
+    np.save(folder / _STARTS, np.concatenate([np.cumsum(own) - own for own in sizes]))
+    np.save(folder / _SIZES, np.concatenate(list(sizes)))
+    (folder / _NAMES).write_text("\n".join(path.name for path in paths))
 
-    def __init__(self, paths: Sequence[Path], sizes: Sequence[NDArray[np.int64]]) -> None:
-        self._files = [os.open(path, os.O_RDONLY) for path in paths]
-        self._firsts = np.cumsum([0, *map(len, sizes)])
-        self._starts = np.concatenate([np.cumsum(own) - own for own in sizes])
-        self._sizes = np.concatenate(list(sizes))
+
+class ShingleStore:
+    """Sets of shingles in the files of a folder, by number. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        names = (folder / _NAMES).read_text().split("\n")
+        self._files = [os.open(folder / name, os.O_RDONLY) for name in names]
+        self._firsts, self._starts, self._sizes = (mapped(folder / name) for name in (_FIRSTS, _STARTS, _SIZES))
         self._cached = lru_cache(CACHED)(self._read)
 
     def __enter__(self) -> "ShingleStore":

@@ -5,8 +5,7 @@ groups. Which pairs are compared decides nothing else: two documents that are co
 """
 
 from array import array
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +15,9 @@ from lifecycle.data.measures.minhash import SHINGLE_WORDS
 from lifecycle.data.mixing import mixed
 from lifecycle.data.ngrams import Hashes, distinct, ngram_hashes, word_hashes
 
-BUCKET_HEADS = 16  # documents of a bucket that all others of it are compared with
 _SKETCHES = mixed(np.arange(4, dtype=np.uint64)) | np.uint64(1)  # factors
+
+type Pair = tuple[int, int]
 
 
 class NearDuplicate(NamedTuple):
@@ -51,31 +51,6 @@ def sketch(shingled: Hashes) -> tuple[int, ...]:
     return tuple(int((shingled * factor).min()) for factor in _SKETCHES)
 
 
-class Parts:
-    """What of the bands' buckets is compared: a bucket itself; of one so large that not all its pairs are compared
-    (texts that differ in their numbers alone are one in each band) also what has a value of a sketch in common."""
-
-    def __init__(self, sketch_of: Callable[[int], tuple[int, ...]]) -> None:
-        self._sketch_of = sketch_of
-        self._seen = set[int]()
-
-    def __call__(self, bucket: Sequence[int]) -> Iterator[Sequence[int]]:
-        """The documents of a bucket and of its parts, ascending; nothing of a large one that another band had."""
-        if len(bucket) <= BUCKET_HEADS + 1:
-            yield bucket
-        elif (members := hash(tuple(bucket))) not in self._seen:
-            self._seen.add(members)
-            yield bucket
-            yield from self._parts(bucket)
-
-    def _parts(self, bucket: Sequence[int]) -> Iterator[Sequence[int]]:
-        members = np.array(bucket)
-        for values in np.array([self._sketch_of(number) for number in bucket], np.uint64).T:
-            order = np.argsort(values, kind="stable")
-            starts = np.flatnonzero(np.diff(values[order])) + 1
-            yield from (part.tolist() for part in np.split(members[order], starts) if 1 < len(part) < len(bucket))
-
-
 def preferred(groups: NDArray[np.int64], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each member of a group the position of the one that stays: that of the group's lowest rank. No two members of
     a group have the same."""
@@ -88,24 +63,26 @@ def preferred(groups: NDArray[np.int64], ranks: NDArray[np.int64]) -> NDArray[np
 
 class SimilarGroups:
     """Groups among documents with the numbers 0 to `count - 1`, joined pair by pair: 16 bytes a document. Those from
-    `num_own` on are of earlier corpora: they are not compared with each other, and none of them is removed."""
+    `num_own` on are of earlier corpora: none of them is removed."""
 
-    def __init__(self, count: int, num_own: int, similarity: Callable[[int, int], float], jaccard: float) -> None:
-        self._similarity, self._jaccard, self._num_own = similarity, jaccard, num_own
+    def __init__(self, count: int, num_own: int, jaccard: float) -> None:
+        self._jaccard, self._num_own = jaccard, num_own
         self._parent = array("i", range(count))
         self._like, self._score = array("i", bytes(4 * count)), array("d", bytes(8 * count))
 
-    def join(self, bucket: Sequence[int]) -> None:
-        """Compares the documents of a bucket, ascending: of the earlier ones the first `BUCKET_HEADS` with all others,
-        and as many of the others with all behind them."""
-        end = bisect_left(bucket, self._num_own)
-        own, earlier = bucket[:end], bucket[end : end + BUCKET_HEADS]
-        for other in own:
-            for head in earlier:
-                self._meet(other, head)
-        for at, head in enumerate(own[:BUCKET_HEADS]):
-            for other in own[at + 1 :]:
-                self._meet(head, other)
+    def apart(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """The pairs whose documents are in different groups so far."""
+        return [(one, other) for one, other in pairs if self._root(one) != self._root(other)]
+
+    def join(self, pairs: Iterable[Pair], scores: Iterable[float]) -> None:
+        """Joins the groups of those pairs that are similar enough."""
+        for pair, score in zip(pairs, scores, strict=True):
+            if score >= self._jaccard:
+                first, last = sorted(map(self._root, pair))
+                self._parent[last] = first
+                for node, neighbour in (pair, pair[::-1]):
+                    if score > self._score[node]:
+                        self._like[node], self._score[node] = neighbour, score
 
     def duplicates(self, ranks: NDArray[np.int64]) -> list[NearDuplicate]:
         """Every document but the one with the lowest rank of each group, ascending; a rank for each document, those of
@@ -124,15 +101,3 @@ class SimilarGroups:
             parent[node] = parent[above]
             node = above
         return node
-
-    def _meet(self, low: int, high: int) -> None:
-        if self._root(low) == self._root(high):
-            return
-        score = self._similarity(low, high)
-        if score < self._jaccard:
-            return
-        first, last = sorted((self._root(low), self._root(high)))
-        self._parent[last] = first
-        for node, neighbour in ((low, high), (high, low)):
-            if score > self._score[node]:
-                self._like[node], self._score[node] = neighbour, score
