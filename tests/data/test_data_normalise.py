@@ -21,6 +21,8 @@ from lifecycle.data.measures.normalise import _suspicious, normalise
         ("lone \ufffd half\n", "lone \ufffd half\n", "replacements"),
         ("\ufeffstart  \t\nend", "start\nend\n", "controls"),
         ("a\n\n\n\n\n\nb", "a\n\n\nb\n", None),
+        ("Donau\u00addampf\u00ad\nschiff: Gra\u0308\u00adfin\n", "Donaudampfschiff: Gräfin\n", "controls"),
+        ("in\u200bvisible\u2060, a \u200b \u200b b\u200b\n", "invisible, a   b\n", "controls"),
     ],
 )
 def test_prose_is_repaired(damaged: str, clean: str, edit: str | None) -> None:
@@ -30,7 +32,15 @@ def test_prose_is_repaired(damaged: str, clean: str, edit: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Ça va très bien, à bientôt.\n", "Größe: 3 €\n", "naïve “quotes” — and dashes…\n", "日本語\n"]
+    "text",
+    [
+        "Ça va très bien, à bientôt.\n",
+        "Größe: 3 €\n",
+        "naïve “quotes” — and dashes…\n",
+        "日本語\n",
+        "ภาษา\u200bไทย\n",
+        "क\u094d\u200dष\n",
+    ],
 )
 def test_sound_text_is_untouched(text: str) -> None:
     assert normalise(text, "text") == (text, {"replacements": 0, "controls": 0, "mojibake": 0, "nfc": 0})

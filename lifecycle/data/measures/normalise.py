@@ -1,8 +1,9 @@
 """Normalisation: one spelling for each text. Applying it twice changes nothing more.
 
 Prose gets its mojibake repaired (only if ftfy's measure says that the text is broken: the repair is slow and not free
-of risk), Unicode NFC, plain newlines, no control characters and no trailing whitespace. Source code keeps its
-characters, since they may matter in a string literal: only newlines, control characters and byte-order marks are fixed.
+of risk), Unicode NFC, plain newlines, no control characters, no hints where a word may break and no trailing
+whitespace. Source code keeps its characters, since they may matter in a string literal: only newlines, control
+characters and byte-order marks are fixed.
 """
 
 import re
@@ -23,6 +24,12 @@ _NEWLINES = re.compile(r"\r\n|\r")
 _LINE_SEPARATORS = re.compile("[\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f\ufeff\ufffe\uffff]")
 _C1_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # also left when Windows-1252 is read as Latin-1: repair first
+# Soft hyphens, word joiners and zero-width spaces say where a line may end. Nobody sees them, but a word that has one
+# is another word to all that follows: rules, personal data, comparisons, the tokenizer. Two of them are seen: a hyphen
+# that a line has ended at, and the space of scripts without another one (Thai, Lao, Tibetan, Burmese, Khmer).
+_HINTS = re.compile("\u00ad\n?|\u2060")
+_UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaa7f"
+_ZERO_WIDTH_SPACES = re.compile(f"(?<![{_UNSPACED}])\u200b+(?![{_UNSPACED}])")
 _BLANK_LINES = re.compile(r"\n{4,}")
 AROUND = 8  # characters: what ftfy's measure finds has at most seven, one of them not ASCII
 
@@ -66,14 +73,28 @@ def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
     for _ in range(MAX_PASSES):
         repaired = _repair(text)
         edits["mojibake"] |= int(repaired != text)
-        cleared, c1 = (repaired, 0) if repaired.isascii() else _C1_CONTROLS.subn("", repaired)
-        edits["controls"] += c1
+        cleared, num_cleared = _without_hints(repaired)
+        edits["controls"] += num_cleared
         composed = unicodedata.normalize("NFC", cleared)
         edits["nfc"] |= int(composed != cleared)
         text = _tidy(composed)
         if _repair(text) == text:
             break
     return text, edits
+
+
+def _without_hints(text: str) -> tuple[str, int]:
+    """A repaired text without the characters that only a repair tells from letters (`Ã` and a soft hyphen is an `í`),
+    and how many there were."""
+    if text.isascii():
+        return text, 0
+    text, num_controls = _C1_CONTROLS.subn("", text)
+    num_hints = num_spaces = 0
+    if "\u00ad" in text or "\u2060" in text:  # looking for one character is a tenth of a pattern's work
+        text, num_hints = _HINTS.subn("", text)
+    if "\u200b" in text:
+        text, num_spaces = _ZERO_WIDTH_SPACES.subn("", text)
+    return text, num_controls + num_hints + num_spaces
 
 
 def _repair(text: str) -> str:
