@@ -36,7 +36,7 @@ class Words:
 
 def words_of(text: NDArray[np.uint8], characters: NDArray[np.uint32] | None = None) -> Words:
     """The words of a UTF-8 text: runs of letters, digits and underscores, in lower case; an ideograph is a word, unless
-    `characters` says what else is a letter, such as `folded_characters()`."""
+    `characters` says what else is a letter, such as `bare_characters()`."""
     from lifecycle.data.compiled_words import find_words
 
     most = len(text) // 2 + 1  # a letter and a blank, or three bytes of an ideograph

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_data_decontaminate import prose, removals
 
-from lifecycle.data.ngrams import ngram_hashes, word_hashes
+from lifecycle.data.ngrams import bare_characters, ngram_hashes, word_hashes
 from lifecycle.data.selecting import contamination as contaminated
 from lifecycle.data.selecting.contamination import EXCERPT_CHARS, Evidence, contamination, evidence_of, longest_common
 from lifecycle.data.selecting.contamination import read_hits as batches
@@ -90,11 +90,12 @@ def test_the_passage_is_the_longest_run_in_common(words: list[str], chance: rand
     "text", ["naïve_café 12 — “so”, said İvan;\n東京 ½ x² e.g. A·B", "_ a__b ٣ \U0001d400b \u0301a"]
 )
 def test_words_are_where_hashes_have_them(text: str) -> None:
-    hashes = word_hashes(text)
+    hashes = word_hashes(text, bare_characters())
     whole = longest_common(text, len(hashes), ngram_hashes(hashes, len(hashes)))
-    assert word_hashes(whole).tolist() == hashes.tolist()
+    assert word_hashes(whole, bare_characters()).tolist() == hashes.tolist()
     for at in range(len(hashes)):
-        assert word_hashes(longest_common(text, 1, hashes[at : at + 1])).tolist()[0] == hashes[at]
+        word = longest_common(text, 1, hashes[at : at + 1])
+        assert word_hashes(word, bare_characters()).tolist()[0] == hashes[at]
 
 
 def test_a_long_item_is_read_once_for_all_documents_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:

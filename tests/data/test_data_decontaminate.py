@@ -3,6 +3,7 @@
 import json
 import random
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,23 @@ def test_a_row_is_found_whatever_became_of_its_punctuation() -> None:
     assert [verdict.step for verdict in judged([texts[0]], [item(question)])] == [None]  # of held-out texts as they are
 
 
+def test_a_row_is_found_in_other_letters(tmp_path: Path) -> None:
+    """As the characters of another alphabet's width, without accents, with marks of emphasis; in rows with damage."""
+    question = "Le café où naïvement Zoë a mangé vingt crêpes était très loin de la gare"
+    path = tmp_path / "eval.jsonl"
+    damaged = unicodedata.normalize("NFD", question).replace("vingt", "vi\u00adngt")
+    path.write_text(f'{json.dumps({"question": damaged})}\n{{"question": "{prose(31, 20)} \\ud800"}}\n')
+    texts = [
+        question,
+        "".join(letter for letter in unicodedata.normalize("NFD", question) if not unicodedata.combining(letter)),
+        "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in question),
+        " ".join(f"_{word}_" for word in question.split()),
+        prose(31, 20),
+    ]
+    texts = [f"{prose(1, 99)} {text} {prose(2, 99)}" for text in texts]
+    assert [verdict.reason for verdict in judged(texts, eval_items([path]))] == ["eval_overlap"] * 5
+
+
 def test_both_sides_are_looked_at() -> None:
     held = prose(8, 1000)
     excerpt, longer = judged([" ".join(held.split()[100:160]), f"{prose(9, 4000)} {held}"], [item(held)])
@@ -149,7 +167,7 @@ def test_rows_in_parquet_and_line_separators_within_a_row(tmp_path: Path) -> Non
         eval_items([tmp_path / "broken.parquet"])
     path = tmp_path / "eval.jsonl"
     path.write_text(json.dumps({"prompt": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert [found.text for found in eval_items([path])] == ["one\u2028two\x85three"]
+    assert [found.text for found in eval_items([path])] == ["one\ntwo…three"]  # as documents are normalised
 
 
 def cut(texts: list[str], items: list[TestItem], format: str = "text") -> tuple[list[str], list[list[str]]]:

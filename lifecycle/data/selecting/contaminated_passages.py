@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import pieces_of
 from lifecycle.data.measures.steps import Failure
-from lifecycle.data.ngrams import folded_characters, ngram_hashes
+from lifecycle.data.ngrams import bare_characters, ngram_hashes
 from lifecycle.data.placed_words import words_of
 from lifecycle.data.selecting.cuts import NO_SPANS, SPACES, CutStretch, Spans, left_of, merged
 from lifecycle.data.selecting.cutting import write_cuts
@@ -92,8 +92,8 @@ class InPieces:
 
 
 def _shared_ngrams(text: DocumentText, lookup: Lookup) -> Spans:
-    """The bytes of all n-grams that the items have, too; words are those of `ngrams.py`."""
-    words = words_of(text.data, folded_characters())
+    """The bytes of all n-grams that the items have, too; words are those of the lookup."""
+    words = words_of(text.data, bare_characters())
     is_cut, parts = within(words.begins, text.cut)
     words, parts = words.where(~is_cut), parts[~is_cut]
     spans: list[Spans] = [NO_SPANS]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lifecycle.data.documents import ROW_GROUP
-from lifecycle.data.ngrams import Hashes, folded_characters, ngram_hashes
+from lifecycle.data.ngrams import Hashes, bare_characters, ngram_hashes
 from lifecycle.data.placed_words import Words, words_of
 from lifecycle.data.selecting.eval_items import TestItem
 from lifecycle.data.selecting.overlap_index import Hit
@@ -80,7 +80,7 @@ def longest_common(text: str, n: int, common: Hashes) -> str:
 def _placed(text: str, n: int) -> tuple[bytes, Hashes, NDArray[np.int64], Words]:
     """A text's bytes, its n-grams, sorted, the number of the first word of each, and the words."""
     data = text.encode()
-    words = words_of(np.frombuffer(data, np.uint8), folded_characters())
+    words = words_of(np.frombuffer(data, np.uint8), bare_characters())
     grams = ngram_hashes(words.hashes, n)
     order = grams.argsort(kind="stable")
     return data, grams[order], order, words

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.documents import document_names
+from lifecycle.data.measures.normalise import normalise
+from lifecycle.data.reading.raw import SURROGATES
 
 HELDOUT, EVAL = "heldout_overlap", "eval_overlap"  # reasons
 _INNER_MARKS = re.compile(r"(?<=\w)[^\w\s]+(?=\w)")
@@ -74,7 +76,7 @@ def _eval_file(path: Path) -> Iterator[TestItem]:
             row = json.loads(line)
         except json.JSONDecodeError:  # the task counts it as faulty; its text stays out of training all the same
             row = line
-        yield from (TestItem(f"{path.name}:{number}", EVAL, text) for text in texts_in(row))
+        yield from _items_of(row, f"{path.name}:{number}")
 
 
 def _eval_parquet(path: Path) -> Iterator[TestItem]:
@@ -85,7 +87,13 @@ def _eval_parquet(path: Path) -> Iterator[TestItem]:
         problem = str(error).partition("\n")[0]
         raise ConfigError(f"evaluation rows {path}: {problem}; copy the file again") from None
     for number, row in enumerate(rows, 1):
-        yield from (TestItem(f"{path.name}:{number}", EVAL, text) for text in texts_in(row))
+        yield from _items_of(row, f"{path.name}:{number}")
+
+
+def _items_of(row: Any, name: str) -> Iterator[TestItem]:
+    """Each text of a row, normalised as the documents are that it is looked for in."""
+    for text in texts_in(row):
+        yield TestItem(name, EVAL, normalise(SURROGATES.sub("\ufffd", text), "text")[0].rstrip("\n"))
 
 
 def texts_in(value: Any) -> Iterator[str]:

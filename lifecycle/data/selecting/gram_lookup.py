@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.data.mixing import MIX
-from lifecycle.data.ngrams import Hashes, distinct, ngram_hashes, word_hashes
+from lifecycle.data.ngrams import Hashes, bare_characters, distinct, ngram_hashes, word_hashes
 
 _BITS_EACH = 16  # of the table, for each n-gram
 
@@ -64,7 +64,7 @@ class Lookup:
 
     def match(self, text: str) -> Match | None:
         """The n-grams that a text shares; None if it shares none."""
-        words = word_hashes(text)
+        words = word_hashes(text, bare_characters())
         positions = {n: self._found(words, n, bits) for (n, bits) in zip(self.hashes, self.bits, strict=True)}
         if not any(map(len, positions.values())):
             return None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.data.ngrams import Hashes, distinct, ngram_hashes, word_hashes
+from lifecycle.data.ngrams import Hashes, bare_characters, distinct, ngram_hashes, word_hashes
 from lifecycle.data.selecting.eval_items import HELDOUT, TestItem, joined_words
 from lifecycle.data.selecting.gram_lookup import Lookup, Match
 from lifecycle.data.selecting.item_shares import ItemShares, Owners
@@ -47,7 +47,7 @@ class OverlapIndex:
         too_short = np.zeros(len(self.items), bool)
         grams: dict[int, list[tuple[int, Hashes]]] = {}
         for number, item in enumerate(self.items):
-            words = word_hashes(item.text)
+            words = word_hashes(item.text, bare_characters())
             n = min(ngram, len(words))
             if n < min(MIN_ITEM_WORDS, ngram):
                 too_short[number] = True
