@@ -74,12 +74,16 @@ def test_links_to_folders_are_not_followed(tree: Path) -> None:
     ]
 
 
-def test_what_cannot_be_read_is_told(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links to nothing and in a circle, a folder that cannot be listed, a file that is gone since."""
+def test_what_cannot_be_read_is_told(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Links to nothing and in a circle, a folder that cannot be listed, a file that is gone since; what is no file."""
     (tree / "none.txt").symlink_to(tree / "nothing.txt")
     (tree / "one.txt").symlink_to(tree / "other.txt")
     (tree / "other.txt").symlink_to(tree / "one.txt")
     os.mkfifo(tree / "pipe.txt")
+    (tree / "zero.txt").symlink_to("/dev/zero")
+    (tree / "sub" / "away").symlink_to(tmp_path_factory.mktemp("elsewhere"))
     (tree / "gone.txt").write_text("gone")
     scan = os.scandir
 
@@ -99,11 +103,23 @@ def test_what_cannot_be_read_is_told(tree: Path, monkeypatch: pytest.MonkeyPatch
         "none.txt": "No such file or directory", "gone.txt": "No such file or directory",
         "one.txt": "Too many levels of symbolic links", "other.txt": "Too many levels of symbolic links",
         "sub/deep": "a folder that cannot be listed",
+        "pipe.txt": "a pipe, socket or device", "zero.txt": "a pipe, socket or device",
+        "sub/away": "a link to a folder outside the source, which is not followed: make it a source of its own",
     }  # fmt: skip
-    assert {entry.reason for entries in found.values() for entry in entries if isinstance(entry, Skipped)} == {
+    reasons = {path: entries[0].reason for path, entries in found.items() if isinstance(entries[0], Skipped)}
+    assert {path for path, reason in reasons.items() if reason == "no_text"} == {"pipe.txt", "zero.txt", "sub/away"}
+    assert {reason for path, reason in reasons.items() if path not in ("pipe.txt", "zero.txt", "sub/away")} == {
         "unreadable"
     }
-    assert "pipe.txt" not in found
+    assert sum(size["bytes"] for size in source_fingerprint(chosen).values()) == sum(
+        (tree / name).stat().st_size for name in found if (tree / name).is_file()
+    )
+
+
+def test_a_folder_with_links_alone_has_no_files(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (tmp_path / "away").symlink_to(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(ConfigError, match="no file in"):
+        list_files(config({"path": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(

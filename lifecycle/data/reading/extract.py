@@ -21,7 +21,7 @@ from lifecycle.data.reading.raw import SURROGATES, Content, RawDocument, Refused
 from lifecycle.data.reading.row_parts import RowPart
 from lifecycle.data.reading.row_readers import Row, arrow_rows, csv_rows, json_lines, json_rows, parquet_rows
 from lifecycle.data.reading.rows import row_contents
-from lifecycle.data.reading.sources import SourceFile, format_of, is_excluded
+from lifecycle.data.reading.sources import SourceFile, format_of, is_excluded, no_file
 from lifecycle.data.reading.streams import CHUNK, LEAST_BUDGET, Budget, decompressed, inner_name, read_whole
 from lifecycle.data.reading.warc import warc_contents
 
@@ -33,6 +33,8 @@ _LATEX = re.compile(rb"^[^%\n]*\\document(?:class|style)\b", re.MULTILINE)
 def extract_file(entry: SourceFile, source: SourceConfig, max_bytes: int) -> Iterator[RawDocument | Skipped]:
     """Yields the documents of a file, and a `Skipped` for the file or for each part of it that cannot be used."""
     try:
+        if what := no_file(entry.file):
+            raise UnreadableError("no_text", what)
         with open(entry.file, "rb", CHUNK) as file:
             assert isinstance(file, io.BufferedReader)
             budget = Budget(entry.file.stat().st_size, max_bytes)

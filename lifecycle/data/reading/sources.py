@@ -1,9 +1,10 @@
 """Sources: the files of a configuration, the format of each, and a fingerprint of them all.
 
 The list is sorted by source and path, independent of the file system's order. Links to folders are not followed (they
-can loop); links to files are. A source at an address such as `s3://bucket/folder` is listed in its store, whose sizes
-and tags are its fingerprint: only the stage that reads it copies its files. One file on the web is copied when the list
-is made.
+can loop); links to files are. What is no file, such as a pipe, and a link to a folder that no source's walk comes to
+are in the list, so that reading says that they were left out, and are never opened. A source at an address such as
+`s3://bucket/folder` is listed in its store, whose sizes and tags are its fingerprint: only the stage that reads it
+copies its files. One file on the web is copied when the list is made.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import batched, chain
 from pathlib import Path, PurePosixPath
+from stat import S_IFMT, S_ISDIR, S_ISREG
 from typing import Any
 
 from lifecycle.core.config import ConfigError
@@ -77,7 +79,7 @@ def list_files(config: DataConfig) -> list[SourceFile]:
     files: list[SourceFile] = []
     for number, source in enumerate(config.sources):
         matches = sorted(_listed(source) if is_stored(source.path) else _matches(source), key=lambda entry: entry[0])
-        if not matches:
+        if all(file.is_dir() for _, file, _ in matches):
             raise ConfigError(
                 f"source {source.name!r}: no file in {source.path} matches include {list(source.include)} "
                 f"without exclude {list(source.exclude)}; correct them in data.sources"
@@ -149,6 +151,8 @@ def content_hash(entry: SourceFile) -> str:
     place = "" if part is None else f" {part.begin} {part.first_row} {part.schema}"  # documents are named by them
     try:
         found = entry.file.stat()
+        if not S_ISREG(found.st_mode):
+            return f"no file: {S_IFMT(found.st_mode):o}"
         return _hashed(entry.file, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino), span) + place
     except OSError as error:  # the pipeline skips and lists it; once it is readable, the fingerprint changes
         return f"unreadable: {error.errno}"
@@ -174,9 +178,21 @@ def file_size(entry: SourceFile) -> int:
     if entry.stored is not None:
         return entry.stored.bytes
     try:
-        return entry.file.stat().st_size
+        found = entry.file.stat()
     except OSError:
         return 0
+    return found.st_size if S_ISREG(found.st_mode) else 0
+
+
+def no_file(file: Path) -> str | None:
+    """What something in a source's folder is that holds no text; None of a file. Raises `OSError` if it cannot be
+    asked."""
+    mode = file.stat().st_mode
+    if S_ISREG(mode) or (S_ISDIR(mode) and not file.is_symlink()):
+        return None  # a folder that cannot be listed: opening it tells why
+    if S_ISDIR(mode):
+        return "a link to a folder outside the source, which is not followed: make it a source of its own"
+    return "a pipe, socket or device"
 
 
 def _listed(source: SourceConfig) -> Iterator[tuple[str, Path, StoredObject]]:
@@ -229,8 +245,8 @@ def _glob_parts(pattern: str) -> tuple[str, ...]:
 
 
 def _matches(source: SourceConfig) -> Iterator[tuple[str, Path, None]]:
-    """The files below a folder. One that is a link to nothing, or to itself, and a folder that cannot be listed are
-    among them: reading them tells why."""
+    """What is below a folder and no folder itself. A link to nothing, to itself, or to a folder elsewhere, and a folder
+    that cannot be listed are among it: reading them tells why they have no documents."""
     root = source_folder(source)
     if root.is_file():
         yield _printable(root.name), root, None
@@ -242,14 +258,15 @@ def _matches(source: SourceConfig) -> Iterator[tuple[str, Path, None]]:
     for folder, folders, files in os.walk(root, onerror=lambda error: unlisted.append(error.filename)):
         above = Path(folder).relative_to(root).parts
         folders[:] = (name for name in folders if not _is_left_out((*above, name), source, is_folder=True))
+        unlisted.extend(str(link) for name in folders if _leads_out(link := Path(folder, name), root))
         for name in files:
-            parts, file = (*above, name), Path(folder, name)
-            if _is_asked(parts, source) and not _is_left_out(parts, source) and _is_readable(file):
-                yield _printable("/".join(parts)), file, None
+            parts = (*above, name)
+            if _is_asked(parts, source) and not _is_left_out(parts, source):
+                yield _printable("/".join(parts)), Path(folder, name), None
     for name in unlisted:
         yield _printable(Path(name).relative_to(root).as_posix()), Path(name), None
 
 
-def _is_readable(file: Path) -> bool:
-    """Whether this is a file, or the link to one that is not there; not a pipe, device or socket."""
-    return file.is_file() or (file.is_symlink() and not file.exists())
+def _leads_out(folder: Path, root: Path) -> bool:
+    """Whether a folder is a link to one that is not below `root`."""
+    return folder.is_symlink() and not folder.resolve().is_relative_to(root.resolve())
