@@ -8,9 +8,12 @@ Memory holds a row group of each process. A shard's part of the arrays is left i
 last of all: a run that was killed goes on with the shards that have none.
 """
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -152,6 +155,17 @@ def _write_all(
     return facts
 
 
+@contextmanager
+def _system_errors(path: Path) -> Generator[None]:
+    """The faults of ArrayRecord's writer, which are texts, as other files have them: on a full disk a run says what to
+    do, and goes on from there."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = (code for code in errno.errorcode if os.strerror(code) in str(error))
+        raise OSError(next(found, errno.EIO), f"{path}: {error}") from None
+
+
 @dataclass(frozen=True)
 class _WriteShard:
     """Writes shards, each with its part of the arrays."""
@@ -166,17 +180,20 @@ class _WriteShard:
         path, encode = self.out / f"{shard.name}.array_record", _encoder(self.tokenizer)
         topics = self.topics.get(shard.corpus)
         part, text_bytes = _Part([], [], []), 0
-        writer = array_record_module.ArrayRecordWriter(str(temporary(path)), _WRITE_OPTIONS)
+        with _system_errors(path):
+            writer = array_record_module.ArrayRecordWriter(str(temporary(path)), _WRITE_OPTIONS)
         for batch in map(_read, shard.groups):
             ids, ends = encode(batch["text"])
             data, size = memoryview(ids.astype(self.dtype).tobytes()), np.dtype(self.dtype).itemsize
             bounds = [0, *(ends * size).tolist()]
-            for start, end in pairwise(bounds):
-                writer.write(bytes(data[start:end]))
+            with _system_errors(path):
+                for start, end in pairwise(bounds):
+                    writer.write(bytes(data[start:end]))
             text_bytes += _num_bytes(batch["text"])
             sources = batch["source"] if topics is None else topics.sources(batch)
             part.add(np.diff(ends, prepend=0), batch["id"], sources)
-        writer.close()
+        with _system_errors(path):
+            writer.close()
         temporary(path).replace(path)
         names = [
             f"{shard.corpus}/{name}" if shard.corpus else name for name in part.save(self.out / PARTS / shard.name)

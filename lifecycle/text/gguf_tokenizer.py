@@ -77,7 +77,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: str) -> HF
         raise TokenizerError(f"{where}: its tokenizer is damaged: {damage}; copy the file again, or {GIVE}")
     cutting = CUTTINGS[name] if kind == BPE else Cutting(adds_bos=True)
     tokenizer = build(metadata, cutting) if kind == BPE else _build_sentencepiece(metadata)
-    tokenizer.save(str(folder / JSON_FILE))
+    write_text(folder / JSON_FILE, tokenizer.to_str(pretty=True))  # `save` has errors of its own on a full disk
     _write_names(metadata, folder)
     HFTokenizer(folder / JSON_FILE).save(folder)
     _write_rule(metadata, folder, cutting)

@@ -10,6 +10,8 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
+from lifecycle.core.files import write_text
+
 SPACE = "\u2581"
 
 
@@ -32,7 +34,7 @@ def write_tokenizer_json(
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special_ids])
-    tokenizer.save(str(path))
+    write_text(path, tokenizer.to_str(pretty=True))  # `save` has errors of its own on a full disk
 
 
 def merges_of(learned: list[tuple[str, float]]) -> list[tuple[str, str]]:

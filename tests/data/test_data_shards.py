@@ -1,6 +1,7 @@
 """Token shards: every document framed once, in order, found by index; damage is named."""
 
 import copy
+import errno
 import hashlib
 import json
 import tempfile
@@ -231,6 +232,15 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(
     write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
     assert len(seen) == 4 + 3  # of six: three were there
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_full_disk_is_an_error_of_the_system(documents: Path, tmp_path: Path) -> None:
+    """Not of ArrayRecord: the command line knows what to say of it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train-00000.array_record.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent())
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_what_another_tokenizer_has_written_is_written_again(

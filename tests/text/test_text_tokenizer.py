@@ -100,6 +100,14 @@ def test_sentencepiece_ids_and_texts_are_the_library_s(sentencepiece_folder: Pat
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (raw.bos_id(), raw.eos_id(), raw.pad_id())
 
 
+def test_a_full_disk_is_an_error_of_the_system(source_texts: list[str], tmp_path: Path) -> None:
+    """Not of the library that makes `tokenizer.json`: the command line knows what to say of it."""
+    (tmp_path / "tokenizer.json.tmp").symlink_to("/dev/full")
+    config = validate(TokenizerConfig, {"vocab_size": 400, "sample_bytes": 20_000})
+    with pytest.raises(OSError, match="No space left on device"):
+        train_tokenizer(config, source_texts[:1], tmp_path, seed=0)
+
+
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_the_tokenizer_json_beside_a_model_gives_the_same_ids(
     model_type: str, source_texts: list[str], tmp_path: Path
