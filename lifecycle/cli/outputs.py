@@ -4,10 +4,12 @@ import tempfile
 from pathlib import Path
 
 
-def takes_file(kind: object, path: Path) -> None:
+def takes_file(kind: object, path: Path | None) -> None:
     """A validator of options: raises `ValueError` if no file can be written at a place, whose folders need not be there
-    yet."""
+    yet. None, the default of an option that nobody gave, is validated, too."""
     del kind
+    if path is None:
+        return
     if path.is_dir():
         raise ValueError("this is a folder; name a file")
     _require_writable(path, "file")

@@ -34,6 +34,11 @@ def test_no_verb_begins_if_its_result_cannot_be_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "taken"]
 
 
+def test_a_page_without_a_named_file_has_its_own(tmp_path: Path) -> None:
+    _, bound, _ = app.parse_args(["data", "report", str(tmp_path / "run.yaml")], print_error=False, exit_on_error=False)
+    assert "out" not in bound.arguments
+
+
 def test_folders_on_the_way_need_not_be_there_and_nothing_is_left(tmp_path: Path) -> None:
     for place in (tmp_path / "new", tmp_path / "a" / "b" / "c"):
         takes_file(Path, place)
