@@ -94,6 +94,26 @@ def test_leaves_alone(text: str) -> None:
     assert masked(text) == text
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "手机\uff1a",
+        "联系电话 ",
+        "携帯 ",
+        "연락처: ",
+        "मोबाइल: ",
+        "Điện thoại: ",
+        "טלפון: ",
+        "هاتف: ",
+        "Handynummer: ",
+        "Τηλ. ",
+    ],
+)
+def test_words_of_many_languages_say_that_a_number_is_a_phones(word: str) -> None:
+    assert masked(f"{word}138 1234 5678", language="zh") == f"{word}PHONE_NUMBER"
+    assert masked(f"{word}x 138 1234 5678", language="zh") == f"{word}x 138 1234 5678"
+
+
 # Numbers that the authorities publish as examples, or that their rules make.
 @pytest.mark.parametrize(
     ("rule", "number"),

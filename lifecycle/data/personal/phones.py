@@ -31,15 +31,22 @@ _NATIONAL = re.compile(_START + _GROUPS + _END)
 _WORDS = frozenset((
     "tel", "phone", "telephone", "telefon", "telefono", "teléfono", "tél", "téléphone", "fax", "mobile", "mobil",
     "cell", "cellphone", "handy", "call", "dial", "whatsapp", "sms", "rufnummer", "hotline", "ph", "cel", "celular",
-    "móvil", "portable", "telefoon", "puh", "tlf", "telefone", "reach", "тел", "телефон", "電話", "电话",
+    "móvil", "portable", "telefoon", "puh", "tlf", "telefone", "reach", "тел", "телефон", "телефону", "телефона", "моб",
+    "мобильный", "мобільний", "telefonnummer", "telefonnr", "handynummer", "mobilnummer", "mobilnr", "mobiltelefon",
+    "telefax", "telefoonnummer", "puhelin", "tfno", "teléfonos", "cellulare", "telefonu", "komórka", "telefonszám",
+    "τηλ", "τηλέφωνο", "טלפון", "נייד", "هاتف", "جوال", "تلفن", "موبایل", "โทร", "โทรศัพท์", "sđt", "電話", "电话",
 ))  # fmt: skip
+# The same where words are joined, or `\w` is not all of a letter; and a sign.
+_ENDS = (
+    "电话", "電話", "手机", "手機", "电话号码", "电话号", "手机号码", "手机号", "電話番号", "携帯", "携帯番号",
+    "連絡先", "전화", "전화번호", "휴대폰", "핸드폰", "연락처", "फ़ोन", "फोन", "मोबाइल", "điện thoại", "☎",
+)  # fmt: skip
 _BETWEEN = frozenset((
     "me", "us", "him", "her", "them", "at", "on", "is", "no", "nr", "num", "number", "the", "our", "my", "your", "his",
     "office", "direct", "line", "now", "today", "free", "toll", "or", "to", "work", "home", "business", "customer",
     "service", "contact",
 ))  # fmt: skip
 _OWNERS = frozenset(("my", "our", "your", "his", "her", "contact", "work", "home"))  # of a number
-_SIGN = "☎"
 _WORD = re.compile(r"\w+")
 # An area code with the 0 that leads out of an area, and what is dialled in it.
 _TRUNK = re.compile(rb"\(?0[1-9](?=(?:\D*\d){7})\d{0,4}\)?(?!\d)" + _GAP + rb"?\(?\d")
@@ -150,7 +157,7 @@ def _is_named(match: re.Match[bytes]) -> bool:
             return True
         if word not in _BETWEEN:
             break
-    return line.rstrip().endswith(_SIGN)
+    return line.rstrip(" :\uff1a.-(").endswith(_ENDS)
 
 
 PHONES = (
