@@ -128,7 +128,12 @@ def test_words_of_many_languages_say_that_a_number_is_a_phones(word: str) -> Non
         ("no_birth", "29029600013"), ("be_national", "85.07.30-033.28"), ("ch_insured", "756.9217.0769.85"),
         ("ca_sin", "SIN 046 454 286"), ("au_tax_file", "TFN 123 456 782"), ("cn_resident", "11010519491231002X"),
         ("kr_resident", "900101-1234568"), ("mx_curp", "HEGG560427MVZRRL04"), ("tr_identity", "T.C. 10000000146"),
-        ("ro_personal", "CNP 1800101221144"),
+        ("ro_personal", "CNP 1800101221144"), ("cl_rut", "12.345.678-5"), ("cl_rut", "RUT 30686957-4"),
+        ("ar_cuit", "20-12345678-6"), ("sg_nric", "S1234567D"), ("sg_nric", "G1234567X"),
+        ("hk_identity", "A123456(3)"), ("hk_identity", "AB987654(3)"), ("tw_identity", "身分證 A123456789"),
+        ("jp_individual", "マイナンバー 1234 5678 9018"), ("cz_birth", "736028/5163"),
+        ("ru_snils", "112-233-445 95"), ("za_identity", "ID number 8001015009087"), ("dk_cpr", "CPR 070761-4286"),
+        ("pt_tax", "NIF 123 456 789"), ("ie_pps", "PPS 1234567T"), ("ie_pps", "PPSN 1234567FA"),
     ],
 )  # fmt: skip
 def test_numbers_of_persons(rule: str, number: str) -> None:
@@ -136,7 +141,7 @@ def test_numbers_of_persons(rule: str, number: str) -> None:
     assert [span.rule for span in spans] == [rule], text
     assert text.endswith("NATIONAL_ID, thanks")
     last = max(at for at, character in enumerate(number) if character.isdigit())
-    if rule not in ("us_ssn", "us_itin", "uk_nino"):  # no check digit
+    if rule not in ("us_ssn", "us_itin", "uk_nino", "dk_cpr"):  # no check digit
         wrong = number[:last] + str((int(number[last]) + 1) % 10) + number[last + 1 :]
         assert not [span for span in look(f"see {wrong}, thanks")[1] if span.rule == rule]
 

@@ -154,6 +154,63 @@ def _ro_personal(code: str) -> bool:
     return _is_date(code[5:7], code[3:5], code[1:3]) and (1 if check == 10 else check) == int(code[12])
 
 
+def _cl_rut(code: str) -> bool:
+    total = weighted(code[-2::-1], (2, 3, 4, 5, 6, 7, 2, 3)[: len(code) - 1])
+    return "0K987654321"[total % 11] == code[-1].upper()
+
+
+def _ar_cuit(code: str) -> bool:
+    return weighted(code, (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)) % 11 == 0
+
+
+def _sg_nric(code: str) -> bool:
+    total = weighted(code[1:8], (2, 7, 6, 5, 4, 3, 2)) + (4 if code[0] in "TG" else 0)
+    return ("JZIHGFEDCBA" if code[0] in "ST" else "XWUTRQPNMLK")[total % 11] == code[8]
+
+
+def _hk_identity(code: str) -> bool:
+    values = [36] * (9 - len(code)) + [int(character, 36) for character in code]  # a blank is 36
+    return sum(value * weight for value, weight in zip(values, range(9, 0, -1), strict=True)) % 11 == 0
+
+
+def _tw_identity(code: str) -> bool:
+    region = "ABCDEFGHJKLMNPQRSTUVXYWZIO".index(code[0]) + 10
+    return (region // 10 + region % 10 * 9 + weighted(code[1:], (8, 7, 6, 5, 4, 3, 2, 1, 1))) % 10 == 0
+
+
+def _jp_individual(code: str) -> bool:
+    total = weighted(code[10::-1], (2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6)) % 11
+    return int(code[11]) == (0 if total < 2 else 11 - total)
+
+
+def _cz_birth(code: str) -> bool:
+    month = int(code[2:4]) % 50 % 20  # 50 more for women, 20 more where a day's numbers are used up
+    return _is_date(code[4:6], str(month), code[:2]) and int(code) % 11 == 0
+
+
+def _ru_snils(code: str) -> bool:
+    return weighted(code[:9], range(9, 0, -1)) % 101 % 100 == int(code[9:])
+
+
+def _za_identity(code: str) -> bool:
+    return _is_date(code[4:6], code[2:4], code[:2]) and luhn_valid(code)
+
+
+def _dk_cpr(code: str) -> bool:  # numbers of today have no check digit
+    return _is_date(code[:2], code[2:4], code[4:6])
+
+
+def _pt_tax(code: str) -> bool:
+    check = 11 - weighted(code[:8], range(9, 1, -1)) % 11
+    return int(code[8]) == (0 if check > 9 else check)
+
+
+def _ie_pps(code: str) -> bool:
+    second = 0 if code[8:] in ("", "W") else ord(code[8]) - ord("A") + 1
+    total = weighted(code[:7], range(8, 1, -1)) + 9 * second
+    return "WABCDEFGHIJKLMNOPQRSTUV"[total % 23] == code[7]
+
+
 def _rule(
     name: str, least: int, pattern: bytes, is_valid: Callable[[str], bool], words: bytes = b"", bare_words: bytes = b""
 ) -> Rule:
@@ -211,4 +268,17 @@ NATIONAL_IDS = (
     _rule("mx_curp", 0, rb"[A-Z][AEIOUX][A-Z]{2}\d{6}[HMX][A-Z]{5}[A-Z0-9]\d", _mx_curp),
     _rule("tr_identity", 11, rb"[1-9]\d{10}", _tr_identity, rb"\bt\.?c\b|kimlik|tckn"),
     _rule("ro_personal", 13, rb"[1-8]\d{12}", _ro_personal, rb"\bcnp\b|cod numeric"),
+    _rule("cl_rut", 7, rb"\d\d?\.\d{3}\.\d{3}-[\dkK]", _cl_rut),
+    _rule("cl_rut", 7, rb"\d{7,8}-?[\dkK]", _cl_rut, rb"\bru[tn]\b"),
+    _rule("ar_cuit", 11, rb"2[0347]-\d{8}-\d", _ar_cuit),
+    _rule("sg_nric", 7, rb"[STFG]\d{7}[A-Z]", _sg_nric),
+    _rule("hk_identity", 6, rb"[A-Z]{1,2}\d{6}\([\dA]\)", _hk_identity),
+    _rule("tw_identity", 9, rb"[A-Z][12]\d{8}", _tw_identity, "身分證|身份證|統一編號".encode() + rb"|\bid\b"),
+    _rule("jp_individual", 12, rb"\d{4}_\d{4}_\d{4}", _jp_individual, "個人番号|マイナンバー".encode()),
+    _rule("cz_birth", 10, rb"\d{6}/\d{4}", _cz_birth),
+    _rule("ru_snils", 11, rb"\d{3}-\d{3}-\d{3}[ -]\d\d", _ru_snils),
+    _rule("za_identity", 13, rb"\d{6}_\d{4}_\d{3}", _za_identity, rb"\bid\b|identity"),
+    _rule("dk_cpr", 10, rb"\d{6}_\d{4}", _dk_cpr, rb"\bcpr"),
+    _rule("pt_tax", 9, rb"[1-3]\d\d_\d{3}_\d{3}", _pt_tax, rb"\bnif\b|contribuinte"),
+    _rule("ie_pps", 7, rb"\d{7}[A-W][A-IW]?", _ie_pps, rb"\bpps"),
 )
