@@ -10,6 +10,7 @@ inside a trace.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -158,32 +159,41 @@ def drafter_parameters(config: ModelConfig) -> Params:
     declared = drafter_definition(config)[1]
     if config.drafter.vocab_size is None:
         return declared
-    vocabulary = _definition(nnx.eval_shape(lambda: DraftVocabulary(config, nnx.Rngs(0))))[1]
+    vocabulary = _definition(DraftVocabulary, config)[1]
     return declared | {VOCABULARY: vocabulary}
 
 
 def block_definition(config: ModelConfig, is_moe: bool) -> tuple[Any, Params]:
     """A layer's graph definition, to be merged with arrays, and the declarations of these arrays, not stacked."""
-    return _definition(nnx.eval_shape(lambda: Block(config, is_moe, nnx.Rngs(0))))
+    return _definition(Block, config, is_moe)
 
 
 def module_definition(config: ModelConfig) -> tuple[Any, Params]:
     """A prediction module's graph definition and declarations, not stacked."""
-    return _definition(nnx.eval_shape(lambda: PredictionModule(config, nnx.Rngs(0))))
+    return _definition(PredictionModule, config)
 
 
 def drafter_definition(config: ModelConfig) -> tuple[Any, Params]:
     """A drafter's graph definition and declarations, without its vocabulary."""
-    return _definition(nnx.eval_shape(lambda: Drafter(config, nnx.Rngs(0))))
+    return _definition(Drafter, config)
 
 
 def trunk_definition(config: ModelConfig) -> tuple[Any, Params]:
     """The trunk's graph definition and declarations."""
-    return _definition(nnx.eval_shape(lambda: Trunk(config, nnx.Rngs(0))))
+    return _definition(Trunk, config)
 
 
-def _definition(module: nnx.Module) -> tuple[Any, Params]:
-    definition, state = nnx.split(module)
+def _definition(module: Callable[..., nnx.Module], *settings: Any) -> tuple[Any, Params]:
+    """A module's graph definition and declarations, in a tree of the caller's own."""
+    definition, declared = _traced(module, *settings)
+    return definition, jax.tree.map(lambda parameter: parameter, declared)
+
+
+@lru_cache(maxsize=256)
+def _traced(module: Callable[..., nnx.Module], *settings: Any) -> tuple[Any, Params]:
+    """Traced once per config: a layer takes 5 ms, and tracing a step, placing its state and reading a checkpoint ask
+    for it eleven times."""
+    definition, state = nnx.split(nnx.eval_shape(lambda: module(*settings, nnx.Rngs(0))))
     return definition, nnx.to_pure_dict(state, lambda param: param.declared)
 
 

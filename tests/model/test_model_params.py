@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.decoder import forward, logits
@@ -14,6 +15,7 @@ from lifecycle.model.params import (
     Params,
     abstract_in_use,
     abstract_params,
+    block_definition,
     init_params,
     logical_axes,
     parameters,
@@ -84,3 +86,11 @@ def test_what_is_in_use_already_is_not_copied() -> None:
     again = params_in_use(config, used)
     pointers = [[leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)] for tree in (used, again)]
     assert pointers[0] == pointers[1]
+
+
+def test_declarations_are_traced_once_and_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MODELS["llama"].model_copy(update={"d_ff": 56})
+    block_definition(config, is_moe=False)[1]["attention"].clear()
+    monkeypatch.setattr(nnx, "eval_shape", lambda _: pytest.fail("traced again"))
+    definition, declared = block_definition(config.model_copy(), is_moe=False)
+    assert set(declared["attention"]) == {"q", "k", "v", "o"} and definition is block_definition(config, False)[0]
