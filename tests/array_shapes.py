@@ -22,21 +22,40 @@ if TYPE_CHECKING:
     import jax
 
 PACKAGE = Path(__file__).parents[1] / "lifecycle"
+BY_PLACE = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, raising `TypeError` where an array argument or result does not have the shape that is written."""
+    """The function, raising `TypeError` where an array argument or result does not have the shape that is written.
+
+    jaxtyping has two functions for each: one takes the arguments, the other, called after it within the same sizes,
+    arguments and result. The second checks the result alone.
+    """
     signature = inspect.signature(function)
-    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    if not any(map(_has_array, [*hints.values(), signature.return_annotation])):
+    if _has_array(signature.return_annotation):
+        return _with_checked_result(function, signature.return_annotation)
+    parameters = list(signature.parameters.values())
+    hints = {known.name: known.annotation for known in parameters if _has_array(known.annotation)}
+    if not hints:
         return function
+    places = {known.name: place for place, known in enumerate(parameters) if known.kind in BY_PLACE}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            _check(hints[name], value, f"{function.__qualname__}: {name}")
+        for name, hint in hints.items():
+            place = places.get(name, len(args))
+            value = args[place] if place < len(args) else kwargs.get(name)
+            _check(hint, value, function, name)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _with_checked_result(function: Callable[..., Any], hint: Any) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        _check(signature.return_annotation, result, f"{function.__qualname__}: its result")
+        _check(hint, result, function, "its result")
         return result
 
     return call
@@ -50,16 +69,17 @@ def _has_array(hint: Any) -> bool:
     return _is_array(hint) or any(map(_has_array, typing.get_args(hint)))
 
 
-def _check(hint: Any, value: Any, what: str) -> None:
+def _check(hint: Any, value: Any, function: Callable[..., Any], name: str) -> None:
     origin: Any = typing.get_origin(hint)
     if origin is tuple and isinstance(value, tuple) and len(value) == len(typing.get_args(hint)):
         for part, element in zip(typing.get_args(hint), value, strict=True):
-            _check(part, element, what)
+            _check(part, element, function, name)
     elif origin in (typing.Union, types.UnionType):
         for part in typing.get_args(hint):
-            _check(part, value, what)
+            _check(part, value, function, name)
     elif _is_array(hint) and _is_plain(value) and not isinstance(value, _of_any_array(hint)):
-        raise TypeError(f"{what} is {value.dtype}{list(value.shape)}, its signature says {hint.__name__}")
+        shape = f"{value.dtype}{list(value.shape)}"
+        raise TypeError(f"{function.__qualname__}: {name} is {shape}, its signature says {hint.__name__}")
 
 
 def _is_plain(value: Any) -> "typing.TypeGuard[jax.Array | np.ndarray]":

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
+import jaxtyping
 import pytest
 
 import lifecycle
 from lifecycle.core import typing as legend
+from lifecycle.core.typing import Array, Float
 from lifecycle.kernels.token_statistics import token_logprobs
+from tests.array_shapes import checked
 
 ARRAY_TYPES = {"Float", "Int", "Bool", "Shaped"}
 
@@ -53,3 +56,16 @@ def test_arrays_that_are_not_as_a_signature_says_are_errors_in_tests() -> None:
         token_logprobs(hidden, jnp.zeros((5, 7)), targets)
     with pytest.raises(TypeError, match="targets"):
         token_logprobs(hidden, table, jnp.zeros((2, 3)))
+
+
+@jaxtyping.jaxtyped(typechecker=checked)
+def cut(array: Float[Array, " N"], size: int, other: Float[Array, " N"] | None = None) -> Float[Array, " N"]:
+    return array[:size]
+
+
+def test_a_result_has_the_sizes_of_the_arguments() -> None:
+    assert cut(jnp.ones(3), 3).shape == cut(jnp.ones(3), other=jnp.zeros(3), size=3).shape == (3,)
+    with pytest.raises(TypeError, match="return value"):
+        cut(jnp.ones(3), 2)
+    with pytest.raises(TypeError, match="other"):
+        cut(jnp.ones(3), 3, other=jnp.zeros(2))
