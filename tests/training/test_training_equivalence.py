@@ -109,7 +109,22 @@ def packed(name: str) -> dict[str, np.ndarray]:
     if "loss_top_k" in CASES[name][1]:
         host |= told(host["loss_mask"], CASES[name][1]["loss_top_k"])
     host[mask] = host[mask] * ((np.arange(host[mask].shape[1]) < 1) | (np.arange(ROWS) % 2 == 1)[:, None])
-    return host
+    return among_empty_rows(host) if is_of_groups(name) else host
+
+
+def among_empty_rows(host: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As many rows as the batch has groups, and a multiple of `ROWS`: unpacked groups then need no program of their
+    own, which takes 3 s to compile."""
+    num = -(-int(host["group_mask"].sum()) // ROWS) * ROWS
+    places = np.random.default_rng(0).permutation(num)[: len(host["tokens"])]
+    return {name: with_rows(num, places, column) for name, column in host.items()}
+
+
+def with_rows(num: int, places: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """So many rows, the column's at these places and zeros elsewhere."""
+    rows = np.zeros((num, *column.shape[1:]), column.dtype)
+    rows[places] = column
+    return rows
 
 
 def told(mask: np.ndarray, num: int) -> dict[str, np.ndarray]:
@@ -222,8 +237,8 @@ def apart(host: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def unpacked(host: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """Each group in a row of its own, at its beginning."""
-    rows, length = [], host["tokens"].shape[1]
+    """Each group in a row of its own, at its beginning, and as many rows as before."""
+    rows, num = [], len(host["tokens"])
     of_tokens = [name for name, column in host.items() if column.shape == host["tokens"].shape]
     for row, place in np.argwhere(host["group_mask"] > 0):
         own = {name: np.zeros_like(column[row]) for name, column in host.items()}
@@ -238,5 +253,6 @@ def unpacked(host: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
             if name not in of_tokens:
                 own[name][0] = column[row][place]
         rows.append(own)
-    assert length and len(rows) > len(host["tokens"])
-    return {name: np.stack([own[name] for own in rows]) for name in host}
+    assert ROWS < len(rows) <= num
+    stacked = {name: np.stack([own[name] for own in rows]) for name in host}
+    return {name: with_rows(num, np.arange(len(rows)), column) for name, column in stacked.items()}
