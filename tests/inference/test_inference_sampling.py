@@ -12,12 +12,21 @@ from hypothesis import strategies as st
 
 from lifecycle.core.typing import Array
 from lifecycle.inference.pages import PagePlan
-from lifecycle.inference.sampling import GREEDY_BELOW, History, SamplingParams, SamplingRows, filter_logits, sample
+from lifecycle.inference.sampling import (
+    GREEDY_BELOW,
+    History,
+    Sampled,
+    SamplingParams,
+    SamplingRows,
+    filter_logits,
+    sample,
+)
 from lifecycle.inference.slots import SlotTable
 
 VOCAB = 23
 FILTER = jax.jit(filter_logits)
-SAMPLE = jax.jit(lambda logits, rows, positions, want_top: sample(logits, rows, positions, want_top, none(logits)))
+SAMPLE = jax.jit(sample)
+ROWS = 5  # one number for all tests: each shape costs a compilation
 
 
 def none(logits: Array | np.ndarray) -> History:
@@ -32,6 +41,21 @@ def rows(params: list[SamplingParams]) -> SamplingRows:
     return table.decode_rows(1).sampling
 
 
+def sampled(
+    logits: Any, params: list[SamplingParams], positions: Any, want_top: bool = False, num_kept: int = 0, **seen: Any
+) -> Sampled:
+    """What these rows get, with greedy ones of zeros behind them; `seen`: what their `History` has."""
+    num, size = np.shape(logits)
+    behind = ROWS - num
+    sampling = rows([*params, *[SamplingParams(temperature=0.0)] * behind])
+    if num_kept:
+        sampling = replace(sampling, kept=jnp.zeros((ROWS, num_kept), jnp.int32))
+    padded, *held = (np.pad(array, ((0, behind), (0, 0))) for array in (logits, *seen.values()))
+    history = replace(History.empty(ROWS, size), **dict(zip(seen, map(jnp.asarray, held), strict=True)))
+    found = SAMPLE(padded, sampling, np.pad(positions, (0, behind)), np.array(want_top), history)
+    return jax.tree.map(lambda array: array[:num], jax.device_get(found))
+
+
 def test_a_recorded_draw_is_what_its_token_came_from() -> None:
     """The ids that the filters keep, the token's log-probability among them, and the token that is drawn without a
     record; of ids that tie for the last place the first."""
@@ -43,9 +67,7 @@ def test_a_recorded_draw_is_what_its_token_came_from() -> None:
         SamplingParams(temperature=0.0, seed=3),
         SamplingParams(top_k=3, seed=4),
     ]
-    plain, position = rows(each), jnp.full(4, 5)
-    recorded = replace(plain, kept=jnp.zeros((4, 9), jnp.int32))
-    found = SAMPLE(jnp.array(logits), recorded, position, jnp.array(False))
+    found = sampled(logits, each, [5] * 4, num_kept=9)
     assert found.drawn is not None
     for row, own in enumerate(each[:2]):
         kept, _ = reference_kept(logits[row], own)
@@ -56,7 +78,7 @@ def test_a_recorded_draw_is_what_its_token_came_from() -> None:
         assert float(found.drawn.logprob[row]) == pytest.approx(exact, abs=1e-5)
     assert found.token[2] == logits[2].argmax() and found.drawn.logprob[2] == 0
     assert found.drawn.ids[3, :9].tolist() == [7, 0, 1, 2, 3, 4, 5, 6, 8]  # three and their ties, cut to nine
-    assert found.token[:3].tolist() == SAMPLE(jnp.array(logits), plain, position, jnp.array(False)).token[:3].tolist()
+    assert found.token[:3].tolist() == sampled(logits, each, [5] * 4).token[:3].tolist()
 
 
 def reference_kept(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, float]:
@@ -117,8 +139,9 @@ def test_draws_follow_the_filtered_distribution() -> None:
     logits = jnp.array(np.random.default_rng(0).normal(size=12), jnp.float32)
     params = SamplingParams(temperature=0.8, top_k=8, seed=11)
     count = 20_000
-    draw = jax.jit(jax.vmap(lambda position: SAMPLE(logits[None], rows([params]), position[None], jnp.array(False))))
-    tokens = np.asarray(draw(jnp.arange(count)).token)[:, 0]
+    given = logits[None], rows([params])
+    draw = jax.vmap(lambda position: sample(*given, position[None], jnp.array(False), none(given[0])).token[0])
+    tokens = np.asarray(jax.jit(draw)(jnp.arange(count)))
     kept, _ = reference_kept(np.asarray(logits), params)
     expected = np.where(kept, np.exp(np.asarray(logits, np.float64) / 0.8), 0)
     expected *= count / expected.sum()
@@ -129,26 +152,25 @@ def test_draws_follow_the_filtered_distribution() -> None:
 
 def test_a_row_does_not_depend_on_the_batch_around_it() -> None:
     rng = np.random.default_rng(1)
-    logits = jnp.array(rng.normal(size=(4, VOCAB)), jnp.float32)
+    logits = rng.normal(size=(4, VOCAB)).astype(np.float32)
     settings_ = [
         SamplingParams(temperature=0.0),
         SamplingParams(temperature=1.0, seed=-5),
         SamplingParams(temperature=0.7, top_p=0.8, top_k=9, seed=2**63 + 1),
         SamplingParams(temperature=1.3, min_p=0.1, seed=3),
     ]
-    positions = jnp.array([5, 6, 7, 8])
-    together = SAMPLE(logits, rows(settings_), positions, jnp.array(True))
+    positions = [5, 6, 7, 8]
+    together = sampled(logits, settings_, positions, want_top=True)
     for i, own in enumerate(settings_):
         others = [own, *[SamplingParams(temperature=0.0)] * 3]
-        mixed = jnp.concatenate([logits[i : i + 1], logits[jnp.array([3, 1, 2])]])
-        alone = SAMPLE(mixed, rows(others), jnp.full(4, positions[i]), jnp.array(False))
+        alone = sampled(logits[[i, 3, 1, 2]], others, [positions[i]] * 4)
         assert int(alone.token[0]) == int(together.token[i])
         assert float(alone.logprob[0]) == float(together.logprob[i])
 
 
 def test_logprobs_are_the_models_own_and_top_ones_are_sorted() -> None:
-    logits = jnp.array(np.random.default_rng(2).normal(size=(1, VOCAB)), jnp.float32)
-    found = SAMPLE(logits, rows([SamplingParams(temperature=0.5, top_k=1, seed=0)]), jnp.array([3]), jnp.array(True))
+    logits = np.random.default_rng(2).normal(size=(1, VOCAB)).astype(np.float32)
+    found = sampled(logits, [SamplingParams(temperature=0.5, top_k=1, seed=0)], [3], want_top=True)
     expected = np.asarray(jax.nn.log_softmax(logits))[0]
     assert int(found.token[0]) == expected.argmax()
     np.testing.assert_allclose(found.logprob[0], expected.max(), rtol=1e-6)
@@ -157,16 +179,16 @@ def test_logprobs_are_the_models_own_and_top_ones_are_sorted() -> None:
 
 
 def test_a_small_vocabulary_has_fewer_alternatives_than_asked_for() -> None:
-    found = SAMPLE(jnp.zeros((1, 3)), rows([SamplingParams(temperature=0.0)]), jnp.array([1]), jnp.array(True))
+    found = sampled(np.zeros((1, 4), np.float32), [SamplingParams(temperature=0.0)], [1], want_top=True)
     assert found.top_ids.shape == (1, 20)
-    assert np.isneginf(found.top_logprobs[0, 3:]).all()
+    assert np.isneginf(found.top_logprobs[0, 4:]).all()
 
 
 def test_extreme_temperatures_give_a_token_and_not_nan() -> None:
-    logits = jnp.array([[0.0, 80.0, -80.0, 79.0]])
+    logits = np.array([[0.0, 80.0, -80.0, 79.0]], np.float32)
     for temperature in (1e-30, 1e-6, 1e-4, 1e4):
         params = SamplingParams(temperature=temperature, top_p=0.9, seed=1)
-        found = SAMPLE(logits, rows([params]), jnp.array([1]), jnp.array(False))
+        found = sampled(logits, [params], [1])
         assert 0 <= int(found.token[0]) < 4
         assert temperature > 1 or int(found.token[0]) == 1
 
@@ -176,8 +198,7 @@ def test_the_penalty_divides_positive_and_multiplies_negative_logits_of_what_was
     logits = np.array([[3.0, 2.9, -1.0, -1.1], [3.0, 2.9, -1.0, -1.1], [-9.0, -9.0, -1.0, -1.1]], np.float32)
     seen = np.array([[True, False, True, False]] * 3)
     params = [SamplingParams(temperature=0.0, repetition_penalty=penalty) for penalty in (1.5, 1.0, 1.2)]
-    history = replace(none(logits), asked=jnp.asarray(seen))
-    found = jax.jit(sample)(logits, rows(params), jnp.array([1, 1, 1]), jnp.array(False), history)
+    found = sampled(logits, params, [1, 1, 1], asked=seen)
     np.testing.assert_array_equal(found.token, [1, 0, 3])  # 3 / 1.5 = 2 is below 2.9, -1 x 1.2 below -1.1
     np.testing.assert_allclose(found.logprob, np.asarray(jax.nn.log_softmax(logits))[[0, 1, 2], found.token], rtol=1e-6)
 
@@ -193,8 +214,7 @@ def test_what_was_made_is_penalised_once_and_for_each_time_after_biases() -> Non
         SamplingParams(temperature=0.0, logit_bias=((3, 4.5), (0, -100.0))),
         SamplingParams(temperature=0.0, logit_bias=((0, 3.0),), repetition_penalty=2.0, presence_penalty=0.5),
     ]
-    history = replace(none(logits), asked=jnp.asarray(made > 0), made=jnp.asarray(made))
-    found = jax.jit(sample)(logits, rows(params), jnp.arange(5), jnp.array(False), history)
+    found = sampled(logits, params, range(5), asked=made > 0, made=made)
     # 3 - 1.5 < 2; 3 - 2.3 and 2 - 1.4 < 1; unseen: 3; -1 + 4.5 > 2; (3 + 3) / 2 - 0.5 > 2
     np.testing.assert_array_equal(found.token, [1, 2, 0, 3, 0])
     np.testing.assert_allclose(found.logprob, jax.nn.log_softmax(logits)[np.arange(5), found.token], rtol=1e-6)
@@ -203,10 +223,10 @@ def test_what_was_made_is_penalised_once_and_for_each_time_after_biases() -> Non
 @pytest.mark.parametrize("top_p", [5e-324, 1e-40, 1e-38, 1e-10])
 def test_the_likeliest_token_always_survives(top_p: float) -> None:
     """Also where top_p, or its product with the sum, is 0 in float32."""
-    logits = jnp.array([[0.0, 3.0, -2.0, 2.0]])
+    logits = np.array([[0.0, 3.0, -2.0, 2.0]], np.float32)
     params = SamplingParams(top_p=top_p, top_k=2**31 - 1, min_p=1.0, seed=1)
     assert np.isfinite(FILTER(logits, rows([params]))).tolist() == [[False, True, False, False]]
-    assert int(SAMPLE(logits, rows([params]), jnp.array([1]), jnp.array(False)).token[0]) == 1
+    assert sampled(logits, [params], [1]).token == 1
 
 
 @pytest.mark.parametrize(
