@@ -28,6 +28,8 @@ from tests.multidevice.meshes import DENSE, EXPERTS, PROJECTION
 PACKED = 1e-5
 CACHED = 1e-4
 LENGTH, PAGE = 24, 4
+ROWS = 4  # of each full forward pass: another number costs a compilation
+CHUNK, CACHE = 6, LENGTH + 4  # of three rows that go on by chunks
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,11 @@ def tokens_of(rows: int, length: int = LENGTH, seed: int = 0) -> np.ndarray:
 
 
 def expected_logits(params: Any, tokens: np.ndarray | Array) -> np.ndarray:
-    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    return np.asarray(full_logits(MODEL, params, tokens, positions, np.ones_like(tokens)))
+    rows = np.zeros((ROWS, LENGTH), np.int32)
+    rows[: tokens.shape[0], : tokens.shape[1]] = tokens
+    positions = np.broadcast_to(np.arange(LENGTH), rows.shape)
+    found = full_logits(MODEL, params, rows, positions, np.ones_like(rows))
+    return np.asarray(found)[: tokens.shape[0], : tokens.shape[1]]
 
 
 CONFIGS = st.builds(
@@ -158,7 +163,7 @@ def batch_of(rows: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 def test_packed_rows_equal_unpacked_ones(params: dict[str, Any]) -> None:
     texts = documents()
-    packed, unpacked = batch_of([texts]), batch_of([[text] for text in texts])
+    packed, unpacked = batch_of([texts, [], [], []]), batch_of([[text] for text in texts])
     names = ("tokens", "positions", "segment_ids")
     one, many = (full_logits(MODEL, params, *(batch[n] for n in names)) for batch in (packed, unpacked))
     begin = 0
@@ -196,12 +201,12 @@ def test_decoding_token_by_token_equals_the_full_forward(params: dict[str, Any])
 
 def test_chunks_of_unequal_rows_equal_the_full_forward(params: dict[str, Any]) -> None:
     """Rows of their own lengths go on by their own chunks in one batch; what a row does not fill is padding."""
-    tokens, cache_length, chunk = tokens_of(3), LENGTH + 4, 6
+    tokens = tokens_of(3)
     expected = expected_logits(params, tokens)
     done = np.zeros(3, int)
-    cache = init_cache(MODEL, 3, cache_length, page=PAGE)
+    cache = init_cache(MODEL, 3, CACHE, page=PAGE)
     for sizes in ([6, 2, 0], [1, 6, 3], [6, 0, 6], [5, 6, 6], [6, 4, 6], [0, 6, 3]):
-        pieces, places = np.zeros((3, chunk), np.int32), np.full((3, chunk), cache_length, np.int32)
+        pieces, places = np.zeros((3, CHUNK), np.int32), np.full((3, CHUNK), CACHE, np.int32)
         for row, size in enumerate(sizes):
             pieces[row, :size] = tokens[row, done[row] : done[row] + size]
             places[row, :size] = np.arange(done[row], done[row] + size)
@@ -224,9 +229,10 @@ def test_a_slot_is_used_again_without_being_cleared(params: dict[str, Any]) -> N
 
 
 def test_padding_writes_nothing(params: dict[str, Any]) -> None:
-    cache = init_cache(MODEL, 2, LENGTH, page=PAGE)
-    positions = np.array([[0, 1, LENGTH], [LENGTH, LENGTH + 1, 2**30]], np.int32)
-    _, after = cached_logits(params, tokens_of(2, 3), positions, cache)
+    cache = init_cache(MODEL, 3, CACHE, page=PAGE)
+    positions = np.full((3, CHUNK), CACHE, np.int32)
+    positions[0, :2], positions[1, 1:3] = [0, 1], [CACHE + 1, 2**30]
+    _, after = cached_logits(params, tokens_of(3, CHUNK), positions, cache)
     written = np.asarray(jnp.abs(keys_of(after)).sum((0, 2, 3, 5)) > 0)  # by page and position
     assert np.argwhere(written).tolist() == [[0, 0], [0, 1]]
 
