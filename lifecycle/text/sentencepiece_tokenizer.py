@@ -178,9 +178,10 @@ def train_sentencepiece(
             control_symbols=[IM_START, IM_END], minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
+        has_more_characters = "smaller than required_chars" in str(error)
+        fix = "a larger vocab_size" if has_more_characters else "more text (sample_bytes) or a smaller vocab_size"
         raise ConfigError(
-            f"tokenizer: SentencePiece cannot train vocab_size={vocab_size} on this text ({error}); "
-            "give it more text (sample_bytes) or a smaller vocab_size"
+            f"tokenizer: SentencePiece cannot train vocab_size={vocab_size} on this text ({error}); give it {fix}"
         ) from None
     (out / MODEL_FILE).write_bytes(model.getvalue())
     tokenizer = SentencePieceTokenizer(out / MODEL_FILE)

@@ -285,6 +285,8 @@ def test_bad_settings_and_files_say_how_to_mend_them(tmp_path: Path) -> None:
         train_tokenizer(TokenizerConfig(), [], tmp_path, seed=0)
     with pytest.raises(ConfigError, match="smaller vocab_size"):
         train_tokenizer(TokenizerConfig(), ["too little text"], tmp_path, seed=0)
+    with pytest.raises(ConfigError, match="larger vocab_size"):
+        train_tokenizer(TokenizerConfig(vocab_size=300), ["".join(map(chr, range(0x4E00, 0x5000)))], tmp_path, seed=0)
     with pytest.raises(ConfigError, match="vocab_size=100"):
         train_tokenizer(TokenizerConfig(vocab_size=100), ["text"], tmp_path, seed=0)
     with pytest.raises(TokenizerError, match="no tokenizer here"):
