@@ -9,7 +9,10 @@ assigned to a slice, the message that says which shapes do not fit is compiled, 
 
 import hashlib
 import importlib
+import os
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import config, njit, types
@@ -43,6 +46,24 @@ class UserWide(_BySources, UserWideCacheLocator):
     """In the user's folder for caches, if the others cannot be written."""
 
 
+class Temporary(_BySources, UserWideCacheLocator):
+    """In a folder of the user's among temporary files, if there is no other: a container's user may have no home, and
+    without a place Numba refuses to compile. What is loaded from there runs, so nobody else may write it."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        super().__init__(function, file)
+        self._own = Path(tempfile.gettempdir(), f"lifecycle-compiled-{os.geteuid()}")
+        self._cache_path = str(self._own / self.get_suitable_cache_subpath(file))
+
+    def ensure_cache_path(self) -> None:
+        """Makes the folder; raises `PermissionError` if another user may have made it."""
+        self._own.mkdir(mode=0o700, exist_ok=True)
+        found = self._own.lstat()
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{self._own} is not this user's alone")
+        super().ensure_cache_path()
+
+
 @cache
 def _stamp(module: str) -> bytes:
     total = hashlib.sha256()
@@ -61,7 +82,7 @@ _ensure_blas, linalg.ensure_blas = linalg.ensure_blas, _no_products
 importlib.import_module("numba.np.arraymath")  # asks once
 linalg.ensure_blas = _ensure_blas
 
-_PLACES = ",".join(f"{__name__}.{kind.__name__}" for kind in (UserProvided, InTree, UserWide))
+_PLACES = ",".join(f"{__name__}.{kind.__name__}" for kind in (UserProvided, InTree, UserWide, Temporary))
 config.CACHE_LOCATOR_CLASSES = _PLACES  # pyrefly: ignore[missing-attribute] - set as Numba is imported
 
 
