@@ -78,7 +78,7 @@ def report(config: ConfigPath, /, *overrides: Overrides, corpus: CorpusName = No
     """Writes a page on a corpus's documents: what was read, kept and removed and why, scores, samples, cost."""
     run = read_config(config, overrides)
     chosen = chosen_corpus(run, corpus)
-    with progress_on(Console(stderr=True)) as progress:
+    with progress_on(Console(emoji=False, stderr=True)) as progress:
         numbers = data_run(run, chosen, progress)
     from lifecycle.report.data_page import build_data_page
     from lifecycle.report.html import render_html  # matplotlib takes a second
@@ -100,7 +100,7 @@ def why(
     if as_json:
         print_json(found)
         return
-    console = Console()
+    console = Console(emoji=False)
     for fate in found:
         _show(console, fate)
 
@@ -131,12 +131,12 @@ def diff(
     from lifecycle.data.inspecting.comparison import compare
 
     before, after = documents_folder(a, (), corpus), documents_folder(b, overrides, corpus)
-    with progress_on(Console(stderr=True)) as progress:
+    with progress_on(Console(emoji=False, stderr=True)) as progress:
         compared = compare(before, after, samples, progress)
     if as_json:
         print_json(as_tree(compared, {"a": before, "b": after}))
     else:
-        show(Console(), compared, {"a": before, "b": after})
+        show(Console(emoji=False), compared, {"a": before, "b": after})
 
 
 def _fates(run: RunConfig, corpus: str, name: str) -> list[dict[str, Any]]:

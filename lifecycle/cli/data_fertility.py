@@ -37,7 +37,7 @@ def fertility(
     documents, own = documents_of(run, chosen_corpus(run, corpus)).path, finished_stage(run, "tokenizer").path
     tokenizers = {OWN: load_tokenizer(own), **{name: load_tokenizer(tokenizer_at(name)) for name in against}}
     found = {}
-    with progress_on(Console(stderr=True)) as progress:
+    with progress_on(Console(emoji=False, stderr=True)) as progress:
         for number, (name, tokenizer) in enumerate(tokenizers.items()):
             progress.start(f"encoding held-out documents with {name}", len(tokenizers))
             progress.update(number)
@@ -48,7 +48,7 @@ def fertility(
             for name, tokenizer in tokenizers.items()
         ])  # fmt: skip
         return
-    _show(Console(), found, {name: tokenizer.vocab_size for name, tokenizer in tokenizers.items()})
+    _show(Console(emoji=False), found, {name: tokenizer.vocab_size for name, tokenizer in tokenizers.items()})
 
 
 def _show(console: Console, found: dict[str, list[dict[str, Any]]], vocab_sizes: dict[str, int]) -> None:

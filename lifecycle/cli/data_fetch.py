@@ -48,7 +48,7 @@ def fetch(
         raise ConfigError(f"--contact {contact}: neither an address on the web nor a mail address")
     if not urls.is_file():
         raise ConfigError(f"{urls}: no such file; it has an address on each line")
-    console = Console(stderr=True)
+    console = Console(emoji=False, stderr=True)
     manners = Manners(contact, delay, servers, max_bytes, answer_s, private=private)
 
     def tell(url: str, entry: Entry) -> None:

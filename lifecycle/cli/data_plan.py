@@ -35,7 +35,7 @@ def plan(
         print_json({**asdict(found), "cpu_hours": found.cpu_hours, "hours": found.cpu_hours / cores,
                     "cost": found.cpu_hours * price})  # fmt: skip
         return
-    _show(Console(), found, cores, price)
+    _show(Console(emoji=False), found, cores, price)
 
 
 def _bytes_of(total: str) -> int:

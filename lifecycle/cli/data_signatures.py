@@ -26,7 +26,7 @@ def signatures(documents: Documents, out: Root, /, *overrides: Overrides, corpus
 
     draft = Draft(out, FILES, {}, {}, {"documents": artifact.path})
     if not (draft.final_path / MANIFEST).is_file():
-        with progress_on(Console(stderr=True)) as progress:
+        with progress_on(Console(emoji=False, stderr=True)) as progress:
             num_documents = write_signatures(artifact.path, draft.open(), progress)
         draft.commit({"documents": num_documents, SIGNATURE: artifact.stats[SIGNATURE]})
     print(draft.final_path)

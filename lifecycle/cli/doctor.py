@@ -32,7 +32,7 @@ def doctor(config: ConfigPath, stage: Stage, /, *overrides: Overrides, rows: Row
     """Prints rows as the model sees them, what is dropped or cut and why, lengths, packing, and a fitting seq_len."""
     run = read_config(config, overrides)
     console = Console(emoji=False, highlight=False)
-    with progress_on(Console(stderr=True)) as progress:
+    with progress_on(Console(emoji=False, stderr=True)) as progress:
         found = examine(run, stage, progress)
     has_colours = console.color_system is not None and not console.no_color
     for name, encoded in _spread(found.sides[TRAIN], rows):

@@ -25,4 +25,6 @@ def export_adapter(config: RunConfig, stage: str, out: Path) -> None:
     require_intact(trained, FileHashes(config.folder))
     base = base_of(config, stage)
     write_adapter(config.trained_model(stage), trained, out, base)
-    Console().print(f"written: {out}, beside the weights of {base}", highlight=False, markup=False, soft_wrap=True)
+    Console(emoji=False).print(
+        f"written: {out}, beside the weights of {base}", highlight=False, markup=False, soft_wrap=True
+    )

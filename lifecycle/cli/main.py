@@ -108,7 +108,9 @@ def _fail(error: Exception, fix: str = "") -> NoReturn:
 
 def _say(message: str, style: str | None = None) -> None:
     """A message of this process, with its index if the job has others."""
-    Console(stderr=True).print(f"lifecycle: {speaker()}{message}", style=style, markup=False, highlight=False)
+    Console(emoji=False, stderr=True).print(
+        f"lifecycle: {speaker()}{message}", style=style, markup=False, highlight=False
+    )
 
 
 def _say_once(message: str) -> None:

@@ -12,7 +12,7 @@ from lifecycle.stages.storage import changing_registry
 def promote(config: ConfigPath, version: str, /, *overrides: Overrides) -> None:
     """Moves `production` to a version if the gate passes; raises `GateRefused` with the report otherwise."""
     run = read_config(config, overrides)
-    console = Console()
+    console = Console(emoji=False)
     with progress_on(console) as progress, changing_registry(run, progress):
         registry, why = Registry(run.registry_path), "promoted by hand"
         report, move = gates.promote(registry, version, who=operator(), why=why, config=run.gate)

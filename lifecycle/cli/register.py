@@ -24,7 +24,7 @@ type EvaluationOrOverrides = Annotated[
 def register(config: ConfigPath, bundle: Bundle, /, *words: EvaluationOrOverrides) -> None:
     """Registers a bundle with its evaluations, for `promote`; no alias moves."""
     evaluation, overrides = name_first(words)
-    run, console = read_config(config, overrides), Console(soft_wrap=True)
+    run, console = read_config(config, overrides), Console(emoji=False, soft_wrap=True)
     results = [] if evaluation is None else _results(Path(evaluation), bundle)
     kind = "base" if read_template(bundle) is None else "chat"
     with progress_on(console) as progress, changing_registry(run, progress):

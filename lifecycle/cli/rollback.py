@@ -11,7 +11,7 @@ from lifecycle.stages.storage import changing_registry
 
 def rollback(config: ConfigPath, /, *overrides: Overrides) -> None:
     """Moves `production` back to the previous version."""
-    run, console = read_config(config, overrides), Console()
+    run, console = read_config(config, overrides), Console(emoji=False)
     with progress_on(console) as progress, changing_registry(run, progress):
         move = Registry(run.registry_path).rollback(PRODUCTION, who=operator(), why="rolled back by hand")
     console.print(str(move), markup=False, highlight=False)

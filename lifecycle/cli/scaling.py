@@ -47,7 +47,7 @@ def scaling(config: ConfigPath, /, *overrides: Overrides) -> None:
     target = target_of(run)
     small, rungs = ladder(run, settings.depths or depths_below(target.model.num_layers))
     if settings.plan:
-        _show_plan(target, rungs, Console())
+        _show_plan(target, rungs, Console(emoji=False))
     else:
         _make(run, small, target, rungs)
 

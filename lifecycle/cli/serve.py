@@ -61,7 +61,7 @@ def serve(config_or_bundle: ConfigOrBundle, /, *overrides: Overrides) -> None:
 def serve_versions(config: RunConfig) -> None:
     """Serves the aliases of a run's registry."""
     settings = ServerConfig(serve=config.serve, price=config.price, requests=config.requests)
-    console = Console()
+    console = Console(emoji=False)
     log: Path | None = config.request_log_path
     if config.requests.log is None and not is_writable(config.folder):
         _say(console, f"{config.folder} is read-only: no request log; requests.log=FILE writes it elsewhere")
@@ -99,7 +99,7 @@ def serve_bundle(bundle: Path, settings: ServerConfig) -> None:
         _say(console, f"{name:<12} {served.version[:SHOWN_HASH]}")
         return {name: served, served.version[:SHOWN_HASH]: served}
 
-    console = Console()
+    console = Console(emoji=False)
     cache, log = user_cache() / BUNDLES, settings.requests.log
     _serve(settings, cache, log, console, lambda _: bundle, open_models, lambda _: nullcontext())
 

@@ -73,7 +73,7 @@ def trace(
     if as_json:
         print_json(tree)
     else:
-        Console().print(render(tree))
+        Console(emoji=False).print(render(tree))
     if verify and (found := list(problems(tree))):
         raise ArtifactError("; ".join(found))
 

@@ -37,7 +37,7 @@ def trace_text(config: RunConfig, tree: Node | None, text: str, corpus: str | No
     config."""
     chosen = chosen_corpus(config, corpus)
     documents = documents_of(config, chosen) if tree is None else _documents_in(tree, of_corpus(DOCUMENTS, chosen))
-    with progress_on(Console(stderr=True)) as progress:
+    with progress_on(Console(emoji=False, stderr=True)) as progress:
         index = TextIndex(made_index(documents, progress))
     found = index.find(sys.stdin.read() if text == STDIN else text, MOST_PASSAGES, MOST_DOCUMENTS)
     scores = scores_of(document_steps(config.corpora[chosen]))

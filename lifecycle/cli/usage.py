@@ -23,7 +23,7 @@ def usage(config: ConfigPath, /, *overrides: Overrides, as_json: AsJson = False)
     if as_json:
         print_json(_plain(log))
         return
-    console = Console()
+    console = Console(emoji=False)
     console.print(_table(log))
     ended = (
         " ".join(filter(None, (str(status), reason, f"{n:,}"))) for (status, reason), n in monitor.endings(log).items()

@@ -28,7 +28,7 @@ def versions(config: ConfigPath, /, *overrides: Overrides, as_json: AsJson = Fal
     for version in listed:
         scores = "  ".join(f"{task} {result['mean']:.3f}" for task, result in version["evaluations"].items())
         table.add_row(version["short"], version["registered"], ", ".join(version["aliases"]), scores)
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def _listed(registry: Registry) -> list[Mapping[str, Any]]:

@@ -1,11 +1,14 @@
 """`lifecycle versions` and `lifecycle usage`: what fits 80 columns, and the same as JSON."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lifecycle import cli
+from lifecycle.cli.main import _fail
 from lifecycle.cli.usage import usage
 from lifecycle.cli.versions import versions
 from lifecycle.ops.cost import DevicePrice
@@ -64,3 +67,13 @@ def test_versions_as_json(
     (told,) = json.loads(capsys.readouterr().out)
     assert told["version"] == version.hash and told["aliases"] == ["production"]
     assert told["evaluations"]["text"]["mean"] == 0.75 and told["evaluations"]["text"]["n"] == 2
+
+
+def test_names_between_colons_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not pictures: a path is what a user types again. No console of the command line replaces them."""
+    with pytest.raises(SystemExit):
+        _fail(ValueError("web:locked: not read"))
+    assert capsys.readouterr().err == "lifecycle: web:locked: not read\n"
+    sources = Path(cli.__file__).parent.glob("*.py")
+    consoles = [call for path in sources for call in re.findall(r"\bConsole\(.*", path.read_text(encoding="utf-8"))]
+    assert consoles and not [call for call in consoles if "emoji=False" not in call]
