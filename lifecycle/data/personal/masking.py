@@ -116,7 +116,9 @@ def _found(rule: Rule, text: bytes, windows: Sequence[Window], where: Where, tak
     """What a rule finds outside some spans; of two that overlap the first."""
     for window in _windows_for(rule, text, windows):
         at = max(window.begin, where.done)
-        while at < window.until and (match := rule.pattern.search(text, at, window.end)) is not None:
+        # A window may be of megabytes and have thousands of such places in it: what begins in one ends soon behind it.
+        end = min(window.end, window.until + _REACH[rule.sign])
+        while at < window.until and (match := rule.pattern.search(text, at, end)) is not None:
             at = match.start() + 1
             if (other := _covering(match.start(), taken)) is not None:
                 at = other.end
@@ -136,9 +138,15 @@ def _windows_for(rule: Rule, text: bytes, windows: Sequence[Window]) -> Iterator
         if rule.words is None:
             yield window
             continue
+        begin = until = window.begin
         for word in rule.words.finditer(text, max(0, window.begin - CONTEXT), window.until):
+            if word.end() > until:
+                if begin < until:
+                    yield window._replace(begin=begin, until=until)
+                begin = word.end()
             until = min(window.until, word.end() + CONTEXT)
-            yield window._replace(begin=max(window.begin, word.end()), until=until)
+        if begin < until:
+            yield window._replace(begin=begin, until=until)
 
 
 def mask(text: bytes, windows: Sequence[Window], where: Where, kept: Collection[PiiKind]) -> tuple[bytes, list[Span]]:
