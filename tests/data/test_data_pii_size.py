@@ -3,6 +3,7 @@
 import random
 import re
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.data.personal import masking
+from lifecycle.data.personal import masking, secrets
 from lifecycle.data.personal.dialling import may_be_valid
 from lifecycle.data.personal.masking import find, mask, windows_of
 from lifecycle.data.personal.pii_rule import Rule, Where
@@ -101,6 +102,25 @@ def test_behind_its_words_a_rule_reads_no_place_twice(monkeypatch: pytest.Monkey
     windows = dict(windows_of(pa.array([text])))[0]
     assert not find(text.encode(), windows, Where(False, "en"))
     assert sum(pattern.size for pattern in searched.values()) < 1.1 * len(text)
+
+
+def test_values_in_a_row_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    monkeypatch.setattr(secrets, "entropy", lambda value: judged.append(value) or 0.0)
+    for text in ("pwd:7:" * 500, "secretsecret3=" * 300, "-pypi-AgE3" * 300):
+        judged.clear()
+        work_of(text)
+        assert 0 < len(judged) < 100
+
+
+def test_headers_of_web_tokens_in_a_row_are_read_once() -> None:
+    def seconds(text: str) -> float:
+        start = time.process_time()
+        work_of(text)
+        return time.process_time() - start
+
+    of_headers, of_words = (min(seconds(text * 4000) for _ in range(3)) for text in ("-eyJ1", "-eyK1"))
+    assert of_headers < 4 * of_words  # 15 when each was read to the end
 
 
 REGIONS = sorted(phonenumbers.SUPPORTED_REGIONS)

@@ -9,6 +9,7 @@ value must have is gitleaks' 3.5 bits a character. What documentation puts in th
 import math
 import re
 from collections import Counter
+from functools import lru_cache
 
 from lifecycle.data.personal.addresses import RESERVED
 from lifecycle.data.personal.pii_rule import Found, Rule, Sign, Where, whole
@@ -46,7 +47,6 @@ _PROVIDERS = {
     "new_relic": rb"NRAK-[A-Z0-9]{27}",
     "azure_storage": rb"(?<=AccountKey=)[A-Za-z0-9+/]{86}==",
     "age": rb"AGE-SECRET-KEY-1[QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L]{58}",
-    "json_web_token": rb"eyJ[\w-]{10,4000}+\.eyJ[\w-]{10,4000}+\.[\w-]{10,1000}",
 }
 _PROVIDER = re.compile(
     _START
@@ -55,7 +55,12 @@ _PROVIDER = re.compile(
     + rb")"
     + _END
 )
-_LONG_WORD = re.compile(rb"(?=[\d_-]*[A-Za-z])(?:(?=[A-Za-z_-]*\d)|(?=(?:[a-z\d_-]*[A-Z]){4}))[\w-]{16,}")
+# From the point behind its header on: a row of headers without this is read once, not from the beginning of each.
+_WEB_TOKEN = re.compile(rb"\.eyJ[\w-]{10,4000}+\.[\w-]{10,1000}" + _END)
+_HEADER = re.compile(_START + rb"eyJ[\w-]{10,4000}")
+_MOST_HEADER = 4003  # bytes
+_TOKEN_BYTES = bytes(byte for byte in range(128) if chr(byte).isalnum() or byte in b"_-")
+_LONG_WORD = re.compile(rb"[\w-]{16,}")
 _NAME = re.compile(r"(?:[A-Za-z]*\d{0,4}[_.-])+[A-Za-z]*\d{0,4}")  # words with numbers behind them, joined
 _SECRET = (
     rb"(?:passw(?:or)?d|passwd|passphrase|pwd|secret|token|(?:api|access|private|auth|encryption|signing|client|account)"
@@ -93,6 +98,8 @@ def entropy(value: str) -> float:
     return -sum(count / len(value) * math.log2(count / len(value)) for count in counts)
 
 
+# Values in a row, as in `pwd:pwd:pwd:`, are one another's ends, and mostly the same ones.
+@lru_cache(1024)
 def _is_random(value: str) -> bool:
     """Whether a value looks drawn, not named: its characters are, and its digits are no name's last."""
     if len(value) < 16 or _PLACEHOLDER.search(value) or _NAME.fullmatch(value):
@@ -106,18 +113,36 @@ def _is_random(value: str) -> bool:
     return entropy(value) >= MIN_ENTROPY and (digits >= 4 or (has_cases and (digits >= 2 or len(value) >= 32)))
 
 
+@lru_cache(1024)
 def _is_password(value: str) -> bool:
     """Whether a value has letters and digits, no placeholder's word, and is no number with a unit."""
     has_both = any(map(str.isalpha, value)) and any(map(str.isdigit, value))
-    return has_both and not _PLACEHOLDER.search(value) and entropy(value) >= MIN_PASSWORD_ENTROPY
+    return has_both and entropy(value) >= MIN_PASSWORD_ENTROPY and not _PLACEHOLDER.search(value)
+
+
+@lru_cache(1024)
+def _is_drawn(value: str) -> bool:
+    """Whether a value of a provider's form has a long word of letters and digits, or capitals, and is no example."""
+    words = (word[0].decode() for word in _LONG_WORD.finditer(value.encode()))
+    is_long = any(
+        any(map(str.isalpha, word)) and (any(map(str.isdigit, word)) or sum(map(str.isupper, word)) >= 4)
+        for word in words
+    )
+    return is_long and entropy(value) >= 3 and not re.search("example|xxxxxx|0000000000", value, re.IGNORECASE)
 
 
 def _provider(match: re.Match[bytes], where: Where) -> Found | None:
     value = match[0].decode()
-    is_drawn = _LONG_WORD.search(match[0]) is not None and entropy(value) >= 3
-    if not is_drawn or re.search("example|xxxxxx|0000000000", value, re.IGNORECASE):
-        return None
-    return Found(match.start(), match.end(), value, match.lastgroup)
+    return Found(match.start(), match.end(), value, match.lastgroup) if _is_drawn(value) else None
+
+
+def _web_token(match: re.Match[bytes], where: Where) -> Found | None:
+    """A match with the header before it."""
+    least = max(where.done, match.start() - _MOST_HEADER)
+    begin = least + len(match.string[least : match.start()].rstrip(_TOKEN_BYTES))
+    header = _HEADER.search(match.string, begin, match.start())
+    value = "" if header is None else (header[0] + match[0]).decode()
+    return Found(header.start(), match.end(), value) if header is not None and _is_drawn(value) else None
 
 
 def _assigned(match: re.Match[bytes], where: Where) -> Found | None:
@@ -145,6 +170,7 @@ def _in_address(match: re.Match[bytes], where: Where) -> Found | None:
 
 SECRETS = (
     Rule("secret", "private_key", Sign.KEY_BLOCK, _KEY_BLOCK, lambda match, where: whole(match)),
+    Rule("secret", "json_web_token", Sign.TOKEN, _WEB_TOKEN, _web_token),
     Rule("secret", "provider", Sign.TOKEN, _PROVIDER, _provider),
     Rule("secret", "in_address", Sign.AT, _IN_ADDRESS, _in_address),
     Rule("secret", "authorization", Sign.ASSIGNED, _AUTHORISED, _authorised),
