@@ -7,13 +7,14 @@ USA 555-01xx, in Britain 01632 960xxx and 07700 900xxx) are nobody's.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 
 import phonenumbers
 from phonenumbers import NumberParseException, PhoneNumberFormat
 
-from lifecycle.data.personal.dialling import may_be_valid
+from lifecycle.data.personal.dialling import valid_number
 from lifecycle.data.personal.pii_rule import Found, Rule, Sign, Where, before, is_bare_in_code, is_numbered
 
 _GAP = rb"(?: ?/ ?| - |[ .-]|\xc2\xa0|\xe2\x80[\x89\x90-\x93\xaf])"
@@ -63,51 +64,50 @@ _NAMED_REGIONS = (
     "US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "CH", "AT", "IE", "AU", "IN", "BR", "MX", "PT", "PL", "SE", "NO",
     "DK", "FI", "CZ", "RU", "UA", "TR", "JP", "CN", "KR",
 )  # fmt: skip
+_ZEROS_LEAD_ABROAD = ("DE",)  # a region where two do
+_NUMBER = re.compile(rb"\d+\)?")
+_NOT_DIALLED = bytes(sorted(set(range(256)) - set(b"0123456789+")))
 LEAST, MOST = 7, 15  # digits, by ITU-T E.164
 
 
-def _prefixes(match: re.Match[bytes]) -> Iterator[tuple[int, str]]:
-    """Ends of a match behind one of its numbers, from the last, and the digits and `+` up to there, without extension:
-    numbers that follow a phone's may be no part of it."""
-    own = match[0].removesuffix(match["extension"] or b"")
-    ends = [number.end() for number in re.finditer(rb"\d+\)?", own)]
-    for last in reversed(ends):
-        dialled = re.sub(rb"[^\d+]", b"", match[0][:last]).decode()
-        end = match.end() if last == ends[-1] else match.start() + last
-        if LEAST <= len(dialled.lstrip("+")) <= MOST + 2:
-            yield end, dialled
-
-
-def _is_possible(number: phonenumbers.PhoneNumber) -> bool:
-    return phonenumbers.is_possible_number_with_reason(number) == phonenumbers.ValidationResult.IS_POSSIBLE
-
-
-def _valid(
-    dialled: str, regions: Sequence[str | None], is_valid: Callable[[phonenumbers.PhoneNumber], bool]
-) -> str | None:
-    """The number as E.164 spells it, if it is valid in one of some regions."""
-    for region in regions:
-        if is_valid is phonenumbers.is_valid_number and not may_be_valid(dialled, region):
-            continue
-        try:
-            number = phonenumbers.parse(dialled, region)
-        except NumberParseException:
-            continue
-        if is_valid(number):
-            return phonenumbers.format_number(number, PhoneNumberFormat.E164)
+# In tables and floods the same numbers come again and again.
+@lru_cache(4096)
+def _longest_valid(own: bytes, extension: bytes, most: int, *groups: tuple[str, ...]) -> tuple[int, str] | None:
+    """The end of the longest valid number that begins a match, of `most` ends that are tried, and the number as E.164
+    spells it: numbers that follow a phone's may be no part of it."""
+    for end, dialled in islice(_prefixes(own, extension), most):
+        value = valid_number(dialled, *groups)
+        if value and not _FICTIONAL.search(value.removeprefix("+")):
+            return end, value
     return None
 
 
-def _first_valid(
-    match: re.Match[bytes],
-    regions: Sequence[str | None],
-    most: int = 9,
-    is_valid: Callable[[phonenumbers.PhoneNumber], bool] = phonenumbers.is_valid_number,
-) -> Found | None:
-    for end, dialled in islice(_prefixes(match), most):
-        value = _valid(dialled, regions, is_valid)
-        if value and not _FICTIONAL.search(value.removeprefix("+")):
-            return Found(match.start(), end, value)
+def _prefixes(own: bytes, extension: bytes) -> Iterator[tuple[int, str]]:
+    """Ends of a match behind one of its numbers, from the last, and the digits and `+` up to there, without its
+    extension."""
+    ends = [number.end() for number in _NUMBER.finditer(own.removesuffix(extension))]
+    for end in reversed(ends):
+        dialled = own[:end].translate(None, _NOT_DIALLED).decode()
+        if LEAST <= len(dialled.lstrip("+")) <= MOST + 2:
+            yield len(own) if end == ends[-1] else end, dialled
+
+
+def _first_valid(match: re.Match[bytes], *groups: tuple[str, ...], most: int = 9) -> Found | None:
+    found = _longest_valid(match[0], match["extension"] or b"", most, *groups)
+    return None if found is None else Found(match.start(), match.start() + found[0], found[1])
+
+
+def _possible(match: re.Match[bytes], region: str | None) -> Found | None:
+    """A match that is as long as its country's numbers, all of it."""
+    for end, dialled in islice(_prefixes(match[0], match["extension"] or b""), 1):
+        try:
+            number = phonenumbers.parse(dialled, region)
+        except NumberParseException:
+            return None
+        value = phonenumbers.format_number(number, PhoneNumberFormat.E164)
+        is_possible = phonenumbers.is_possible_number_with_reason(number) == phonenumbers.ValidationResult.IS_POSSIBLE
+        if is_possible and not _FICTIONAL.search(value.removeprefix("+")):
+            return Found(match.start(), match.start() + end, value)
     return None
 
 
@@ -115,10 +115,9 @@ def _international(match: re.Match[bytes], where: Where) -> Found | None:
     is_named, leads_by_zeros = _is_named(match), match[0][:1] == b"0"
     if (where.is_code and match[0][1:].isdigit()) or (leads_by_zeros and match[0].isdigit() and not is_named):
         return None
-    regions = ("DE",) if leads_by_zeros else (None,)  # where 00 leads abroad
-    found = _first_valid(match, regions)
+    found = _first_valid(match, _ZEROS_LEAD_ABROAD)
     # Behind such a word a number that is as long as its country's is one, even if it was mistyped or is new.
-    return _first_valid(match, regions, most=1, is_valid=_is_possible) if found is None and is_named else found
+    return _possible(match, _ZEROS_LEAD_ABROAD[0] if leads_by_zeros else None) if found is None and is_named else found
 
 
 def _american(match: re.Match[bytes], where: Where) -> Found | None:
@@ -135,7 +134,7 @@ def _national(match: re.Match[bytes], where: Where) -> Found | None:
     if _goes_on(match, where, b".") or is_bare_in_code(match, where) or _OTHER.fullmatch(match[0]):
         return None
     regions = _REGIONS.get(where.language, ())
-    return _first_valid(match, (*regions, *_NAMED_REGIONS)) if is_named else _first_valid(match, regions, most=1)
+    return _first_valid(match, regions, _NAMED_REGIONS) if is_named else _first_valid(match, regions, most=1)
 
 
 def _goes_on(match: re.Match[bytes], where: Where, gaps: bytes) -> bool:
