@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.data.config import PiiKind
 from lifecycle.data.personal import masking
 from lifecycle.data.personal.masking import MASKS, Span, Window, find, mask, windows_of
+from lifecycle.data.personal.national_ids import _is_date
 from lifecycle.data.personal.pii import KINDS, MaskPii, pii_step
 from lifecycle.data.personal.pii_rule import Sign, Where
 from lifecycle.data.personal.places import masked_places
@@ -226,8 +228,26 @@ def test_rounds_that_look_beside_what_was_masked_find_all(text: str, language: s
 def test_what_rules_find_in_a_text_they_find_in_the_windows_of_their_signs(text: str) -> None:
     data, where = text.encode(), Where(False, "en")
     windows = dict(windows_of(pa.array([text]))).get(0, [])
-    everywhere = [Window(int(sign), 0, len(data), len(data), 99) for sign in Sign]
+    everywhere = [Window(int(sign), 0, len(data), len(data), 99, 99) for sign in Sign]
     assert find(data, windows, where) == find(data, everywhere, where)
+
+
+@given(TEXTS, st.sampled_from(["en", "de"]))
+def test_rules_find_nothing_more_where_they_do_not_look(text: str, language: str) -> None:
+    found = look(text, language=language)
+    shortcuts: dict[str, Any] = {"least_digits": 0, "least_number": 0, "needs": b"", "part": b"", "words": None}
+    shortcuts["elsewhere"] = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masking, "RULES", [replace(rule, **shortcuts) for rule in masking.RULES])
+        assert look(text, language=language) == found
+
+
+@pytest.mark.parametrize("year", ["2023", "2024", "1900"])
+def test_dates_in_numbers_of_persons_exist(year: str) -> None:
+    exist = {(day, month) for month in range(14) for day in range(33) if _is_date(str(day), f"{month:02}", year)}
+    first = date(2000 + int(year[-2:]), 1, 1)
+    days = (first + timedelta(number) for number in range(366))
+    assert exist == {(day.day, day.month) for day in days if day.year == first.year}
 
 
 def test_places_to_look_at_do_not_depend_on_the_texts_beside() -> None:

@@ -83,5 +83,5 @@ def _card(match: re.Match[bytes], where: Where) -> Found | None:
 
 ACCOUNTS = (
     Rule("iban", "iban", Sign.IBAN, _IBAN, _iban),
-    Rule("card", "card", Sign.DIGITS, _CARD, _card, least_digits=12),
+    Rule("card", "card", Sign.DIGITS, _CARD, _card, least_digits=12, least_number=4),
 )

@@ -99,6 +99,6 @@ def _ipv6(match: re.Match[bytes], where: Where) -> Found | None:
 ADDRESSES = (
     Rule("email", "email", Sign.AT, _EMAIL, _email),
     Rule("email", "email_spelt", Sign.SPELT_AT, _SPELT, _email),
-    Rule("ip", "ipv4", Sign.DIGITS, _IPV4, _ipv4, least_digits=6),
+    Rule("ip", "ipv4", Sign.DIGITS, _IPV4, _ipv4, least_digits=6, needs=b"."),
     Rule("ip", "ipv6", Sign.IPV6, _IPV6, _ipv6),
 )

@@ -1,13 +1,27 @@
 """Check digits: whether a number that people give each other was mistyped, or is none at all."""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, cycle, starmap
+from operator import mul
 
 _DOUBLED = str.maketrans("0123456789", "0246813579")  # the digits' sum of twice a digit
 # Verhoeff's multiplication in the dihedral group of order 10, and the permutation of a digit by its place.
 # Verhoeff 1969, "Error Detecting Decimal Codes".
 _PERMUTED = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
 _AT = tuple(accumulate(range(7), lambda row, _: tuple(_PERMUTED[at] for at in row), initial=tuple(range(10))))
+
+
+def _dihedral(left: int, right: int) -> int:
+    """The product in the group of a pentagon's turns (0 to 4) and reflections (5 to 9)."""
+    if left < 5:
+        return (left + right) % 5 if right < 5 else 5 + (left + right) % 5
+    return 5 + (left - right) % 5 if right < 5 else (left - right) % 5
+
+
+# By the digit's place, for each digit what becomes of each check so far.
+_TURNS = tuple(
+    {str(digit): tuple(_dihedral(check, row[digit]) for check in range(10)) for digit in range(10)} for row in _AT
+)
 
 
 def luhn_valid(digits: str) -> bool:
@@ -18,16 +32,9 @@ def luhn_valid(digits: str) -> bool:
 def verhoeff_valid(digits: str) -> bool:
     """Whether the last digit is the check digit by Verhoeff's scheme, which also finds all swapped neighbours."""
     check = 0
-    for at, digit in enumerate(reversed(digits)):
-        check = _dihedral(check, _AT[at % 8][int(digit)])
+    for digit, turn in zip(reversed(digits), cycle(_TURNS), strict=False):
+        check = turn[digit][check]
     return check == 0
-
-
-def _dihedral(left: int, right: int) -> int:
-    """The product in the group of a pentagon's turns (0 to 4) and reflections (5 to 9)."""
-    if left < 5:
-        return (left + right) % 5 if right < 5 else 5 + (left + right) % 5
-    return 5 + (left - right) % 5 if right < 5 else (left - right) % 5
 
 
 def mod_97_valid(code: str) -> bool:
@@ -48,4 +55,4 @@ def mod_11_10_valid(digits: str) -> bool:
 
 def weighted(digits: str, weights: Sequence[int]) -> int:
     """The sum of the digits, each times its weight."""
-    return sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=True))
+    return sum(starmap(mul, zip(map(int, digits), weights, strict=True)))

@@ -12,7 +12,7 @@ import numpy as np
 from lifecycle.core.compiled import compiled, inlined
 from lifecycle.data.personal.pii_rule import Sign
 
-COLUMNS = 5  # of a window: number of the text, sign, begin and end in its bytes, digits
+COLUMNS = 6  # of a window: number of the text, sign, begin and end in its bytes, digits, those of the longest number
 LEAST_DIGITS, FEW_DIGITS = 7, 6  # in a run; the fewer ones beside a capital or in `IPV4_NUMBERS`
 IPV4_NUMBERS = 4
 MAX_GAP = 5  # bytes between two numbers of a run
@@ -45,17 +45,17 @@ def byte_classes() -> Any:
 
 
 @inlined
-def _put(windows: Any, num: Any, text: Any, sign: Any, begin: Any, end: Any, digits: Any) -> Any:
+def _put(windows: Any, num: Any, text: Any, sign: Any, begin: Any, end: Any, digits: Any, longest: Any) -> Any:
     """Notes a window, if there is room, or makes the last one longer, if it has this sign and reaches this one; returns
     how many there are."""
     if 0 < num <= len(windows):
         last = windows[num - 1]
         if last[0] == text and last[1] == sign and last[2] <= begin <= last[3]:
-            last[3], last[4] = max(last[3], end), max(last[4], digits)
+            last[3], last[4], last[5] = max(last[3], end), max(last[4], digits), max(last[5], longest)
             return num
     if num < len(windows):
         windows[num, 0], windows[num, 1], windows[num, 2] = text, sign, begin
-        windows[num, 3], windows[num, 4] = end, digits
+        windows[num, 3], windows[num, 4], windows[num, 5] = end, digits, longest
     return num + 1
 
 
@@ -90,7 +90,7 @@ def _is_enough(digits: Any, numbers: Any, has_capital: Any) -> Any:
 @compiled
 def _numbers(text: Any, classes: Any, number: Any, windows: Any, num: Any) -> Any:
     """Notes runs of numbers, and what begins like an IBAN."""
-    at = run = run_end = digits = numbers = 0  # `digits` and `numbers` in the run; 0: there is none
+    at = run = run_end = digits = longest = numbers = 0  # `digits` and `numbers` in the run; 0: there is none
     has_capital = False  # in the run, or just before it
     while at < len(text):
         if not classes[text[at]] & _WORD:
@@ -107,21 +107,22 @@ def _numbers(text: Any, classes: Any, number: Any, windows: Any, num: Any) -> An
         is_number = own and (others == 0 or (others == 1 and own >= 3) or (others <= 3 and own >= FEW_DIGITS))
         if digits and not (is_number and _is_gap(text, classes, run_end, begin)):
             if _is_enough(digits, numbers, has_capital):
-                num = _put(windows, num, number, Sign.DIGITS, max(0, run - LEAD), run_end + TAIL, digits)
-            digits = numbers = 0
+                num = _put(windows, num, number, Sign.DIGITS, max(0, run - LEAD), run_end + TAIL, digits, longest)
+            digits = longest = numbers = 0
         if is_number:
             if digits == 0:
                 run, has_capital = begin, False
                 for before in range(max(0, begin - 2), begin):
                     has_capital |= (classes[text[before]] & _UPPER) != 0
             digits += own
+            longest = max(longest, own)
             numbers += 1
             has_capital |= capitals > 0
             run_end = at
         if capitals >= 2 and _begins_iban(text, classes, begin, at):
-            num = _put(windows, num, number, Sign.IBAN, begin, begin + _IBAN_BYTES, 0)
+            num = _put(windows, num, number, Sign.IBAN, begin, begin + _IBAN_BYTES, 0, 0)
     if _is_enough(digits, numbers, has_capital):
-        num = _put(windows, num, number, Sign.DIGITS, max(0, run - LEAD), run_end + TAIL, digits)
+        num = _put(windows, num, number, Sign.DIGITS, max(0, run - LEAD), run_end + TAIL, digits, longest)
     return num
 
 
@@ -143,7 +144,7 @@ def _tokens(text: Any, classes: Any, number: Any, windows: Any, num: Any) -> Any
         if at - begin >= TOKEN_BYTES and begin >= noted and letters and (digits or capitals >= CAPITALS):
             first = _begin_of(text, classes, _OPAQUE, begin, _TOKEN_BEFORE)
             noted = _end_of(text, classes, _OPAQUE, at, _TOKEN_BEHIND)
-            num = _put(windows, num, number, Sign.TOKEN, first, noted + 1, 0)
+            num = _put(windows, num, number, Sign.TOKEN, first, noted + 1, 0, 0)
     return num
 
 
@@ -222,10 +223,10 @@ def _marks(text: Any, classes: Any, number: Any, windows: Any, num: Any) -> Any:
             begin = _begin_of(text, classes, _ADDRESS, at, _ADDRESS_BYTES)
             end = _end_of(text, classes, _ADDRESS, at, _ADDRESS_BYTES)
             if begin < at and end > at + 3:
-                num = _put(windows, num, number, Sign.AT, begin, end + 1, 0)
+                num = _put(windows, num, number, Sign.AT, begin, end + 1, 0, 0)
         elif byte in (_COLON, _EQUALS):
             if _gives_digit(text, classes, at) and _names_secret(text, at):
-                num = _put(windows, num, number, Sign.ASSIGNED, max(0, at - NAME_BYTES), at + _VALUE_BYTES, 0)
+                num = _put(windows, num, number, Sign.ASSIGNED, max(0, at - NAME_BYTES), at + _VALUE_BYTES, 0, 0)
             if byte == _COLON and at >= ipv6_end:
                 begin = _begin_of(text, classes, _HEX, at, _IPV6_BYTES)
                 ipv6_end = _end_of(text, classes, _HEX, at, _IPV6_BYTES)
@@ -234,12 +235,12 @@ def _marks(text: Any, classes: Any, number: Any, windows: Any, num: Any) -> Any:
                     colons += text[place] == _COLON
                     is_short |= place > begin and text[place] == _COLON and text[place - 1] == _COLON
                 if colons >= 6 or (is_short and ipv6_end - begin >= 7):
-                    num = _put(windows, num, number, Sign.IPV6, begin, ipv6_end + 6, 0)
+                    num = _put(windows, num, number, Sign.IPV6, begin, ipv6_end + 6, 0, 0)
         elif byte == _DASH:
             if at + 10 < len(text) and text[at + 5] == ord("B") and text[at + 6] == ord("E") and text[at + 4] == _DASH:
-                num = _put(windows, num, number, Sign.KEY_BLOCK, at, at + _KEY_BYTES, 0)
+                num = _put(windows, num, number, Sign.KEY_BLOCK, at, at + _KEY_BYTES, 0, 0)
         elif (byte == ord("(") or byte == ord("[") or byte == ord("{")) and _spells_at(text, at):
-            num = _put(windows, num, number, Sign.SPELT_AT, max(0, at - 80), at + 160, 0)
+            num = _put(windows, num, number, Sign.SPELT_AT, max(0, at - 80), at + 160, 0, 0)
     return num
 
 

@@ -4,9 +4,9 @@ A compiled pass finds where the rules have to look (`compiled_pii.py`). The word
 still parses. What must hold: masking twice changes nothing more.
 """
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -36,6 +36,9 @@ RULES: tuple[Rule, ...] = (
     *NATIONAL_IDS,
     *PHONES,
 )  # of two that overlap the first counts
+# Words of all rules that look for nothing without one: most windows have none, and are looked at once.
+_NAMED = {rule: rule.words.pattern for rule in RULES if rule.words and not rule.elsewhere}
+_NAMING, _LEAST_NAMED = re.compile(b"|".join(_NAMED.values())), min(rule.least_digits for rule in _NAMED)
 BYTES_A_WINDOW = 64  # the room for windows that is tried first
 # The most bytes before something masked from which a match can reach it.
 _REACH = {
@@ -47,17 +50,17 @@ _SIGN, _BEGIN, _END = attrgetter("sign"), attrgetter("begin"), attrgetter("end")
 
 class Window(NamedTuple):
     """A place in the bytes of a text where the rules of a sign look for what begins in it before `until` and ends at
-    `end`, or before; and the digits there."""
+    `end`, or before; the digits there, and those of the longest number."""
 
     sign: int
     begin: int
     until: int
     end: int
     digits: int
+    longest: int
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Something personal in a text, or the word that stands for it now. `begin` and `end` count bytes."""
 
     kind: PiiKind
@@ -71,7 +74,7 @@ def windows_of(texts: pa.Array) -> Iterator[tuple[int, list[Window]]]:
     """The numbers of the texts with a sign of something personal, in order, and the places to look at."""
     found = _windows(texts)
     for number, rows in groupby(found.tolist(), key=itemgetter(0)):
-        yield number, _joined(Window(sign, begin, end, end, digits) for _, sign, begin, end, digits in rows)
+        yield number, _joined(Window(sign, begin, end, end, *digits) for _, sign, begin, end, *digits in rows)
 
 
 def _joined(windows: Iterable[Window]) -> list[Window]:
@@ -81,7 +84,8 @@ def _joined(windows: Iterable[Window]) -> list[Window]:
         last = joined[-1] if joined else None
         if last is not None and last.sign == window.sign and window.begin <= last.end:
             end = max(last.end, window.end)
-            joined[-1] = Window(last.sign, last.begin, end, end, max(last.digits, window.digits))
+            digits, longest = max(last.digits, window.digits), max(last.longest, window.longest)
+            joined[-1] = Window(last.sign, last.begin, end, end, digits, longest)
         else:
             joined.append(window)
     return joined
@@ -105,20 +109,23 @@ def _windows(texts: pa.Array) -> NDArray[np.int64]:
 def find(text: bytes, windows: Sequence[Window], where: Where) -> list[Span]:
     """What is personal in a text, in order and without overlaps: a rule finds it outside what those before it found."""
     of_sign = {sign: list(own) for sign, own in groupby(windows, key=_SIGN)}
+    long = (window for window in of_sign.get(Sign.DIGITS, ()) if window.digits >= _LEAST_NAMED)
+    named = [window for window in long if _NAMING.search(_before_end(text, window))]
     spans: list[Span] = []
     for rule in RULES:
-        if new := list(_found(rule, text, of_sign.get(rule.sign, ()), where, spans)):
+        own = of_sign.get(rule.sign, ()) if rule.words is None or rule.elsewhere is not None else named
+        if own and rule.part in text and (new := list(_found(rule, text, own, where, spans))):
             spans = sorted((*spans, *new), key=_BEGIN)
     return spans
 
 
 def _found(rule: Rule, text: bytes, windows: Sequence[Window], where: Where, taken: Sequence[Span]) -> Iterator[Span]:
     """What a rule finds outside some spans; of two that overlap the first."""
-    for window in _windows_for(rule, text, windows):
+    for window, pattern in _places(rule, text, windows):
         at = max(window.begin, where.done)
         # A window may be of megabytes and have thousands of such places in it: what begins in one ends soon behind it.
-        end = min(window.end, window.until + _REACH[rule.sign])
-        while at < window.until and (match := rule.pattern.search(text, at, end)) is not None:
+        end = window.end if window.until == window.end else min(window.end, window.until + _REACH[rule.sign])
+        while at < window.until and (match := pattern.search(text, at, end)) is not None:
             at = match.start() + 1
             if (other := _covering(match.start(), taken)) is not None:
                 at = other.end
@@ -127,26 +134,47 @@ def _found(rule: Rule, text: bytes, windows: Sequence[Window], where: Where, tak
             if found is None or _is_in(found, taken):
                 continue
             yield Span(rule.kind, found.name or rule.name, found.begin, found.end, found.value)
-            where, at = replace(where, done=found.end), found.end
+            where, at = Where(where.is_code, where.language, found.end), found.end
 
 
-def _windows_for(rule: Rule, text: bytes, windows: Sequence[Window]) -> Iterator[Window]:
-    """Where a rule has to look: of what has enough digits the places behind its words, if it has some."""
+def _places(rule: Rule, text: bytes, windows: Sequence[Window]) -> Iterator[tuple[Window, re.Pattern[bytes]]]:
+    """Where a rule has to look, and for what."""
     for window in windows:
-        if window.digits < rule.least_digits:
+        if window.digits < rule.least_digits or window.longest < rule.least_number:
+            continue
+        if rule.needs and all(text.find(byte, window.begin, window.end) < 0 for byte in rule.needs):
             continue
         if rule.words is None:
-            yield window
+            yield window, rule.pattern
             continue
-        begin = until = window.begin
-        for word in rule.words.finditer(text, max(0, window.begin - CONTEXT), window.until):
-            if word.end() > until:
-                if begin < until:
-                    yield window._replace(begin=begin, until=until)
-                begin = word.end()
-            until = min(window.until, word.end() + CONTEXT)
-        if begin < until:
-            yield window._replace(begin=begin, until=until)
+        at = window.begin
+        for begin, until in _behind_words(rule.words, text, window):
+            if rule.elsewhere is not None and at < begin:
+                yield window._replace(begin=at, until=begin), rule.elsewhere
+            yield window._replace(begin=begin, until=until), rule.pattern
+            at = until
+        if rule.elsewhere is not None and at < window.until:
+            yield window._replace(begin=at), rule.elsewhere
+
+
+def _behind_words(words: re.Pattern[bytes], text: bytes, window: Window) -> Iterator[tuple[int, int]]:
+    """The places of a window that are in the `CONTEXT` behind some words, those that overlap as one."""
+    first = max(0, window.begin - CONTEXT)
+    begin = until = window.begin
+    for word in words.finditer(_before_end(text, window)):
+        end = first + word.end()
+        if end > until:
+            if begin < until:
+                yield begin, until
+            begin = end
+        until = min(window.until, end + CONTEXT)
+    if begin < until:
+        yield begin, until
+
+
+def _before_end(text: bytes, window: Window) -> bytes:
+    """A window and the words before it, in small letters."""
+    return text[max(0, window.begin - CONTEXT) : window.until].lower()
 
 
 def mask(text: bytes, windows: Sequence[Window], where: Where, kept: Collection[PiiKind]) -> tuple[bytes, list[Span]]:
@@ -211,7 +239,7 @@ def _replaced(
         pieces += text[at : span.begin], own
         begin = size + span.begin - at
         at, size = span.end, begin + len(own)
-        moved.append(replace(span, begin=begin, end=size))
+        moved.append(Span(span.kind, span.rule, begin, size, span.value))
         if span in are_new:
             changed.append(moved[-1])
     return b"".join((*pieces, text[at:])), moved, changed

@@ -5,9 +5,9 @@ publishes; check digits find nine tenths and more of the numbers that only look 
 """
 
 import re
+from calendar import monthrange
 from collections import Counter
 from collections.abc import Callable
-from datetime import date
 
 from lifecycle.data.personal.checksums import luhn_valid, mod_11_10_valid, verhoeff_valid, weighted
 from lifecycle.data.personal.pii_rule import (
@@ -27,11 +27,9 @@ _GAP = rb"(?:[ -]|\xc2\xa0)?"
 
 def _is_date(day: str, month: str, year: str) -> bool:
     """Whether a date of a century exists; in the years 00 the 29th of February counts."""
-    try:
-        date(2000 + int(year[-2:]), int(month), int(day))
-    except ValueError:
+    if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
         return False
-    return True
+    return int(day) <= 28 or int(day) <= monthrange(2000 + int(year[-2:]), int(month))[1]
 
 
 def _us_ssn(code: str) -> bool:
@@ -211,39 +209,45 @@ def _ie_pps(code: str) -> bool:
     return "WABCDEFGHIJKLMNOPQRSTUV"[total % 23] == code[7]
 
 
+_GAPS = bytes(byte for byte in range(256) if byte >= 128 or not chr(byte).isalnum())
+
+
 def _rule(
-    name: str, least: int, pattern: bytes, is_valid: Callable[[str], bool], words: bytes = b"", bare_words: bytes = b""
-) -> Rule:
+    name: str, least: int, pattern: bytes, is_valid: Callable[[str], bool], words: bytes = b"", bare_words: bytes = b"",
+    number: int = 0, needs: bytes = b"",
+) -> Rule:  # fmt: skip
     """A rule for a kind of number, of `least` digits or, if 0, in a long word. It counts behind one of `words` only, as
-    digits alone behind one of `bare_words`; without either, unless the words before name the number of a thing."""
-    named = re.compile(words or bare_words or rb"(?!)", re.IGNORECASE)
+    digits alone behind one of `bare_words`; without either, unless the words before name the number of a thing.
+    `number`: of the digits those that are always in a row; `needs`: bytes of which one is always there."""
+    named = re.compile(words or bare_words) if words or bare_words else None
 
     def check(match: re.Match[bytes], where: Where) -> Found | None:
-        needs_name = bool(words) or (bool(bare_words) and match[0].isdigit())
-        is_named = named.search(before(match)) is not None
-        if is_bare_in_code(match, where) or (needs_name and not is_named):
+        code = match[0].translate(None, _GAPS).decode()
+        if not is_valid(code) or is_bare_in_code(match, where) or is_dumped(match):
             return None
-        code = re.sub(rb"[^0-9A-Za-z]", b"", match[0]).decode()
-        if not is_valid(code) or is_dumped(match):
+        needs_name = bool(words) or (bool(bare_words) and match[0].isdigit())
+        is_named = named is not None and named.search(before(match).lower()) is not None
+        if needs_name and not is_named:
             return None
         return whole(match, code) if is_named or not is_numbered(match) else None
 
     bounded = re.compile(rb"(?<![\w.+-])(?:" + pattern.replace(b"_", _GAP) + rb")(?![\w]|[.-]\d)")
+    sign = Sign.DIGITS if least else Sign.TOKEN
     return Rule(
-        "national_id", name, Sign.DIGITS if least else Sign.TOKEN, bounded, check, least, named if words else None
+        "national_id", name, sign, bounded, check, least, named if words else None, least_number=number, needs=needs
     )
 
 
 # In patterns an underscore is an optional gap.
 NATIONAL_IDS = (
-    _rule("us_ssn", 9, rb"\d{3}-\d\d-\d{4}", _us_ssn),
+    _rule("us_ssn", 9, rb"\d{3}-\d\d-\d{4}", _us_ssn, number=4, needs=b"-"),
     _rule("us_ssn", 9, rb"\d{3} ?\d\d ?\d{4}", _us_ssn, rb"ssn|social security|soc\.? sec"),
-    _rule("us_itin", 9, rb"9\d\d-\d\d-\d{4}", _us_itin),
+    _rule("us_itin", 9, rb"9\d\d-\d\d-\d{4}", _us_itin, number=4, needs=b"-"),
     _rule("uk_nino", 6, rb"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]_\d\d_\d\d_\d\d_[A-D]", _uk_nino),
     _rule("uk_nhs", 10, rb"\d{3}_\d{3}_\d{4}", _uk_nhs, rb"\bnhs\b"),
     _rule("de_tax_id", 11, rb"\d\d_\d{3}_\d{3}_\d{3}", _de_tax_id, rb"steuer|id-?nr|tax|\btin\b|identifikationsnummer"),
     _rule("fr_nir", 13, rb"[12]_\d\d_(?:0[1-9]|1[0-2]|[2-9]\d)_(?:\d\d|2[AB])_\d{3}_\d{3}_\d\d", _fr_nir),
-    _rule("es_dni", 7, rb"(?:\d\d\.?\d{3}\.?\d{3}|[XYZ][ -]?\d{7})[ -]?[A-HJ-NP-TV-Z]", _es_dni),
+    _rule("es_dni", 7, rb"(?:\d\d\.?\d{3}\.?\d{3}|[XYZ][ -]?\d{7})[ -]?[A-HJ-NP-TV-Z]", _es_dni, number=3),
     _rule("it_fiscal_code", 0, rb"[A-Z]{6}\d\d[A-EHLMPRST]\d\d[A-Z]\d{3}[A-Z]", _it_fiscal),
     _rule(
         "in_aadhaar",
@@ -251,20 +255,21 @@ NATIONAL_IDS = (
         rb"[2-9]\d{3}_\d{4}_\d{4}",
         verhoeff_valid,
         bare_words=rb"aadha?ar|uidai",
+        number=4,
     ),
-    _rule("br_cpf", 11, rb"\d{3}\.\d{3}\.\d{3}-\d\d|\d{11}", _br_cpf, bare_words=rb"cpf"),
+    _rule("br_cpf", 11, rb"\d{3}\.\d{3}\.\d{3}-\d\d|\d{11}", _br_cpf, bare_words=rb"cpf", number=3),
     _rule("pl_pesel", 11, rb"\d{11}", _pl_pesel, rb"pesel"),
     _rule("nl_bsn", 9, rb"\d{4}\.?\d\d\.?\d{3}|\d{3}_\d{3}_\d{3}", _nl_bsn, rb"\bbsn\b|burgerservice|sofi"),
-    _rule("se_personal", 10, rb"(?:19|20)?\d{6}[-+]\d{4}", _se_personal),
+    _rule("se_personal", 10, rb"(?:19|20)?\d{6}[-+]\d{4}", _se_personal, number=6, needs=b"-+"),
     _rule("se_personal", 10, rb"(?:19|20)?\d{10}", _se_personal, rb"personn"),
-    _rule("fi_personal", 9, rb"\d{6}[-+A-FU-Y]\d{3}[0-9A-FHJ-NPR-Y]", _fi_personal),
-    _rule("no_birth", 11, rb"\d{6} ?\d{5}", _no_birth),
-    _rule("be_national", 11, rb"\d\d\.\d\d\.\d\d-\d{3}[.-]\d\d|\d{11}", _be_national),
-    _rule("ch_insured", 13, rb"756\.?\d{4}\.?\d{4}\.?\d\d", _ch_insured),
+    _rule("fi_personal", 9, rb"\d{6}[-+A-FU-Y]\d{3}[0-9A-FHJ-NPR-Y]", _fi_personal, number=6),
+    _rule("no_birth", 11, rb"\d{6} ?\d{5}", _no_birth, number=6),
+    _rule("be_national", 11, rb"\d\d\.\d\d\.\d\d-\d{3}[.-]\d\d|\d{11}", _be_national, number=3),
+    _rule("ch_insured", 13, rb"756\.?\d{4}\.?\d{4}\.?\d\d", _ch_insured, number=4),
     _rule("ca_sin", 9, rb"\d{3}_\d{3}_\d{3}", luhn_valid, rb"\bsin\b|social insurance|\bnas\b|assurance sociale"),
     _rule("au_tax_file", 9, rb"\d{3}_\d{3}_\d{3}", _au_tax_file, rb"\btfn\b|tax file"),
-    _rule("cn_resident", 17, rb"[1-9]\d{5}(?:19|20)\d{9}[\dXx]", _cn_resident),
-    _rule("kr_resident", 13, rb"\d{6}-[1-8]\d{6}", _kr_resident),
+    _rule("cn_resident", 17, rb"[1-9]\d{5}(?:19|20)\d{9}[\dXx]", _cn_resident, number=17),
+    _rule("kr_resident", 13, rb"\d{6}-[1-8]\d{6}", _kr_resident, number=7, needs=b"-"),
     _rule("mx_curp", 0, rb"[A-Z][AEIOUX][A-Z]{2}\d{6}[HMX][A-Z]{5}[A-Z0-9]\d", _mx_curp),
     _rule("tr_identity", 11, rb"[1-9]\d{10}", _tr_identity, rb"\bt\.?c\b|kimlik|tckn"),
     _rule("ro_personal", 13, rb"[1-8]\d{12}", _ro_personal, rb"\bcnp\b|cod numeric"),

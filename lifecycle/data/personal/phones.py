@@ -11,10 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 
-import phonenumbers
-from phonenumbers import NumberParseException, PhoneNumberFormat
-
-from lifecycle.data.personal.dialling import valid_number
+from lifecycle.data.personal.dialling import possible_number, valid_number
 from lifecycle.data.personal.pii_rule import Found, Rule, Sign, Where, before, is_bare_in_code, is_numbered
 
 _GAP = rb"(?: ?/ ?| - |[ .-]|\xc2\xa0|\xe2\x80[\x89\x90-\x93\xaf])"
@@ -28,6 +25,7 @@ _AMERICAN = re.compile(
     _START + rb"(?<!\d\.)(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}" + _DASH + rb")\d{3}" + _DASH + rb"\d{4}" + _EXTENSION + _END
 )  # fmt: skip
 _NATIONAL = re.compile(_START + _GROUPS + _END)
+_NATIONAL_UNNAMED = re.compile(_START + rb"(?=\(?0[1-9])" + _GROUPS + _END)
 # Words before a phone number that say what it is, and those that may stand between.
 _WORDS = frozenset((
     "tel", "phone", "telephone", "telefon", "telefono", "teléfono", "tél", "téléphone", "fax", "mobile", "mobil",
@@ -49,6 +47,19 @@ _BETWEEN = frozenset((
 ))  # fmt: skip
 _OWNERS = frozenset(("my", "our", "your", "his", "her", "contact", "work", "home"))  # of a number
 _WORD = re.compile(r"\w+")
+
+
+def _small(word: str) -> Iterator[str]:
+    """Patterns of a word in small letters, but for those that ASCII has not: they may be capitals. Each begins
+    with a byte, so that a search can skip all others."""
+    rest = "".join(letter if letter.isascii() else f"(?:{letter}|{letter.upper()})" for letter in word[1:])
+    yield word[0] + rest
+    if not word[0].isascii() and word[0].isalpha():
+        yield word[0].upper() + rest
+
+
+# One of them is in each line that names a phone.
+_NAMING = re.compile("|".join(form for word in sorted({*_WORDS, *_ENDS, "number"}) for form in _small(word)).encode())
 # An area code with the 0 that leads out of an area, and what is dialled in it.
 _TRUNK = re.compile(rb"\(?0[1-9](?=(?:\D*\d){7})\d{0,4}\)?(?!\d)" + _GAP + rb"?\(?\d")
 # Decimals, postcodes in the USA, dates, and differences.
@@ -65,8 +76,8 @@ _NAMED_REGIONS = (
     "DK", "FI", "CZ", "RU", "UA", "TR", "JP", "CN", "KR",
 )  # fmt: skip
 _ZEROS_LEAD_ABROAD = ("DE",)  # a region where two do
-_NUMBER = re.compile(rb"\d+\)?")
-_NOT_DIALLED = bytes(sorted(set(range(256)) - set(b"0123456789+")))
+_DIGITS = b"0123456789"
+_NOT_DIALLED, _NO_NUMBER = (bytes(sorted(set(range(256)) - set(_DIGITS + other))) for other in (b"+", b")"))
 LEAST, MOST = 7, 15  # digits, by ITU-T E.164
 
 
@@ -85,11 +96,12 @@ def _longest_valid(own: bytes, extension: bytes, most: int, *groups: tuple[str, 
 def _prefixes(own: bytes, extension: bytes) -> Iterator[tuple[int, str]]:
     """Ends of a match behind one of its numbers, from the last, and the digits and `+` up to there, without its
     extension."""
-    ends = [number.end() for number in _NUMBER.finditer(own.removesuffix(extension))]
-    for end in reversed(ends):
-        dialled = own[:end].translate(None, _NOT_DIALLED).decode()
-        if LEAST <= len(dialled.lstrip("+")) <= MOST + 2:
-            yield len(own) if end == ends[-1] else end, dialled
+    number, end = own.removesuffix(extension), len(own)
+    while len(dialled := number.translate(None, _NOT_DIALLED).decode()) >= LEAST:
+        if LEAST <= len(dialled) - dialled.startswith("+") <= MOST + 2:
+            yield end, dialled
+        number = number.rstrip(b")").rstrip(_DIGITS).rstrip(_NO_NUMBER)
+        end = len(number)
 
 
 def _first_valid(match: re.Match[bytes], *groups: tuple[str, ...], most: int = 9) -> Found | None:
@@ -97,32 +109,27 @@ def _first_valid(match: re.Match[bytes], *groups: tuple[str, ...], most: int = 9
     return None if found is None else Found(match.start(), match.start() + found[0], found[1])
 
 
-def _possible(match: re.Match[bytes], region: str | None) -> Found | None:
+def _possible(match: re.Match[bytes], region: str) -> Found | None:
     """A match that is as long as its country's numbers, all of it."""
     for end, dialled in islice(_prefixes(match[0], match["extension"] or b""), 1):
-        try:
-            number = phonenumbers.parse(dialled, region)
-        except NumberParseException:
-            return None
-        value = phonenumbers.format_number(number, PhoneNumberFormat.E164)
-        is_possible = phonenumbers.is_possible_number_with_reason(number) == phonenumbers.ValidationResult.IS_POSSIBLE
-        if is_possible and not _FICTIONAL.search(value.removeprefix("+")):
+        value = possible_number(dialled, region)
+        if value and not _FICTIONAL.search(value.removeprefix("+")):
             return Found(match.start(), match.start() + end, value)
     return None
 
 
 def _international(match: re.Match[bytes], where: Where) -> Found | None:
-    is_named, leads_by_zeros = _is_named(match), match[0][:1] == b"0"
-    if (where.is_code and match[0][1:].isdigit()) or (leads_by_zeros and match[0].isdigit() and not is_named):
+    leads_by_zeros = match[0][:1] == b"0"
+    if (where.is_code and match[0][1:].isdigit()) or (leads_by_zeros and match[0].isdigit() and not _is_named(match)):
         return None
     found = _first_valid(match, _ZEROS_LEAD_ABROAD)
     # Behind such a word a number that is as long as its country's is one, even if it was mistyped or is new.
-    return _possible(match, _ZEROS_LEAD_ABROAD[0] if leads_by_zeros else None) if found is None and is_named else found
+    return _possible(match, *_ZEROS_LEAD_ABROAD) if found is None and _is_named(match) else found
 
 
 def _american(match: re.Match[bytes], where: Where) -> Found | None:
     is_written = b"(" in match[0] or b"-" in match[0] or b"." in match[0] or b"\xe2" in match[0]
-    if not _is_named(match) and (is_numbered(match) or not is_written):
+    if (not is_written or is_numbered(match)) and not _is_named(match):
         return None
     return _first_valid(match, ("US",))
 
@@ -146,7 +153,8 @@ def _goes_on(match: re.Match[bytes], where: Where, gaps: bytes) -> bool:
 def _is_named(match: re.Match[bytes]) -> bool:
     """Whether the words before a number say that it is a phone's."""
     nearby = before(match, 40)
-    if nearby.rstrip(b" .-/()")[-1:].isdigit():  # the last word is a number, as in a table of them
+    last = nearby.rstrip(b" .-/()")[-1:]
+    if not last or last.isdigit():  # the last word is a number, as in a table of them
         return False
     line = nearby.decode("utf-8", "ignore").lower()
     words = _WORD.findall(line)[-4:]
@@ -161,6 +169,6 @@ def _is_named(match: re.Match[bytes]) -> bool:
 
 PHONES = (
     Rule("phone", "international", Sign.DIGITS, _INTERNATIONAL, _international, LEAST),
-    Rule("phone", "american", Sign.DIGITS, _AMERICAN, _american, 10),
-    Rule("phone", "national", Sign.DIGITS, _NATIONAL, _national, LEAST),
+    Rule("phone", "american", Sign.DIGITS, _AMERICAN, _american, 10, least_number=4),
+    Rule("phone", "national", Sign.DIGITS, _NATIONAL, _national, LEAST, _NAMING, _NATIONAL_UNNAMED),
 )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from lifecycle.data.config import PiiKind
 
@@ -23,8 +24,7 @@ class Sign(IntEnum):
     KEY_BLOCK = 7
 
 
-@dataclass(frozen=True)
-class Where:
+class Where(NamedTuple):
     """What a rule may know of the document: whether it is source code, its language, and the end of what the rule found
     last, which is masked then."""
 
@@ -33,8 +33,7 @@ class Where:
     done: int = 0
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """Something personal: its place in the bytes of a text, and its value in the one spelling that is hashed.
 
     `name`: of a rule of many forms the one that it has.
@@ -52,10 +51,12 @@ type Check = Callable[[re.Match[bytes], Where], Found | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """What to look for in the windows of a sign, those with `least_digits` or more, and if there are `words` only where
-    one of them stands in the `CONTEXT` before.
+    """What to look for in the windows of a sign.
 
-    `name` tells rules of a kind apart in audits.
+    A text is read if it has the `part`; a window of it if it has `least_digits`, of which `least_number` are in one
+    number, and one of the bytes that the rule `needs`. If there are `words`, in small letters, the pattern counts only
+    where one of them stands in the `CONTEXT` before, and anywhere else what `elsewhere` matches. `name` tells rules of
+    a kind apart in audits.
     """
 
     kind: PiiKind
@@ -65,6 +66,10 @@ class Rule:
     check: Check
     least_digits: int = 0
     words: re.Pattern[bytes] | None = None
+    elsewhere: re.Pattern[bytes] | None = None
+    least_number: int = 0
+    needs: bytes = b""
+    part: bytes = b""
 
 
 def whole(match: re.Match[bytes], value: str | None = None) -> Found:
@@ -77,9 +82,12 @@ def before(match: re.Match[bytes], size: int = CONTEXT) -> bytes:
     return match.string[max(0, match.start() - size) : match.start()].rpartition(b"\n")[2]
 
 
+_NO_DIGITS = bytes(sorted(set(range(256)) - set(b"0123456789")))
+
+
 def digits_of(match: re.Match[bytes]) -> str:
     """The digits of a match."""
-    return re.sub(rb"\D", b"", match[0]).decode()
+    return match[0].translate(None, _NO_DIGITS).decode()
 
 
 # Words before a number that make it the number of a thing.
@@ -94,7 +102,8 @@ _NUMBERED = re.compile(
 
 def is_numbered(match: re.Match[bytes]) -> bool:
     """Whether the words before a number say that it is an order's, a book's or the like."""
-    return _NUMBERED.search(before(match, 40)) is not None
+    words = before(match, 40)
+    return words.rstrip(b" \t\r\v\f:.#=-")[-1:].isalpha() and _NUMBERED.search(words) is not None
 
 
 _DUMPED_BEHIND = re.compile(rb" [0-9a-f]{4}(?![\w-])")

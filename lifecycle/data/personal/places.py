@@ -59,7 +59,7 @@ def _masked_address(address: str, where: Where, kept: Collection[PiiKind]) -> Ma
         return _behind(head[0], (), rest)
     kind, begin = login[0].kind, len(head["scheme"].encode())
     word = head["login"] if kind in kept else MASKS[kind]
-    span = replace(login[0], begin=begin, end=begin + len(word.encode()))
+    span = login[0]._replace(begin=begin, end=begin + len(word.encode()))
     return _behind(f"{head['scheme']}{word}@{head['host']}", (span,), rest)
 
 
@@ -76,7 +76,7 @@ def _masked_path(path: str, where: Where, kept: Collection[PiiKind]) -> Masked:
 
 def _behind(head: str, spans: tuple[Span, ...], rest: Masked) -> Masked:
     by = len(head.encode())
-    moved = (replace(span, begin=span.begin + by, end=span.end + by) for span in rest.spans)
+    moved = (span._replace(begin=span.begin + by, end=span.end + by) for span in rest.spans)
     return Masked(head + rest.text, (*spans, *moved))
 
 
@@ -100,6 +100,6 @@ def _quoted(text: bytes, spans: Sequence[Span]) -> Masked:
     for span in spans:
         pieces += quote(text[at : span.begin], _UNQUOTED)
         own = quote(text[span.begin : span.end], _UNQUOTED)
-        moved.append(replace(span, begin=len(pieces), end=len(pieces) + len(own)))
+        moved.append(span._replace(begin=len(pieces), end=len(pieces) + len(own)))
         pieces, at = pieces + own, span.end
     return Masked(pieces + quote(text[at:], _UNQUOTED), tuple(moved))

@@ -170,7 +170,7 @@ def _in_address(match: re.Match[bytes], where: Where) -> Found | None:
 
 SECRETS = (
     Rule("secret", "private_key", Sign.KEY_BLOCK, _KEY_BLOCK, lambda match, where: whole(match)),
-    Rule("secret", "json_web_token", Sign.TOKEN, _WEB_TOKEN, _web_token),
+    Rule("secret", "json_web_token", Sign.TOKEN, _WEB_TOKEN, _web_token, part=b".eyJ"),
     Rule("secret", "provider", Sign.TOKEN, _PROVIDER, _provider),
     Rule("secret", "in_address", Sign.AT, _IN_ADDRESS, _in_address),
     Rule("secret", "authorization", Sign.ASSIGNED, _AUTHORISED, _authorised),
