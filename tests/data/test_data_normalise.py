@@ -22,6 +22,11 @@ from lifecycle.data.measures.normalise import _suspicious, normalise
         ("\ufeffstart  \t\nend", "start\nend\n", "controls"),
         ("a\n\n\n\n\n\nb", "a\n\n\nb\n", None),
         ("Donau\u00addampf\u00ad\nschiff: Gra\u0308\u00adfin\n", "Donaudampfschiff: Gräfin\n", "controls"),
+        (
+            "you&apos;re &#8220;here&#8221;, R&amp;amp;D &nbsp;&eacute;t&#xe9;&nbsp;\n",
+            "you're “here”, R&D \xa0été\n",
+            "entities",
+        ),
         ("in\u200bvisible\u2060, a \u200b \u200b b\u200b\n", "invisible, a   b\n", "controls"),
     ],
 )
@@ -43,7 +48,25 @@ def test_prose_is_repaired(damaged: str, clean: str, edit: str | None) -> None:
     ],
 )
 def test_sound_text_is_untouched(text: str) -> None:
-    assert normalise(text, "text") == (text, {"replacements": 0, "controls": 0, "mojibake": 0, "nfc": 0})
+    assert normalise(text, "text") == (text, {"replacements": 0, "controls": 0, "entities": 0, "mojibake": 0, "nfc": 0})
+
+
+@pytest.mark.parametrize(
+    ("text", "format"),
+    [
+        ("Write &amp; for an ampersand.\n", "markdown"),
+        ("`&lt;` is <, `&amp;` is &\n", "text"),
+        ("p = &num; &lt\n", "text"),
+    ],
+)
+def test_entities_that_a_text_explains_are_kept(text: str, format: str) -> None:
+    assert normalise(text, format)[0] == text
+
+
+@given(st.text(alphabet="&amp;lt#38x<ecut\u00ad ", max_size=40))
+def test_idempotent_on_entities(text: str) -> None:
+    once, _ = normalise(text, "text")
+    assert normalise(once, "text")[0] == once
 
 
 def test_code_keeps_the_characters_of_its_literals() -> None:

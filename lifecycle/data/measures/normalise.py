@@ -2,10 +2,12 @@
 
 Prose gets its mojibake repaired (only if ftfy's measure says that the text is broken: the repair is slow and not free
 of risk), Unicode NFC, plain newlines, no control characters, no hints where a word may break and no trailing
-whitespace. Source code keeps its characters, since they may matter in a string literal: only newlines, control
-characters and byte-order marks are fixed.
+whitespace. Entities of HTML in plain text are what somebody has left who made it of a page, and become the characters
+that they stand for; in a text with a `<`, or in a markup language, they may be what it is about. Source code keeps its
+characters, since they may matter in a string literal: only newlines, control characters and byte-order marks are fixed.
 """
 
+import html
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -30,10 +32,16 @@ _C1_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # also left when Windows-1252
 _HINTS = re.compile("\u00ad\n?|\u2060")
 _UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaa7f"
 _ZERO_WIDTH_SPACES = re.compile(f"(?<![{_UNSPACED}])\u200b+(?![{_UNSPACED}])")
+# References by number, and the names that texts made of pages have. Many others are also variables of C: `p = &num;`.
+_ENTITIES = re.compile(
+    r"&(?:#(?:\d{2,6}|[xX][0-9a-fA-F]{2,5})|amp|lt|gt|quot|apos|nbsp|[rl]squo|[lrb]dquo|sbquo|[nm]dash|hellip|bull|middot|"
+    r"[rl]aquo|copy|reg|trade|deg|euro|pound|szlig|[A-Za-z](?:acute|grave|circ|uml|tilde|cedil|ring|slash|caron)|[Aa]elig|"
+    r"oelig|shy|iexcl|iquest);"
+)
 _BLANK_LINES = re.compile(r"\n{4,}")
 AROUND = 8  # characters: what ftfy's measure finds has at most seven, one of them not ASCII
 
-_EDITS = ("replacements", "controls", "mojibake", "nfc")
+_EDITS = ("replacements", "controls", "entities", "mojibake", "nfc")
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,8 @@ def normalise_step(config: DataConfig) -> DocumentStep:
 def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
     """Returns the normalised text and how often each kind of damage was found.
 
-    `controls` counts removed characters, `replacements` the U+FFFD in the text; `mojibake` and `nfc` are 1 for a text
-    that was repaired or composed, and absent for source code, which is not checked for either.
+    `controls` counts removed characters, `replacements` the U+FFFD in the text, `entities` those of HTML; `mojibake`
+    and `nfc` are 1 for a text that was repaired or composed. The last three are absent for source code.
     """
     edits: dict[str, int] = {}
     text = _NEWLINES.sub("\n", text)
@@ -69,8 +77,10 @@ def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
         text, c1 = _C1_CONTROLS.subn("", text)
         edits["controls"] += c1
         return text.strip("\n") + "\n", edits
-    edits["mojibake"] = edits["nfc"] = 0
+    edits["entities"] = edits["mojibake"] = edits["nfc"] = 0
     for _ in range(MAX_PASSES):
+        text, num_entities = _without_entities(text) if format == "text" else (text, 0)
+        edits["entities"] += num_entities
         repaired = _repair(text)
         edits["mojibake"] |= int(repaired != text)
         cleared, num_cleared = _without_hints(repaired)
@@ -78,9 +88,22 @@ def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
         composed = unicodedata.normalize("NFC", cleared)
         edits["nfc"] |= int(composed != cleared)
         text = _tidy(composed)
-        if _repair(text) == text:
+        if _repair(text) == text and not (format == "text" and _has_entities(text)):
             break
     return text, edits
+
+
+def _has_entities(text: str) -> bool:
+    return "&" in text and "<" not in text and _ENTITIES.search(text) is not None
+
+
+def _without_entities(text: str) -> tuple[str, int]:
+    """A text with the characters that its entities stand for, also those in each other, and how many there were."""
+    total = 0
+    while _has_entities(text):
+        text, count = _ENTITIES.subn(lambda entity: html.unescape(entity[0]), text)
+        text, total = _CONTROLS.sub("", text), total + count
+    return text, total
 
 
 def _without_hints(text: str) -> tuple[str, int]:
