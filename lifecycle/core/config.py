@@ -236,7 +236,10 @@ def _override(kind: type[Section], tree: dict[str, Any], override: str) -> None:
         if isinstance(node, str):  # a bare preset name; the override then changes one field of it
             node = tree[parent] = {"preset": node}
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(parents[:depth])} is not a section")
+            where = ".".join(parents[:depth])
+            # what is off with null is on with one of its settings
+            fix = f" but null; write {where}={{{leaf}: {text}}}" if node is None and depth == len(parents) else ""
+            raise ConfigError(f"override {override!r}: {where} is not a section{fix}")
         tree = node
     try:
         tree[leaf] = parse_yaml(text)

@@ -132,6 +132,7 @@ def test_lists_of_sections_are_read_and_named_by_index(folder: Path) -> None:
         ("model: small", ("steps",), r"override 'steps': expected key=value"),
         ("model: small", ("=3",), r"override '=3': expected key=value"),
         ("model: small\nsteps: 3", ("steps.more=3",), r"override 'steps.more=3': steps is not a section"),
+        ("model: small\nsteps: null", ("steps.more=3",), r"steps is not a section but null; write steps=\{more: 3\}"),
         ("model: small", ("steps=[1",), r"override 'steps=\[1': the value is not valid YAML"),
         ("model: small\nsteps: 1\nsteps: 2", (), r"the key 'steps' was given in line 2 already(?s:.*)line 3"),
         ("model: small\n? [a, b]\n: c", (), r"a list or mapping as a key(?s:.*)line 2"),
