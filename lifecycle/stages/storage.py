@@ -5,12 +5,14 @@ an artifact that is there is not made again, on whichever machine the run goes o
 registry, one SQLite file, lives in the local folder and is copied to the store by who changes it.
 """
 
+import errno
 from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from lifecycle.core.artifact import MANIFEST, Artifact, ArtifactError, Draft, open_artifact
+from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import is_writer
 from lifecycle.core.file_hashes import FileHashes
 from lifecycle.core.lease import RETRY_S, InUse, Lease, LeaseError, locked
@@ -28,6 +30,8 @@ REGISTRY = "registry"  # in the store, the folder of the registry's lease
 REGISTRY_LOCK = ".registry.lock"  # in the local folder
 REGISTRY_WAIT_S = 90.0  # for another change, which takes seconds
 LOCK_WAIT_S = 2.0  # for another process of this machine that takes what it has read
+# What file systems say that hold no new folders.
+_NO_FOLDERS = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP)
 FOLLOW_S = 30.0  # how often a server asks the store for a moved alias
 
 
@@ -147,11 +151,24 @@ def readable(config: RunConfig) -> Artifacts:
     return LocalArtifacts() if config.store_url is None else StoredArtifacts(Store(config.store_url), Silent())
 
 
+def _make_folder(config: RunConfig) -> None:
+    """Makes the run's folder; raises `ConfigError` where there can be none, as in `/proc`, which says of each new name
+    that it does not exist. What else may be wrong with a folder, as the right to write, says what to do itself."""
+    try:
+        config.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS:
+            raise
+        raise ConfigError(
+            f"{config.folder}: no folder can be made there ({error.strerror}); choose another place with root=FOLDER"
+        ) from None
+
+
 @contextmanager
 def owned(config: RunConfig, progress: Progress, takes_over: bool = True) -> Generator[Artifacts]:
     """The run's artifacts, this process being the only one that makes them; raises `InUse` naming the owner, also if
     its lease has expired, unless this process `takes_over`."""
-    config.folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(config)
     with locked(config.folder):
         if config.store_url is None:
             yield LocalArtifacts(progress)
@@ -172,7 +189,7 @@ def changing_registry(config: RunConfig, progress: Progress) -> Generator[None]:
     if config.store_url is None:
         yield
         return
-    config.folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(config)
     lease = Lease(Store(config.store_url, retry_s=RETRY_S).below(REGISTRY), progress, wait_s=REGISTRY_WAIT_S)
     copy = RegistryCopy(Store(config.store_url), config.registry_path, lease.require)
     with ExitStack() as held:
@@ -202,7 +219,7 @@ def read_registry(config: RunConfig) -> None:
     """Brings the local registry of a run with a store up to date, unless a process of this machine is changing it."""
     if config.store_url is None:
         return
-    config.folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(config)
     copy = RegistryCopy(Store(config.store_url), config.registry_path)
     read = copy.read()  # before the lock: it takes minutes if the store is away
     try:

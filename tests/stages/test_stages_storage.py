@@ -288,6 +288,14 @@ def test_a_failed_change_ends_as_it_failed_and_is_written_by_the_next_run(
         assert "registry.db" in Store("s3://bucket/runs/debug").list()
 
 
+def test_a_root_where_no_folder_can_be_made_is_told_with_the_setting_to_change() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"^/proc/self/debug: no folder can be made there .*another place with root="),
+        owned(read(root="/proc/self"), Silent()),
+    ):
+        pass
+
+
 def test_a_registry_that_changed_on_both_sides_is_not_overwritten(
     make_artifact: MakeArtifact, machine: Machine, in_memory: dict[str, MemoryStore]
 ) -> None:
