@@ -11,7 +11,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import list_files
 from lifecycle.data.tagging import partition_store
-from lifecycle.data.tagging.engine import Native
+from lifecycle.data.tagging.engine import POOL_BYTES, Native, engine_of
 from lifecycle.data.tagging.partition_store import ATTEMPTS, PartitionStore
 from lifecycle.data.tagging.partitions import Partition, partitions_of
 from lifecycle.data.tagging.tagging import read_reading
@@ -93,6 +93,46 @@ def test_files_that_end_a_process_are_listed_and_all_others_are_made(
         rows = {row["path"]: row for table in tables for row in table.to_pylist()}
         assert rows == {path: row for path, row in whole.items() if path not in skipped}
         assert sum(part.num_documents for part in made.values()) + len(skipped) == 60
+
+
+def test_a_large_input_is_never_read_by_the_run_s_own_process(corpus: Path) -> None:
+    few, one = config_of(corpus), config_of(corpus, workers=1)
+    assert engine_of(few, POOL_BYTES).is_here and engine_of(one, POOL_BYTES).is_here
+    assert not engine_of(few, POOL_BYTES + 1).is_here and not engine_of(one, POOL_BYTES + 1).is_here
+
+
+def test_what_ends_the_run_s_own_process_is_made_in_another_by_the_next_run(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, config = PartitionStore(corpus.parent / "partitions"), config_of(corpus, partition_bytes=SMALL)
+    parts = list(partitions_of(list_files(config), config))
+
+    def marks() -> list[str]:
+        return sorted(path.stem for path in store.folder.glob("*.in_work"))
+
+    def dies(partition: Partition) -> tuple[pa.Table, list[Skipped]]:
+        assert marks() == [partition.key]
+        if "essay20.txt" in [entry.path for entry in partition.files]:
+            patch.setattr(Path, "unlink", lambda path: None)  # a dead process deletes nothing
+            raise SystemExit
+        return real(partition)
+
+    real = partition_store.tag_files
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(partition_store, "tag_files", dies)
+        dict(store.tag(parts, Native(1)))
+    assert len(marks()) == 1
+    for _ in range(2):  # what failed is tried again, and not here
+        with monkeypatch.context() as patch:
+            patch.setattr(partition_store, "Native", lambda count, apart: Deadly(count, apart))
+            made = dict(store.tag(parts, Native(1)))
+        assert {entry.path for part in made.values() for entry in part.skipped} == {*DEADLY}
+        store.keep(parts)
+        assert len(marks()) == 1
+    monkeypatch.setattr(partition_store, "Native", lambda count, apart: Native(1))
+    assert not any(part.skipped for part in dict(store.tag(parts, Native(1))).values())
+    store.keep(parts)
+    assert not marks()
 
 
 def test_too_many_failures_are_an_error_with_their_cause(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,9 @@ def test_a_worker_that_dies_takes_no_other_item_with_it(tmp_path: Path) -> None:
     assert isinstance(found[3], WorkerDiedError) and len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_single_item_that_may_end_its_process_is_done_elsewhere(tmp_path: Path) -> None:
-    with Workers(2) as workers:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_single_item_that_may_end_its_process_is_done_elsewhere(count: int, tmp_path: Path) -> None:
+    with Workers(count, apart=True) as workers:
         (died,) = workers.results(_die_of_three, [(3, tmp_path)], 2, apart=True)
         (well,) = workers.results(_slow_first, [1], 2, apart=True)
         (here,) = workers.results(_slow_first, [1], 2)

@@ -23,6 +23,11 @@ class Engine(Protocol):
         """Of the Ray cluster."""
         ...
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this process does all work itself, and ends with what ends it."""
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
@@ -43,12 +48,14 @@ class Native(Workers):
 
 
 def engine_of(config: DataConfig, num_bytes: int) -> Engine:
-    """The engine that the settings name; on this machine one process if there is little to do."""
+    """The engine that the settings name; on this machine this process alone if there is little to do, and never if
+    there is more: what ends the process that reads it must not end the run."""
     if config.engine == "ray":
         from lifecycle.data.tagging.ray_engine import RayCluster
 
         return RayCluster(config.ray_address)
-    return Native(config.workers or (available_cores() if num_bytes > POOL_BYTES else 1))
+    is_much = num_bytes > POOL_BYTES
+    return Native(config.workers or (available_cores() if is_much else 1), apart=is_much)
 
 
 def ordered_results[T, R](

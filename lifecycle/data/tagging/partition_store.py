@@ -3,7 +3,8 @@
 They stay between runs, so a killed run goes on where it was, and a source with new files is read as far as it is new.
 A file has its partition's documents and, beside its schema, what of the partition could not be used. A partition that
 fails, or whose process dies, is tried again, `ATTEMPTS` times in all; then each of its files alone, and those that do
-so count as failed. With one process, this one, nothing is left to go on if it dies.
+so count as failed. If this process does the work, a mark beside the partitions names the one in work: when the process
+dies of it, the next run finds the mark, and makes what is missing in another process.
 """
 
 import json
@@ -24,7 +25,7 @@ from lifecycle.core.files import temporary
 from lifecycle.core.stopping import Stopped
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import SourceFile
-from lifecycle.data.tagging.engine import Engine
+from lifecycle.data.tagging.engine import Engine, Native
 from lifecycle.data.tagging.partitions import Partition, tag_files, tagged_schema
 from lifecycle.data.tagging.workers import WorkerDiedError
 
@@ -64,9 +65,18 @@ class PartitionStore:
                 missing.append(number)
             else:
                 yield number, found
+        if engine.is_here and any(_mark(self.folder, partitions[number]).exists() for number in missing):
+            with Native(1, apart=True) as other:
+                yield from self._made(partitions, missing, other)
+        else:
+            yield from self._made(partitions, missing, engine)
+
+    def _made(
+        self, partitions: Sequence[Partition], missing: Sequence[int], engine: Engine
+    ) -> Iterator[tuple[int, Tagged]]:
         died: list[int] = []
         work = [(partitions[number], self.folder, ()) for number in missing]
-        for place, result in engine.results(_make, work, ATTEMPTS, apart=True):
+        for place, result in engine.results(_make_marked if engine.is_here else _make, work, ATTEMPTS, apart=True):
             number = missing[place]
             if not isinstance(result, WorkerDiedError):
                 yield number, result
@@ -111,8 +121,13 @@ class PartitionStore:
                 is_made = True
 
     def keep(self, partitions: Collection[Partition]) -> None:
-        """Deletes all other partitions, and what killed processes have left."""
+        """Deletes all other partitions, and what killed processes have left, but for the marks of partitions that still
+        fail: they are made again by the next call, and in another process then."""
         names = {_path(self.folder, partition).name for partition in partitions}
+        for partition in partitions:
+            mark = _mark(self.folder, partition)
+            if mark.exists() and self._found(partition) is None:
+                names.add(mark.name)
         for path in self.folder.iterdir():
             if path.name not in names:
                 path.unlink()
@@ -132,6 +147,11 @@ def _path(folder: Path, partition: Partition) -> Path:
     return folder / f"{partition.key}.parquet"
 
 
+def _mark(folder: Path, partition: Partition) -> Path:
+    """There while this process makes a partition, and after it has died of that."""
+    return folder / f"{partition.key}.in_work"
+
+
 def _lost_alone(partitions: Sequence[Partition], engine: Engine) -> list[tuple[Skipped, ...]]:
     """Those files of each partition that fail alone or end their process."""
     alone = [replace(partition, files=(entry,)) for partition in partitions for entry in partition.files]
@@ -146,6 +166,16 @@ def _lost(partition: Partition) -> tuple[Skipped, ...]:
     """A partition of one file, if it fails."""
     error = _error_of(partition)
     return () if error is None else _failed(partition, error).skipped
+
+
+def _make_marked(item: tuple[Partition, Path, tuple[Skipped, ...]]) -> Tagged:
+    """Makes a partition in this process, whose end by it leaves a mark."""
+    mark = _mark(item[1], item[0])
+    mark.touch()
+    try:
+        return _make(item)
+    finally:
+        mark.unlink()
 
 
 def _make(item: tuple[Partition, Path, tuple[Skipped, ...]]) -> Tagged:

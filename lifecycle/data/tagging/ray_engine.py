@@ -18,6 +18,7 @@ class RayCluster:
     """The cluster at an address, as `ray.init` takes it."""
 
     address: str
+    is_here = False
 
     def __enter__(self) -> Self:
         return self

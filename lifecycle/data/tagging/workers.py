@@ -36,14 +36,14 @@ class WorkerDiedError(RuntimeError):
 
 class Workers:
     """So many processes, which stay until the end of this context manager. If it is one, the work is done in this
-    process."""
+    process, unless `apart`."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, apart: bool = False) -> None:
+        self.count, self.is_here = count, count == 1 and not apart
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
-        if self.count > 1:
+        if not self.is_here:
             _forking()
             forkserver.ensure_running()
         return self
@@ -56,7 +56,7 @@ class Workers:
     ) -> Iterator[tuple[int, R | WorkerDiedError]]:
         """Yields the number of each item and `function(item)` as they are ready. Items whose processes die are done
         again, each alone, up to `attempts` times in all. A single item is done in this process, unless `apart`."""
-        if self.count == 1 or (len(work) <= 1 and not apart):
+        if self.is_here or (len(work) <= 1 and not apart):
             yield from enumerate(map(function, work))
             return
         if len(work) == 1:
