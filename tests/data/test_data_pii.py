@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from document_tables import data_config, judged, raw
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
@@ -382,6 +382,7 @@ ADDRESS_PIECES = ["https://", "//", "jane@company.org", "%40", "@", "a.org", "/"
                   "+4915112345678", "%2B", "93.184.216.34", "user:pa55w0rd-x@", "%", "%C3", "\t"]  # fmt: skip
 
 
+@example("/\t/jane@company.org")
 @given(st.lists(st.sampled_from(ADDRESS_PIECES), max_size=8).map("".join))
 def test_masked_addresses_have_their_host_and_nothing_more_to_mask(url: str) -> None:
     for column in ("url", "path"):

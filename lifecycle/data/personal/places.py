@@ -23,6 +23,7 @@ _HEAD = re.compile(r"(?P<scheme>\s*(?:[^:/?#]*:)?//)(?:(?P<login>[^/?#]*)@)?(?P<
 _TAIL = re.compile(
     r"(?:\.\w+(?:\.(?:gz|bz2|xz|zstd?))?)?(?P<row>(?::\d+)?)\Z"
 )  # of a path: an ending, and the number of a row
+_NO_PART = str.maketrans("", "", "\t\r\n")
 _UNQUOTED = "/?#[]@!$&'()*+,;=:~"  # what an address, or a path, may have as it is
 
 
@@ -46,7 +47,9 @@ def masked_places(
 
 
 def _masked_address(address: str, where: Where, kept: Collection[PiiKind]) -> Masked:
-    """An address with its host as it is; of a login one thing is said to be found."""
+    """An address with its host as it is; of a login one thing is said to be found. Tabs and line ends are no part of an
+    address: without them `/<tab>/a.org` has a host (WHATWG URL Standard, "basic URL parser")."""
+    address = address.translate(_NO_PART)
     head = _HEAD.match(address)
     if head is None:
         return _masked(address, where, kept)
