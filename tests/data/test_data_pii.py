@@ -383,6 +383,7 @@ ADDRESS_PIECES = ["https://", "//", "jane@company.org", "%40", "@", "a.org", "/"
 
 
 @example("/\t/jane@company.org")
+@example("jane@company.org%C3+4915112345678jane@company.org")
 @given(st.lists(st.sampled_from(ADDRESS_PIECES), max_size=8).map("".join))
 def test_masked_addresses_have_their_host_and_nothing_more_to_mask(url: str) -> None:
     for column in ("url", "path"):

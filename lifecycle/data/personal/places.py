@@ -84,6 +84,15 @@ def _behind(head: str, spans: tuple[Span, ...], rest: Masked) -> Masked:
 
 
 def _masked(text: str, where: Where, kept: Collection[PiiKind]) -> Masked:
+    """A text whose masks leave nothing more to find; if they do, all of it is masked as the first thing."""
+    masked = _masked_once(text, where, kept)
+    if masked.text == text or _masked_once(masked.text, where, kept).text == masked.text:
+        return masked
+    first = next(span for span in masked.spans if span.kind not in kept)
+    return Masked(MASKS[first.kind], (first._replace(begin=0, end=len(MASKS[first.kind])),))
+
+
+def _masked_once(text: str, where: Where, kept: Collection[PiiKind]) -> Masked:
     plain = unquote(text)
     if plain != text:
         masked, spans = _mask(plain, where, kept)
