@@ -34,6 +34,7 @@ from lifecycle.training.objectives.distillation import distillation
 from lifecycle.training.objectives.likelihoods import GroupLikelihoods, TokenLikelihoods
 from lifecycle.training.objectives.objective import build_objective
 from lifecycle.training.objectives.registry import PACKAGE, SEGMENTS, ObjectiveKind, objective_kind
+from lifecycle.training.objectives.reward_model import reward_model
 from lifecycle.training.objectives.sums import Sums
 from lifecycle.training.packing import RowSource, permutation
 from lifecycle.training.policy import PolicyConfig
@@ -192,24 +193,29 @@ def likelihoods(batch: Any, size: int | None, llama: Llama, found: TokenStatisti
     return SimpleNamespace(mask=mask, nll_and_metrics=lambda z_weight: sums, statistics=lambda: found)
 
 
+def reward_batch(margins: list[float]) -> dict[str, np.ndarray]:
+    values: list[dict[str, Any]] = [{"margin": [m, m]} for m in margins] or [{}] * len(TRL["pairs"])
+    groups = [Group([example(side) for side in pair], own) for pair, own in zip(TRL["pairs"], values, strict=True)]
+    return whole_batch(GroupRows(groups, SIZES["seq_len"], seed=0))
+
+
 @pytest.fixture(scope="module")
 def scored(llama: Llama) -> Callable[[RewardModelConfig, Any], tuple[float, float, dict[str, float]]]:
     """Loss, gradient norm and metrics of the reward model: the trunk with the golden score, packed."""
-    model = llama.config.model_copy(update={"has_score": True})
-    params = llama.params | {"score": jnp.array(TRL["score"])}
+    score = jnp.array(TRL["score"])
 
     def found(settings: RewardModelConfig, margins: Any) -> tuple[float, float, dict[str, float]]:
-        values: list[dict[str, Any]] = [{"margin": [m, m]} for m in margins] or [{}] * len(TRL["pairs"])
-        groups = [Group([example(side) for side in pair], own) for pair, own in zip(TRL["pairs"], values, strict=True)]
-        batch: Any = whole_batch(GroupRows(groups, SIZES["seq_len"], seed=0))
-        objective = build_objective(model, settings)
+        batch: Any = {column: jnp.asarray(values) for column, values in reward_batch(margins).items()}
+        hidden, table = llama.seen(llama.params, rows_of(batch))
 
-        def loss(params: Params) -> tuple[jax.Array, Any]:
-            sums = objective(params, batch)
+        def loss(hidden: jax.Array, score: jax.Array) -> tuple[jax.Array, Any]:
+            tokens = TokenLikelihoods(batch, hidden, table, None, 1, score)
+            sums = reward_model(settings, GroupLikelihoods(batch, 2, lambda _: tokens), {})
             return sums.loss / sums.count, sums
 
-        (value, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        return float(value), float(optax.global_norm(grads)), logged(sums)
+        (value, sums), (of_hidden, of_score) = jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, score)
+        of_params = llama.pulled_back(llama.params, rows_of(batch), (of_hidden, jnp.zeros_like(table)))
+        return float(value), float(jnp.hypot(of_params, jnp.linalg.norm(of_score))), logged(sums)
 
     return found
 
@@ -292,6 +298,14 @@ def test_distillation_by_few_ids_is_trls(name: str, distilled: Any) -> None:
         assert means == pytest.approx(whole, rel=1e-3, abs=1e-5)
 
 
+def test_a_stages_reward_model_has_trls_loss(llama: Llama) -> None:
+    """The whole objective, from the parameters."""
+    model = llama.config.model_copy(update={"has_score": True})
+    objective = jax.jit(build_objective(model, RewardModelConfig(**SIZES)))
+    sums = objective(llama.params | {"score": jnp.array(TRL["score"])}, reward_batch([]))
+    assert float(sums.loss / sums.count) == pytest.approx(TRL["rewards"]["plain"]["loss"], rel=LOSS)
+
+
 def test_process_rewards_are_those_of_a_classifier(llama: Llama) -> None:
     """TRL's classifier has two rows, of which the score is the difference."""
     case = TRL["process_rewards"]
@@ -307,18 +321,19 @@ def test_process_rewards_are_those_of_a_classifier(llama: Llama) -> None:
     model = llama.config.model_copy(update={"has_score": True})
     objective = build_objective(model, ProcessRewardModelConfig(**SIZES))
 
-    def loss(params: Params) -> tuple[jax.Array, Any]:
+    @partial(jax.value_and_grad, has_aux=True)
+    def loss(params: Params, batch: Any) -> tuple[jax.Array, Any]:
         sums = objective(params, batch)
         return sums.loss / sums.count, sums
 
-    params = llama.params | {"score": jnp.array(TRL["score"])}
-    (value, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    params, found = llama.params | {"score": jnp.array(TRL["score"])}, jax.jit(loss)
+    (value, sums), grads = found(params, batch)
     assert float(value) == pytest.approx(case["loss"], rel=LOSS) and sums.count == sum(map(len, case["ends"]))
     assert float(optax.global_norm(grads)) == pytest.approx(case["grad_norm"], rel=NORM)
     assert float(sums.metrics["accuracy"] / sums.count) == pytest.approx(case["accuracy"], rel=1e-6)
     rows = [StepRows([answer], SIZES["seq_len"], seed=0).row(0) for answer in answers]
     unpacked: Any = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    alone = jax.jit(objective)(params, unpacked)
+    (_, alone), _ = found(params, unpacked)
     assert float(alone.loss) == pytest.approx(float(sums.loss), rel=1e-5) and len(rows) == SIZES["global_batch_size"]
 
 
