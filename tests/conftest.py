@@ -90,20 +90,22 @@ def layers_in_a_loop() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fewer_programs() -> Iterator[None]:
-    """An engine compiles two prefill programs, not three: for chunks of one size as for those of another."""
+@pytest.fixture(scope="session", autouse=True)
+def chunks_of_one_size() -> Iterator[None]:
+    """An engine compiles one prefill program, not three: each takes more than a second, and chunks of one size are
+    computed as those of another."""
     with pytest.MonkeyPatch.context() as patch:
-        if "jax" in sys.modules:
-            patch.setattr("lifecycle.inference.state.CPU_BUCKETS", (16, 128))
+        patch.setattr("lifecycle.inference.chunks.CPU_BUCKETS", (128,))
+        if "lifecycle.inference.state" in sys.modules:
+            patch.setattr("lifecycle.inference.state.CPU_BUCKETS", (128,))
         yield
 
 
 @pytest.fixture(scope="module")
-def chunks_of_one_size(fewer_programs: None) -> Iterator[None]:
-    """In a whole file, an engine compiles one prefill program, where its chunks are of no matter."""
+def chunks_of_two_sizes(chunks_of_one_size: None) -> Iterator[None]:
+    """In a whole file, an engine cuts prompts into chunks of two sizes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lifecycle.inference.state.CPU_BUCKETS", (128,))
+        patch.setattr("lifecycle.inference.state.CPU_BUCKETS", (16, 128))
         yield
 
 

@@ -35,7 +35,7 @@ PROMPT = list(range(40, 180))  # more than a chunk
 SLOTS, RANK = 3, 4
 WHOLE_MODEL = 1e-4
 
-pytestmark = pytest.mark.usefixtures("layers_in_a_loop", "chunks_of_one_size")
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
 
 @pytest.fixture(scope="module")

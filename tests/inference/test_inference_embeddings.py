@@ -24,6 +24,8 @@ SLOTS = 2
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
 PROMPTS = [[65], [66] * 5, list(range(40, 57)), [i % 250 for i in range(300)], [7] * 256, [i % 99 for i in range(320)]]
 
+pytestmark = pytest.mark.usefixtures("chunks_of_two_sizes")
+
 
 @partial(jax.jit, static_argnums=0)
 def hidden_states(config: ModelConfig, params: Params, tokens: Array) -> Array:

@@ -36,6 +36,8 @@ SLOTS = 2  # one number for all tests: each costs a compilation
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
 PROMPTS = [[65], [66] * 5, list(range(40, 57)), [i % 250 for i in range(300)], [70, 71, 72]]  # 1 to 300: two chunks
 
+pytestmark = pytest.mark.usefixtures("chunks_of_two_sizes")
+
 
 @partial(jax.jit, static_argnums=0)
 def whole_logits(config: ModelConfig, params: Params, tokens: Array) -> Array:

@@ -23,7 +23,7 @@ from lifecycle.inference.scheduler import Scheduler
 from lifecycle.text.tokenizer import Tokenizer, load_tokenizer
 from tests.engine_turns import held
 
-SLOTS = 2  # as in the other tests of the engine
+SLOTS, CACHE = 2, 512  # as in the other tests of the engine
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -200,12 +200,12 @@ def test_a_grammar_that_needs_too_much_work_ends_its_request_alone(
 
 def test_a_request_that_gave_up_its_slot_goes_through_its_grammar_again(model: Model) -> None:
     """Its tokens are made a second time, from the beginning of the grammar."""
-    long = "start: /[a-c]{40}/"
-    with Engine(model, SLOTS, cache_tokens=model.config.max_seq_len) as engine:
-        alone = engine.submit([65] * 100, ask(long)).wait()
-        prompts = ([65] * 100, [66] * 200, [67] * 200)
+    long = ask("start: /[a-c]{40}/", max_tokens=60)
+    with Engine(model, SLOTS, cache_tokens=CACHE) as engine:
+        alone = engine.submit([65] * 230, long).wait()
+        prompts = ([65] * 230, [66] * 250, [67] * 250)  # two of them need six pages of four
         with held(engine):
-            asked = [engine.submit(prompt, ask(long)) for prompt in prompts]
+            asked = [engine.submit(prompt, long) for prompt in prompts]
         found = [generation.wait() for generation in asked]
         given_up = engine.stats.given_up
     assert given_up > 0 and found[0].token_ids == alone.token_ids

@@ -38,8 +38,6 @@ DRAFTER = Ngram(num_tokens=3)  # as in the tests of drafts; whether a dispatch d
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, stop_ids=())
 DIGITS = "start: /[0-9]{2,40}/"
 
-pytestmark = pytest.mark.usefixtures("chunks_of_one_size")
-
 
 @dataclass
 class Job:

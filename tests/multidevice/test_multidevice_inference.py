@@ -63,7 +63,7 @@ MORE = [
     ("latent", {"replica": 2, "expert": 4}),
 ]
 
-pytestmark = pytest.mark.usefixtures("layers_in_a_loop", "chunks_of_one_size")
+pytestmark = pytest.mark.usefixtures("layers_in_a_loop")
 
 
 @cache
