@@ -260,8 +260,7 @@ def whole_row_mask(segments: np.ndarray, window: int | None) -> Mask:
     [
         (150, 40),
         (300, None),
-        (300, 1),
-        (300, 200),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((300, 1), (300, 200))),
         *(pytest.param(*case, marks=pytest.mark.long) for case in ((150, None), (150, 1), (150, 200), (300, 40))),
     ],
 )

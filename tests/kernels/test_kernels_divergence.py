@@ -21,6 +21,11 @@ B, T, V = 3, 8, 40
 WIDTH, TEACHER_WIDTH = 8, 12
 QWEN_VOCAB, POSITIONS = 151_936, 16_384
 CAPS = (4.0, 7.0)
+# Of beta and chunks of the vocabulary; both ends and what is between them, and each number of chunks, are in all gates.
+EACH_WITH_EACH = [
+    *((0.0, 4), (0.3, 1), (1.0, 4)),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((0.0, 1), (0.3, 4), (1.0, 1))),
+]
 
 
 def draws(scale: float = 1.0) -> tuple[Array, ...]:
@@ -107,8 +112,7 @@ def test_sums_and_gradients_are_the_formulas(
     assert_same(ours(arrays, of, caps, chunks, most), of_formula(arrays, of, caps))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize(("beta", "chunks"), EACH_WITH_EACH)
 def test_distributions_far_apart_are_finite(beta: float, chunks: int) -> None:
     """Logits of up to 180: most probabilities are 0 in float32. In float64 the formula has them."""
     of, arrays = Divergence(beta), draws(4.0)
@@ -118,8 +122,7 @@ def test_distributions_far_apart_are_finite(beta: float, chunks: int) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize(("beta", "chunks"), EACH_WITH_EACH)
 def test_ids_that_are_left_out_are_in_no_distribution(beta: float, chunks: int) -> None:
     """As if neither head had their rows, and these have no gradient."""
     arrays, num = draws(), 23  # in the midst of a chunk
@@ -171,7 +174,7 @@ def test_heads_whose_rows_and_columns_are_on_several_devices(chunks: int) -> Non
     assert_same([*found, *grads], ours(arrays, of))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16])
 @pytest.mark.parametrize("chunks", [1, 8])
 def test_memory_at_a_large_vocabulary(dtype: Any, chunks: int) -> None:
     """Forward and backward over 16,384 positions, beside arguments and results; logits would take 20 GB in float32."""

@@ -87,8 +87,8 @@ def test_any_groups_give_the_reference(sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_what_lies_behind_the_groups_is_never_read(platform: str) -> None:
-    group_sizes = jnp.array([50, 80], jnp.int32)
-    x, weights, grad = arrays(300, 2)
+    group_sizes = jnp.array([50, 0, 80, 0], jnp.int32)
+    x, weights, grad = arrays(300, 4)  # the programs of `SIZES`
     dirty_x, dirty_grad = x.at[130:].set(jnp.nan), grad.at[130:].set(jnp.nan)
     clean = PRODUCTS[platform](x, weights, group_sizes, False)
     np.testing.assert_array_equal(PRODUCTS[platform](dirty_x, weights, group_sizes, False), clean)
@@ -100,8 +100,8 @@ def test_what_lies_behind_the_groups_is_never_read(platform: str) -> None:
 
 @pytest.mark.parametrize("platform", PRODUCTS)
 def test_bfloat16_is_accumulated_in_float32(platform: str) -> None:
-    group_sizes = jnp.array([100, 0, 200], jnp.int32)
-    x, weights, grad = arrays(300, 3, "bfloat16")
+    group_sizes = jnp.array([100, 0, 200, 0], jnp.int32)
+    x, weights, grad = arrays(300, 4, "bfloat16")
     wide = [array.astype(jnp.float32) for array in (x, weights, grad)]
     out = PRODUCTS[platform](x, weights, group_sizes, False)
     sums = GROUP_PRODUCTS[platform](x, grad, group_sizes)

@@ -78,13 +78,23 @@ def attended(newest: list[int], length: int = 1, seed: int = 0, **options: Any) 
     return np.asarray(ours(q, stored(k, table), stored(v, table), table, queries_of(newest, length), **options))
 
 
-@pytest.mark.parametrize("length", [1, 4])
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {}, "window": {"window": 5}, "soft cap": {"soft_cap": 2.0, "scale": 0.3}, "sinks": {"sinks": True}
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"window": 5}, {"soft_cap": 2.0, "scale": 0.3}, {"sinks": True}],
-    ids=["plain", "window", "soft cap", "sinks"],
-)
-@pytest.mark.parametrize("device", ["cpu", "tpu"])
+    ("device", "options", "length"),
+    [
+        pytest.param(
+            device, options, length, id=f"{device}-{name}-{length}", marks=() if is_default else pytest.mark.slow
+        )
+        for number, (name, options) in enumerate(OPTIONS.items())
+        for device, length, is_default in (
+            ("cpu", 1, number % 2), ("cpu", 4, not number % 2), ("tpu", 1, not number % 2), ("tpu", 4, number % 2)
+        )
+    ],  # by default each two of them together
+)  # fmt: skip
 @settings(max_examples=15)
 @given(newest=st.lists(st.integers(-1, LENGTH - 1), min_size=ROWS, max_size=ROWS), seed=st.integers(0, 9))
 def test_pages_give_what_the_definition_gives(

@@ -70,11 +70,12 @@ CASES: dict[str, tuple[int, Mask, dict[str, Any]]] = {
     "all": (8, row(64, segment=21, window=17), {"soft_cap": 2.0, "sinks": SINKS, "scale": 0.6}),
 }
 LONG = ("segments", "soft cap", "window", "sinks")  # "all" has them too
+MARKS = dict.fromkeys(LONG, pytest.mark.long) | dict.fromkeys(("two ways", "eight ways"), pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in CASES],
+    [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES],
 )
 def test_values_and_gradients_are_those_of_the_reference(name: str) -> None:
     num_shards, mask, options = CASES[name]
