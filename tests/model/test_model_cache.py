@@ -167,6 +167,7 @@ def test_every_array_says_its_axes(config: ModelConfig, kv_cache: CacheFormat | 
     assert ("kv_heads" in {axis for axes in names for axis in axes}) == (config.mla is None)
 
 
+@pytest.mark.slow  # of windows; without them decoding is compared in `tests/inference/test_inference_engine.py`
 @pytest.mark.parametrize(
     "config", [pytest.param(WINDOWED, id="key heads"), pytest.param(MLA, id="latents", marks=pytest.mark.long)]
 )

@@ -287,6 +287,7 @@ class CountSteps(Hook):
         self.count += 1
 
 
+@pytest.mark.slow
 def test_the_time_for_which_saves_fail_goes_on_when_the_run_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,11 +94,13 @@ def test_a_stopped_run_goes_on_with_the_frozen_parameters_that_it_saved(frozen: 
     assert losses(frozen) == losses(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_froze_something_else_is_refused(frozen: Path) -> None:
     with pytest.raises(CheckpointError, match=r"params embed is absent, in this run .*frozen parameters differ"):
         run_job(job(frozen, settings=replace(RUN, steps=8)), Silent())
 
 
+@pytest.mark.slow
 def test_damaged_frozen_parameters_are_not_used(frozen: Path, tmp_path: Path) -> None:
     folder = tmp_path / CHECKPOINTS
     folder.mkdir()

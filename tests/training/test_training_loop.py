@@ -141,6 +141,7 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_with_the_same_bits(
     assert steps_of(tmp_path) == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_sigterm_after_the_last_step_stops_the_run_too(
     undisturbed: tuple[Path, dict[str, Any], Told], tmp_path: Path
 ) -> None:

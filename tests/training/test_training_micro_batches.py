@@ -43,7 +43,13 @@ def test_empty_rows_are_those_of_the_last_micro_batches(num: int) -> None:
     assert parts.reshape(-1).tolist() == [True] * num + [False] * (16 - num)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(replica=2, fsdp=2)], ids=["one device", "four"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(MeshConfig(), id="one device", marks=pytest.mark.slow),
+        pytest.param(MeshConfig(replica=2, fsdp=2), id="four"),
+    ],
+)
 def test_a_step_passes_over_empty_micro_batches(mesh: MeshConfig) -> None:
     devices = build_mesh(mesh)
     shardings, params = state_shardings(MODEL, DESCENT, devices), random_params(MODEL)
