@@ -171,30 +171,30 @@ FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_what_families_add_by_an_independent_implementation(name: str) -> None:
+def test_what_families_add_has_values_of_an_independent_implementation_and_gradients_of_the_reference(
+    name: str,
+) -> None:
     of_mask, of_scores = FEATURES[name]
     q, k, v = inputs(2, 8, 8, 4, 2, 6, value_dim=5)
-    mask = row_mask(PACKED, **of_mask)
-    expected = numpy_attention(q, k, v, mask, **of_scores)
-    for function in (attention, reference_attention):
-        found = jax.jit(partial(function, **of_scores))(*map(jnp.asarray, (q, k, v)), mask)
-        np.testing.assert_allclose(found, expected, atol=ONE_OP, rtol=0)
-
-
-@pytest.mark.parametrize("name", FEATURES)
-def test_gradients_of_what_families_add_are_those_of_the_reference(name: str) -> None:
-    of_mask, of_scores = FEATURES[name]
-    arguments = dict(zip("qkv", map(jnp.asarray, inputs(2, 8, 8, 4, 2, 6, value_dim=5)), strict=True))
+    arguments = {"q": jnp.asarray(q), "k": jnp.asarray(k), "v": jnp.asarray(v)}
     options = {key: value for key, value in of_scores.items() if key != "sinks"}
     if "sinks" in of_scores:
         arguments["sinks"] = jnp.asarray(of_scores["sinks"])
     mask = row_mask(PACKED, **of_mask)
     weight = jnp.cos(jnp.arange(2.0 * 8 * 4 * 5)).reshape(2, 8, 4, 5)
 
-    def gradients(function: Attention) -> dict[str, Array]:
-        return jax.jit(jax.grad(lambda x: (function(**x, mask=mask, **options) * weight).sum()))(arguments)
+    def computed(function: Attention) -> tuple[Array, dict[str, Array]]:
+        def loss(x: dict[str, Array]) -> tuple[Array, Array]:
+            out = function(**x, mask=mask, **options)
+            return (out * weight).sum(), out
 
-    found, expected = gradients(attention), gradients(reference_attention)
+        gradients, out = jax.jit(jax.grad(loss, has_aux=True))(arguments)
+        return out, gradients
+
+    (ours, found), (references, expected) = computed(attention), computed(reference_attention)
+    exact = numpy_attention(q, k, v, mask, **of_scores)
+    for values in (ours, references):
+        np.testing.assert_allclose(values, exact, atol=ONE_OP, rtol=0)
     for key in arguments:
         np.testing.assert_allclose(found[key], expected[key], atol=ONE_OP, rtol=0, err_msg=key)
         assert found[key].any()
