@@ -11,7 +11,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import list_files
 from lifecycle.data.tagging import partition_store
-from lifecycle.data.tagging.engine import POOL_BYTES, Native, engine_of
+from lifecycle.data.tagging.engine import APART_BYTES, POOL_BYTES, Native, engine_of
 from lifecycle.data.tagging.partition_store import ATTEMPTS, PartitionStore
 from lifecycle.data.tagging.partitions import Partition, partitions_of
 from lifecycle.data.tagging.tagging import read_reading
@@ -96,9 +96,9 @@ def test_files_that_end_a_process_are_listed_and_all_others_are_made(
 
 
 def test_a_large_input_is_never_read_by_the_run_s_own_process(corpus: Path) -> None:
-    few, one = config_of(corpus), config_of(corpus, workers=1)
-    assert engine_of(few, POOL_BYTES).is_here and engine_of(one, POOL_BYTES).is_here
-    assert not engine_of(few, POOL_BYTES + 1).is_here and not engine_of(one, POOL_BYTES + 1).is_here
+    one = config_of(corpus, workers=1)
+    assert engine_of(config_of(corpus), POOL_BYTES).is_here and engine_of(one, APART_BYTES).is_here
+    assert not engine_of(one, APART_BYTES + 1).is_here
 
 
 def test_what_ends_the_run_s_own_process_is_made_in_another_by_the_next_run(

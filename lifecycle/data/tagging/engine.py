@@ -11,6 +11,8 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.config import DataConfig
 from lifecycle.data.tagging.workers import WorkerDiedError, Workers
 
+# Below this a single worker is this process: another would take 2 s to start, of 8 for 20 MB.
+APART_BYTES = 200_000_000
 POOL_BYTES = 3_000_000  # below this, starting worker processes takes longer than the work (0.6 s each, 1 MB/s)
 
 
@@ -49,13 +51,13 @@ class Native(Workers):
 
 def engine_of(config: DataConfig, num_bytes: int) -> Engine:
     """The engine that the settings name; on this machine this process alone if there is little to do, and never if
-    there is more: what ends the process that reads it must not end the run."""
+    there is much: what ends the process that reads it must not end the run."""
     if config.engine == "ray":
         from lifecycle.data.tagging.ray_engine import RayCluster
 
         return RayCluster(config.ray_address)
-    is_much = num_bytes > POOL_BYTES
-    return Native(config.workers or (available_cores() if is_much else 1), apart=is_much)
+    count = config.workers or (available_cores() if num_bytes > POOL_BYTES else 1)
+    return Native(count, apart=num_bytes > APART_BYTES)
 
 
 def ordered_results[T, R](
