@@ -85,6 +85,11 @@ def test_a_byte_of_a_table_of_numbers_takes_few_calls(size: int, gap: str, most:
     assert work_of(table)[0] < most * len(table)  # 12.7, 22.6 and 7.4 when each number was read by each rule
 
 
+def test_a_byte_of_what_begins_like_an_account_takes_few_calls() -> None:
+    text = "GB12 " * 1000
+    assert work_of(text)[0] < 10 * len(text)  # 45 when a match was read a byte at a time
+
+
 def test_a_number_of_megabytes_is_looked_at_once() -> None:
     text = "1 1 1 1 1 1 1 1 " + "7" * 3_000_000
     assert sum(work_of(text)) < 5000 + len(text)

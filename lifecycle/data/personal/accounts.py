@@ -31,6 +31,7 @@ _LENGTHS = {
 }  # fmt: skip
 _COUNTRY_LENGTH = {country: length for length, countries in _LENGTHS.items() for country in countries}
 _GAP = rb"(?:[ -]|\xc2\xa0)?"
+_GAPS = b" -\xc2\xa0"
 _IBAN = re.compile(rb"(?<![A-Za-z0-9_])[A-Z]{2}\d\d(?:" + _GAP + rb"[A-Z0-9]){11,29}")
 _CARD = re.compile(
     rb"(?<![\w.+-])(?=[1-68])(?:\d{4}([ -]|\xc2\xa0)\d{4}\1\d{4}\1\d{1,7}|\d{4}([ -]|\xc2\xa0)\d{6}\2\d{4,5}|\d{12,19})"
@@ -58,16 +59,15 @@ _NAMED_CARD = re.compile(
 
 def _iban(match: re.Match[bytes], where: Where) -> Found | None:
     """The beginning of a match that has the country's length; what follows it is the next word."""
-    end, code = match.start(), ""
     length = _COUNTRY_LENGTH.get(match[0][:2].decode(), 0)
-    while len(code) < length:
-        if end >= match.end():
-            return None
-        character = match.string[end : end + 1]
-        code += character.decode() if character.isalnum() else ""
+    code = match[0].translate(None, _GAPS)[:length].decode()
+    if not code or len(code) < length or not mod_97_valid(code):
+        return None
+    end, size = match.start(), 0
+    while size < length:
+        size += match.string[end : end + 1].isalnum()
         end += 1
-    is_whole = not match.string[end : end + 1].isalnum()
-    return Found(match.start(), end, code) if code and is_whole and mod_97_valid(code) else None
+    return None if match.string[end : end + 1].isalnum() else Found(match.start(), end, code)
 
 
 def _card(match: re.Match[bytes], where: Where) -> Found | None:
