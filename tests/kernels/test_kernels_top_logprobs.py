@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -83,6 +83,7 @@ def log_softmax(draw: np.random.Generator, scale: float, num: int) -> Array:
 
 
 @settings(max_examples=25)
+@example(695, 1.0, True, 30.0)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.booleans(), st.sampled_from([0.1, 1.0, 30.0]))
 def test_few_ids_never_tell_more_than_all_do(seed: int, beta: float, add_tail: bool, scale: float) -> None:
     """With a tail outcomes are joined, so a divergence falls (the data processing inequality); it is never negative,
@@ -97,7 +98,10 @@ def test_few_ids_never_tell_more_than_all_do(seed: int, beta: float, add_tail: b
     assert np.isfinite(few).all() and (np.asarray(few) > -1e-5).all()
     np.testing.assert_allclose(again, whole, atol=1e-4, rtol=1e-4)
     if add_tail:
-        assert (np.asarray(few) <= np.asarray(whole) * 1.0001 + 1e-4).all()
+        # A tail is one less the known probabilities: where it is small, their rounding is a share of it.
+        tails = [np.exp(np.asarray(own, np.float64)[..., 5:]).sum(-1) for own in (log_q, log_p)]
+        rounding = 2.0**-22 * (tails[0] / tails[1] + tails[1] / tails[0])
+        assert (np.asarray(few) <= np.asarray(whole) * 1.0001 + 1e-4 + rounding).all()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])

@@ -160,13 +160,11 @@ def content_hash(entry: SourceFile) -> str:
 
 @lru_cache(maxsize=1 << 20)
 def _hashed(path: Path, stat: tuple[int, ...], span: tuple[int, int] | None) -> str:
-    """The SHA-256 of a file, or of a span of bytes, computed once while `stat` stays: for the stage's key, and for its
-    partitions'."""
-    del stat
+    """The SHA-256 of a file, or of a span of bytes, computed once while `stat`, which begins with its size, stays: for
+    the stage's key, and for its partitions'. A file of the system may have no size and no end."""
+    begin, end = span or (0, stat[0])
     with open(path, "rb") as file:
-        if span is None:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        found, left = hashlib.sha256(), span[1] - file.seek(span[0])
+        found, left = hashlib.sha256(), end - file.seek(begin)
         while left and (block := file.read(min(left, BLOCK_BYTES))):
             found.update(block)
             left -= len(block)
