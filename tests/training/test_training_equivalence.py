@@ -186,7 +186,7 @@ def test_micro_batches_are_the_whole_batch(name: str) -> None:
     [
         *(
             pytest.param(name, "positions", marks=mark)
-            for name, mark in {**dict.fromkeys(BY_DEFAULT, ()), **MARKS}.items()
+            for name, mark in {**dict.fromkeys(BY_DEFAULT, pytest.mark.slow), **MARKS}.items()
         ),
         *(
             pytest.param(name, "stages", marks=pytest.mark.slow if name in ON_STAGES else pytest.mark.long)
