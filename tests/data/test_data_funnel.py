@@ -1,5 +1,7 @@
 """The funnel: joined parts are the whole."""
 
+from functools import cache
+
 import pyarrow as pa
 from document_tables import data_config, raw, tagged
 from hypothesis import given
@@ -15,16 +17,20 @@ TEXTS = (
     "jane@company.org wrote to the teacher of the school with a letter that has been read. " * 8,
 )  # fmt: skip
 STEPS = document_steps(data_config())
-DOCUMENTS = [raw(text, path=f"{number}") for number, text in enumerate(TEXTS)]
-TAGGED = tagged(DOCUMENTS)
+
+
+@cache
+def documents() -> pa.Table:
+    """Tagged by a test, not as tests are collected: each process would compile all loops for 12 s."""
+    return tagged([raw(text, path=f"{number}") for number, text in enumerate(TEXTS)])
 
 
 def counted(funnel: Funnel, numbers: list[int]) -> Funnel:
     if numbers:
         ordinals = pa.array(range(len(numbers)), pa.int64())
-        documents = TAGGED.take(numbers)
-        documents = documents.set_column(documents.schema.get_field_index("ordinal"), "ordinal", ordinals)
-        funnel.add(documents, removed_documents(documents, select(documents, STEPS)), documents.slice(0, 0), {})
+        rows = documents().take(numbers)
+        rows = rows.set_column(rows.schema.get_field_index("ordinal"), "ordinal", ordinals)
+        funnel.add(rows, removed_documents(rows, select(rows, STEPS)), rows.slice(0, 0), {})
     return funnel
 
 
@@ -39,5 +45,5 @@ def test_a_funnel_of_parts_is_that_of_all_documents(parts: list[list[int]]) -> N
 
 
 def test_the_parts_differ_in_their_reasons() -> None:
-    reasons = select(TAGGED, STEPS)["reason"].unique().to_pylist()
+    reasons = select(documents(), STEPS)["reason"].unique().to_pylist()
     assert len(reasons) >= 4
