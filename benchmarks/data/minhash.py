@@ -30,7 +30,8 @@ from lifecycle.data.document_writer import DocumentWriter
 from lifecycle.data.documents import TAGGED, tagged_documents
 from lifecycle.data.measures.identity import Identify
 from lifecycle.data.measures.minhash import Sign
-from lifecycle.data.selecting.dedup import daft_for, deduplicate
+from lifecycle.data.selecting.daft_process import DaftProcess
+from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.tagging.engine import Native
 
@@ -92,8 +93,8 @@ def ours(folder: Path, config: DedupConfig) -> None:
     stretches = tagged_documents(tagging)
     chosen = np.ones(stretches[-1].end, bool)
     pool = Pool.of(stretches, np.arange(len(chosen)), ())
-    with daft_for(engine := Native(1)) as daft:
-        removed = deduplicate(pool, chosen, config, engine, daft, folder, Silent())
+    with DaftProcess(None) as daft:
+        removed = deduplicate(pool, chosen, config, Native(1), daft, folder, Silent())
     chosen[removed["ordinal"].to_numpy()] = False
     with open(folder / "ours.jsonl", "w", encoding="utf-8") as file:
         for stretch in stretches:

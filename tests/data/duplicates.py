@@ -14,7 +14,8 @@ from lifecycle.data.measures.identity import Identify
 from lifecycle.data.measures.minhash import Sign
 from lifecycle.data.measures.steps import run_steps
 from lifecycle.data.selecting.candidate_pairs import waves_of
-from lifecycle.data.selecting.dedup import daft_for, deduplicate
+from lifecycle.data.selecting.daft_process import DaftProcess
+from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.earlier import EarlierCorpus, Pool
 from lifecycle.data.selecting.similarity import Pair, SimilarGroups
 from lifecycle.data.tagging.engine import Native
@@ -51,7 +52,7 @@ def removed_of(
     chosen = np.isin(np.arange(len(documents)), range(len(documents)) if among is None else among)
     order = np.array(range(len(documents)) if ranks is None else ranks)
     pool = Pool.of(stored(signed(documents, config), folder), order, earlier)
-    with Native(workers) as engine, daft_for(engine) as daft:
+    with Native(workers) as engine, DaftProcess(engine.address) as daft:
         return deduplicate(pool, chosen, config, engine, daft, folder, Silent())
 
 

@@ -13,9 +13,9 @@ import pytest
 LIMITS = ("first_half", "second_half", "place")
 
 
-def plain_limits(keys: Path, most: int, out: Path, address: str | None) -> None:
+def plain_limits(keys: Path, most: int, out: Path, num_parts: int, address: str | None) -> None:
     """The keys that more than `most` rows have, and the place of the `most`-th, by dictionaries."""
-    del address
+    del num_parts, address
     rows = pa.concat_tables([pq.read_table(file) for file in sorted(keys.iterdir())])
     places: dict[tuple[int, int], list[int]] = defaultdict(list)
     for first, second, place in zip(*(rows[name].to_pylist() for name in LIMITS), strict=True):
@@ -29,5 +29,5 @@ def plain_limits(keys: Path, most: int, out: Path, address: str | None) -> None:
 def grouped_plainly() -> Generator[None]:
     """Keys of lines and passages are grouped without Daft, whose process takes seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lifecycle.data.selecting.repeats.call_alone", lambda _, *arguments: plain_limits(*arguments))
+        patch.setattr("lifecycle.data.selecting.repeats.write_limits", plain_limits)
         yield

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lifecycle.data.documents import tagged_documents
-from lifecycle.data.selecting.dedup import BLOCK_ROWS, OPEN_BLOCKS
+from lifecycle.data.selecting.daft_process import BLOCK_ROWS, OPEN_BLOCKS
 from lifecycle.data.selecting.similarity import shingles
 
 NUMBER = 8  # bytes of a key and of an ordinal

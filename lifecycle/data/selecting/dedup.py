@@ -9,7 +9,7 @@ the number of workers. Keys, links and shingles are on disk, and bands are group
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,33 +23,24 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import Flags, Stretch, pieces_of
 from lifecycle.data.measures.steps import Failure
+from lifecycle.data.selecting.daft_process import DaftProcess
 from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.selecting.near_duplicates import near_duplicates, read_links
 from lifecycle.data.selecting.selection import removals
 from lifecycle.data.selecting.similarity import NearDuplicate, preferred
 from lifecycle.data.tagging.engine import Engine, ordered_results
-from lifecycle.data.tagging.workers import Alone
 
 ADDRESS, EXACT, NEAR = "address_duplicates", "exact_duplicates", "near_duplicates"  # the names of the steps
 _OF = {ADDRESS: "address", EXACT: "content"}  # step -> the column of hashes that it compares
 _SAME = {ADDRESS: "same address as", EXACT: "same text as"}
-BLOCK_ROWS = 4_000_000  # keys that are grouped at a time, of documents or passages: about 1 GB of memory
-OPEN_BLOCKS = 512  # of them, to which the keys are distributed in one pass: as many files are open
 _HALVES = ("first_half", "second_half")  # of a hash
 
 type Ordinals = NDArray[np.int64]
 type KeysOf = Callable[[pa.Table], Sequence[pa.Array]]
 
 
-def daft_for(engine: Engine) -> Alone:
-    """A process in which Daft starts meanwhile: it takes a second."""
-    daft = Alone()
-    daft.start(_start_daft, engine.address)
-    return daft
-
-
 def deduplicate(
-    pool: Pool, chosen: Flags, config: DedupConfig, engine: Engine, daft: Alone, scratch: Path, progress: Progress
+    pool: Pool, chosen: Flags, config: DedupConfig, engine: Engine, daft: DaftProcess, scratch: Path, progress: Progress
 ) -> pa.Table:
     """The removals of duplicates among the chosen documents and earlier ones; `chosen` has an entry for each document
     of the run. The process `daft` is ended before pairs are compared: they may have its memory."""
@@ -67,13 +58,13 @@ def deduplicate(
 
 
 def _copies(
-    pool: Pool, chosen: Flags, step: str, folder: Path, engine: Engine, daft: Alone, progress: Progress
+    pool: Pool, chosen: Flags, step: str, folder: Path, engine: Engine, daft: DaftProcess, progress: Progress
 ) -> tuple[Ordinals, Ordinals]:
     """The run's documents that have the hash of another one with a lower rank: the one with the lowest, and each of
     them."""
     keys = partial(_halves_of, _OF[step])
     _write_keys(pool, chosen, [_OF[step]], _HALVES, keys, folder / f"keys-{step}", engine, progress, step)
-    daft(_write_links, folder / f"keys-{step}", {step: _HALVES}, folder, engine.address)
+    daft.write_links(folder / f"keys-{step}", {step: _HALVES}, folder)
     firsts, others = read_links(folder, step, pool.num_own)
     heads = np.unique(firsts)
     members = np.concatenate([heads, others])
@@ -126,27 +117,14 @@ def _write_piece(work: tuple[Sequence[tuple[Stretch, Flags]], Sequence[str], Seq
             writer.write_table(pa.table([documents["ordinal"], *keys_of(documents)], schema=schema))
 
 
-def _start_daft(address: str | None) -> None:
-    from lifecycle.data.selecting import daft_adapter
-
-    daft_adapter.use_engine(address)
-
-
-def _write_links(keys: Path, columns: Mapping[str, Sequence[str]], out: Path, address: str | None) -> None:
-    from lifecycle.data.selecting import daft_adapter
-
-    daft_adapter.use_engine(address)
-    daft_adapter.write_links(keys, columns, out, BLOCK_ROWS, OPEN_BLOCKS)
-
-
 def _link_bands(
-    pool: Pool, chosen: Flags, config: DedupConfig, folder: Path, engine: Engine, daft: Alone, progress: Progress
+    pool: Pool, chosen: Flags, config: DedupConfig, folder: Path, engine: Engine, daft: DaftProcess, progress: Progress
 ) -> list[str]:
     """Writes the links of each band among the chosen documents; returns the bands' names."""
     bands = [f"band_{number:03d}" for number in range(config.bands)]
     keys = partial(_bands_of, len(bands))
     _write_keys(pool, chosen, ["bands"], bands, keys, folder / "keys", engine, progress, NEAR)
-    daft(_write_links, folder / "keys", {band: (band,) for band in bands}, folder, engine.address)
+    daft.write_links(folder / "keys", {band: (band,) for band in bands}, folder)
     return bands
 
 

@@ -29,8 +29,9 @@ from lifecycle.data.selecting.contaminated_passages import cut_contaminated
 from lifecycle.data.selecting.contamination import contamination
 from lifecycle.data.selecting.cuts import CutStretch
 from lifecycle.data.selecting.cutting import cut_repeats
+from lifecycle.data.selecting.daft_process import DaftProcess
 from lifecycle.data.selecting.decontaminate import decontaminate
-from lifecycle.data.selecting.dedup import daft_for, deduplicate
+from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.earlier import SIGNATURE, EarlierCorpus, Pool, signature_of
 from lifecycle.data.selecting.eval_items import TestItem, heldout_items, task_items
 from lifecycle.data.selecting.funnel import require_training_text
@@ -66,7 +67,7 @@ def prepare_documents(
     items, too_short, overlapping = rows, np.zeros(len(rows), bool), np.zeros(0, np.int64)
     with (
         tempfile.TemporaryDirectory(prefix="cuts-", dir=out) as name,
-        engine_of(config, reading.num_bytes) as engine, daft_for(engine) as daft,
+        engine_of(config, reading.num_bytes) as engine, DaftProcess(engine.address) as daft,
     ):  # fmt: skip
         folder = Path(name)
         chosen = _chosen(stretches, config, [name for name in schema.names if name not in LARGE], engine, progress)

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import Flags
 from lifecycle.data.selecting.cuts import CutStretch
-from lifecycle.data.selecting.dedup import BLOCK_ROWS
+from lifecycle.data.selecting.daft_process import write_limits
 from lifecycle.data.selecting.document_text import DocumentText, read_texts
 from lifecycle.data.tagging.engine import Engine, ordered_results
-from lifecycle.data.tagging.workers import call_alone
 
 PART_BITS = 16  # the upper ones of a key, by which keys are grouped a part at a time
 _KEYS = pa.schema([
@@ -74,7 +73,7 @@ def find_repeats(
     files = [keys / f"{number:05d}.parquet" for number in range(len(pieces))]
     work = [(keys_of, parts, file) for parts, file in zip(pieces, files, strict=True)]
     ordered_results(engine, _write_keys, work, progress, name)
-    call_alone(_write_limits, keys, most, folder, engine.address)
+    write_limits(keys, most, folder, 1 << PART_BITS, engine.address)
     for file in files:
         file.unlink()
     return Repeats(folder)
@@ -90,10 +89,3 @@ def _write_keys(item: tuple[KeysOf, tuple[Part, ...], Path]) -> None:
             places = np.concatenate([np.zeros(0, np.int64), *(own for _, own in found)])
             part = (keys[:, 0] >> np.uint64(64 - PART_BITS)).astype(np.int32)
             writer.write_table(pa.table([part, keys[:, 0], keys[:, 1], places], schema=_KEYS))
-
-
-def _write_limits(keys: Path, most: int, out: Path, address: str | None) -> None:
-    from lifecycle.data.selecting import daft_adapter
-
-    daft_adapter.use_engine(address)
-    daft_adapter.write_limits(keys, most, out, 1 << PART_BITS, BLOCK_ROWS)
