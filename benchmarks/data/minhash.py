@@ -4,15 +4,18 @@
 
 PYTHON is an interpreter with datatrove[io,processing] and spacy; TEXT.jsonl has real documents in the column `text`,
 from whose sentences the input of `--size` megabytes is made. Both sides run in a process of their own, 14 bands of 8
-hash functions, word 5-grams; `--bands` are ours. Prints megabytes per CPU-second of the whole processes, start
-included, the ratio, and the share of the documents that one side keeps and the other does not; with `--again` also
-between datatrove and itself with other hash functions, since pairs near the threshold are found by chance.
+hash functions, word 5-grams; `--bands` are ours. Prints megabytes per CPU-second of the whole processes, start included
+(of ours the median of some runs before the peer's and after), the ratio, and the share of the documents that one side
+keeps and the other does not; with `--again` also between datatrove and itself with other hash functions, since pairs
+near the threshold are found by chance.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,6 +39,7 @@ from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.tagging.engine import Native
 
 BATCH = 1024  # documents
+OURS = 2  # runs of ours on each side of the peer's
 READ = ("text", "source", "path", "url")  # columns
 
 
@@ -75,7 +79,11 @@ def measure(arguments: argparse.Namespace, size: int) -> tuple[int, list[float],
         own += ["--bands", *map(str, arguments.bands)]
         program = [str(arguments.peer), str(Path(__file__).with_name("minhash_peer.py")), f"{name}/input"]
         peers = [[*program, f"{name}/peer-{seed}", str(seed)] for seed in ((1, 2) if arguments.again else (1,))]
-        spent = [_cpu_seconds_of(command) for command in (own, *peers)]
+        # A host's clock varies within minutes, and the peer takes some: ours runs before and after it.
+        before = [_cpu_seconds_of(own) for _ in range(OURS)]
+        of_peer = [_cpu_seconds_of(command) for command in peers]
+        after = [_cpu_seconds_of(own) for _ in range(OURS)]
+        spent = [statistics.median([*before, *after]), *of_peer]
         of_peers = [sorted((folder / f"peer-{seed}" / "kept").glob("*.jsonl")) for seed in range(1, 1 + len(peers))]
         return num, spent, [_kept(folder / "ours.jsonl"), *(_kept(*paths) for paths in of_peers)]
 
@@ -83,6 +91,7 @@ def measure(arguments: argparse.Namespace, size: int) -> tuple[int, list[float],
 def ours(folder: Path, config: DedupConfig) -> None:
     """Reads `input/texts.jsonl`, writes `ours.jsonl`."""
     tagging = folder / "tagging"
+    shutil.rmtree(tagging, ignore_errors=True)  # of the run before
     tagging.mkdir()
     identify, sign = Identify(), Sign(config.bands, config.rows)
     schema = pa.schema([*((name, pa.string()) for name in READ), *identify.columns, *sign.columns])
