@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigOrBundle
+from lifecycle.cli.display import terminal
 from lifecycle.cli.open_model import StageOrVersion, open_model
 from lifecycle.cli.sampling import MODELS_OWN, Sampling, System
 from lifecycle.inference.engine import Engine
@@ -37,7 +38,7 @@ def chat(
     Reads questions until /quit or the end of input; /help lists what else it takes.
     """
     model, introduction = open_model(config_or_bundle, words)
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = terminal(highlight=False, markup=False)
     with Engine(model, num_slots=1) as engine:
         console.print(f"{introduction}. /help lists what to type.", style="dim")
         first = [] if system is None else [{"role": "system", "content": system}]

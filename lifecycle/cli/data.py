@@ -20,7 +20,7 @@ from lifecycle.cli.data_score import score
 from lifecycle.cli.data_signatures import signatures
 from lifecycle.cli.data_synthesise import synthesise
 from lifecycle.cli.data_topics import topics
-from lifecycle.cli.display import in_line, print_json, progress_on
+from lifecycle.cli.display import in_line, print_json, progress_on, terminal
 from lifecycle.cli.documents import CorpusName, chosen_corpus, data_run, documents_folder, documents_of
 from lifecycle.cli.make import make
 from lifecycle.cli.outputs import takes_file
@@ -78,7 +78,7 @@ def report(config: ConfigPath, /, *overrides: Overrides, corpus: CorpusName = No
     """Writes a page on a corpus's documents: what was read, kept and removed and why, scores, samples, cost."""
     run = read_config(config, overrides)
     chosen = chosen_corpus(run, corpus)
-    with progress_on(Console(emoji=False, stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         numbers = data_run(run, chosen, progress)
     from lifecycle.report.data_page import build_data_page
     from lifecycle.report.html import render_html  # matplotlib takes a second
@@ -100,7 +100,7 @@ def why(
     if as_json:
         print_json(found)
         return
-    console = Console(emoji=False)
+    console = terminal()
     for fate in found:
         _show(console, fate)
 
@@ -131,12 +131,12 @@ def diff(
     from lifecycle.data.inspecting.comparison import compare
 
     before, after = documents_folder(a, (), corpus), documents_folder(b, overrides, corpus)
-    with progress_on(Console(emoji=False, stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         compared = compare(before, after, samples, progress)
     if as_json:
         print_json(as_tree(compared, {"a": before, "b": after}))
     else:
-        show(Console(emoji=False), compared, {"a": before, "b": after})
+        show(terminal(), compared, {"a": before, "b": after})
 
 
 def _fates(run: RunConfig, corpus: str, name: str) -> list[dict[str, Any]]:

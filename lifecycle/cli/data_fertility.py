@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import in_line, print_json, progress_on
+from lifecycle.cli.display import in_line, print_json, progress_on, terminal
 from lifecycle.cli.documents import CorpusName, chosen_corpus, documents_of
 from lifecycle.stages.chain import finished_stage
 
@@ -37,7 +37,7 @@ def fertility(
     documents, own = documents_of(run, chosen_corpus(run, corpus)).path, finished_stage(run, "tokenizer").path
     tokenizers = {OWN: load_tokenizer(own), **{name: load_tokenizer(tokenizer_at(name)) for name in against}}
     found = {}
-    with progress_on(Console(emoji=False, stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         for number, (name, tokenizer) in enumerate(tokenizers.items()):
             progress.start(f"encoding held-out documents with {name}", len(tokenizers))
             progress.update(number)
@@ -48,7 +48,7 @@ def fertility(
             for name, tokenizer in tokenizers.items()
         ])  # fmt: skip
         return
-    _show(Console(emoji=False), found, {name: tokenizer.vocab_size for name, tokenizer in tokenizers.items()})
+    _show(terminal(), found, {name: tokenizer.vocab_size for name, tokenizer in tokenizers.items()})
 
 
 def _show(console: Console, found: dict[str, list[dict[str, Any]]], vocab_sizes: dict[str, int]) -> None:

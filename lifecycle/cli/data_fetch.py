@@ -6,10 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.console import Console
 
 from lifecycle.cli.arguments import AsJson
-from lifecycle.cli.display import in_line, print_json
+from lifecycle.cli.display import in_line, print_json, terminal
 from lifecycle.cli.outputs import takes_folder
 from lifecycle.core.config import ConfigError
 
@@ -48,7 +47,7 @@ def fetch(
         raise ConfigError(f"--contact {contact}: neither an address on the web nor a mail address")
     if not urls.is_file():
         raise ConfigError(f"{urls}: no such file; it has an address on each line")
-    console = Console(emoji=False, stderr=True)
+    console = terminal(stderr=True)
     manners = Manners(contact, delay, servers, max_bytes, answer_s, private=private)
 
     def tell(url: str, entry: Entry) -> None:

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.cli.make import start_jax
 from lifecycle.core import distributed
 from lifecycle.core.artifact import Artifact
@@ -60,7 +60,7 @@ def mix(
     """Trains small models on mixtures of the run's sources, and writes the shares with the lowest predicted loss."""
     run = read_config(config, overrides)
     target_of(run)
-    console = Console(emoji=False)
+    console = terminal()
     if not only_plan:
         distributed.start({"config": digest(run.plain())[:12], "stages": "mix"})  # before `is_writer` is asked
     with progress_on(console) if distributed.is_writer() else nullcontext(Silent()) as progress:

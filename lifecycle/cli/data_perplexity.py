@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.respondents import MostBytes, OwnModelName, measuring_model
 from lifecycle.stages.chain import finished_stage
@@ -29,6 +28,6 @@ def perplexity(
     scoring, version = measuring_model(config, overrides, model)
     from lifecycle.annotation.perplexity import measure_perplexity
 
-    with progress_on(Console(emoji=False, stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         found = measure_perplexity(tagging, out, scoring, version, most_bytes, progress)
     print(f"{out}: {found.documents:,} documents, {found.before:,} of them measured before")

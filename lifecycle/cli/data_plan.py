@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import print_json
+from lifecycle.cli.display import print_json, terminal
 from lifecycle.cli.documents import CorpusName, chosen_corpus
 from lifecycle.core.config import ConfigError
 from lifecycle.data.inspecting.outlook import Outlook, outlook_of
@@ -35,7 +35,7 @@ def plan(
         print_json({**asdict(found), "cpu_hours": found.cpu_hours, "hours": found.cpu_hours / cores,
                     "cost": found.cpu_hours * price})  # fmt: skip
         return
-    _show(Console(emoji=False), found, cores, price)
+    _show(terminal(), found, cores, price)
 
 
 def _bytes_of(total: str) -> int:

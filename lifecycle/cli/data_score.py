@@ -5,10 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.console import Console
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides
-from lifecycle.cli.display import print_json, progress_on
+from lifecycle.cli.display import print_json, progress_on, terminal
 from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.respondents import DEFAULTS, Asking, ModelName, recorded, respondent
@@ -46,7 +45,7 @@ def score(
     folder = documents_folder(str(config), overrides, corpus)
     asked = Grading(EDUCATION if prompt is None else read_prompt(prompt, SCALE), sample, asking.seed, low, high, chars)
     sampled = asking.sampled(temperature=0, max_tokens=300)
-    console = Console(emoji=False, stderr=True)
+    console = terminal(stderr=True)
     with respondent(config, overrides, model, asking, sampled) as answering, progress_on(console) as progress:
         found = grade_documents(folder, out, answering, asked, progress, recorded(sampled))
     if as_json:

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from lifecycle.cli.arguments import Overrides
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.cli.outputs import takes_folder
 from lifecycle.core.artifact import MANIFEST, Draft, open_artifact
@@ -26,7 +25,7 @@ def signatures(documents: Documents, out: Root, /, *overrides: Overrides, corpus
 
     draft = Draft(out, FILES, {}, {}, {"documents": artifact.path})
     if not (draft.final_path / MANIFEST).is_file():
-        with progress_on(Console(emoji=False, stderr=True)) as progress:
+        with progress_on(terminal(stderr=True)) as progress:
             num_documents = write_signatures(artifact.path, draft.open(), progress)
         draft.commit({"documents": num_documents, SIGNATURE: artifact.stats[SIGNATURE]})
     print(draft.final_path)

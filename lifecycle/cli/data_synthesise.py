@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.console import Console
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides
-from lifecycle.cli.display import print_json, progress_on
+from lifecycle.cli.display import print_json, progress_on, terminal
 from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.cli.outputs import takes_folder
 from lifecycle.cli.respondents import DEFAULTS, Asking, ModelName, recorded, respondent, shown_model
@@ -42,7 +41,7 @@ def synthesise(
     shipped = REPHRASE if kind == "rephrase" else QUESTIONS
     wanted = Synthesis(kind, shipped if prompt is None else read_prompt(prompt), most, asking.seed, chars)
     sampled, how = asking.sampled(temperature=0.7, max_tokens=2048), {"asked": shown_model(model)}
-    console = Console(emoji=False, stderr=True)
+    console = terminal(stderr=True)
     with respondent(config, overrides, model, asking, sampled) as answering, progress_on(console) as progress:
         made = make(folder, out, answering, wanted, progress, recorded(sampled), how)
     rows, stats = made.path / ROWS, made.stats

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import in_line, print_json, progress_on
+from lifecycle.cli.display import in_line, print_json, progress_on, terminal
 from lifecycle.cli.documents import CorpusName, chosen_corpus, documents_of
 from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.respondents import MostBytes, OwnModelName, measuring_model
@@ -44,7 +43,7 @@ def topics(
     from lifecycle.annotation.topics import TopicSettings, find_topics
 
     settings = TopicSettings(clusters, most_bytes, run.seed)
-    with progress_on(Console(emoji=False, stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         found = find_topics(documents, out, embedding, version, settings, progress)
     if as_json:
         print_json(asdict(found))
@@ -64,7 +63,7 @@ def _show(out: Path, found: "Found") -> None:
         table.add_row(
             f"{topic.topic:02d}", f"{topic.documents:,}", size, f"{topic.similarity:.2f}", _made_of(topic), words
         )
-    console = Console(emoji=False)
+    console = terminal()
     console.print(table)
     number = sum(topic.documents for topic in found.topics)
     without = f", {found.empty:,} without a text and so without a topic" if found.empty else ""

@@ -6,12 +6,11 @@ from itertools import groupby
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.stages.doctor import QUANTILES, Examination, Side, examine, packed
 from lifecycle.stages.own_rows import HELDOUT, OVERLAPPING, SIDES, TRAIN
@@ -31,8 +30,8 @@ EXAMPLES = 5  # dropped rows that are listed
 def doctor(config: ConfigPath, stage: Stage, /, *overrides: Overrides, rows: Rows = 3) -> None:
     """Prints rows as the model sees them, what is dropped or cut and why, lengths, packing, and a fitting seq_len."""
     run = read_config(config, overrides)
-    console = Console(emoji=False, highlight=False)
-    with progress_on(Console(emoji=False, stderr=True)) as progress:
+    console = terminal(highlight=False)
+    with progress_on(terminal(stderr=True)) as progress:
         found = examine(run, stage, progress)
     has_colours = console.color_system is not None and not console.no_color
     for name, encoded in _spread(found.sides[TRAIN], rows):

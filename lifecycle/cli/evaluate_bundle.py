@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.cli.make import start_jax
 from lifecycle.core.config import load_config
 from lifecycle.evals.bundle import BundleTasksConfig, score_bundle
@@ -16,7 +15,7 @@ def evaluate_bundle(bundle: Path, tasks: Path, overrides: tuple[str, ...]) -> No
     """Evaluates a bundle and prints the scores; existing scores are not computed again."""
     config = load_config(BundleTasksConfig, tasks, overrides)
     start_jax(config.root)
-    console = Console(emoji=False)
+    console = terminal()
     with progress_on(console) as progress:
         artifact = score_bundle(config, bundle, progress)
     console.print(results_table(config, read_results(artifact.path)))

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
+from lifecycle.cli.display import terminal
 from lifecycle.cli.open_model import start_jax
 from lifecycle.core.config import ConfigError
 from lifecycle.core.file_hashes import FileHashes
@@ -25,6 +24,4 @@ def export_adapter(config: RunConfig, stage: str, out: Path) -> None:
     require_intact(trained, FileHashes(config.folder))
     base = base_of(config, stage)
     write_adapter(config.trained_model(stage), trained, out, base)
-    Console(emoji=False).print(
-        f"written: {out}, beside the weights of {base}", highlight=False, markup=False, soft_wrap=True
-    )
+    terminal().print(f"written: {out}, beside the weights of {base}", highlight=False, markup=False, soft_wrap=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
+from lifecycle.cli.display import terminal
 from lifecycle.core.artifact import intact_hash
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig
@@ -45,6 +45,6 @@ def open_for_export(bundle: Path, out: Path) -> ExportedBundle:
 
 def tell(*lines: str) -> None:
     """Prints what was written, as it is."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = terminal(highlight=False, markup=False)
     for line in lines:
         console.print(line, soft_wrap=True)

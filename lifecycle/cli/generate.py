@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigOrBundle
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.cli.open_model import StageOrVersion, open_model, with_adapter
 from lifecycle.cli.sampling import MODELS_OWN, Sampling, System
 from lifecycle.core.config import ConfigError
@@ -69,7 +69,7 @@ def generate(
         if prompts is None or out is None:
             _print_answers(engine, model, prompt, asked)
             return
-        console = Console(emoji=False, stderr=True)
+        console = terminal(stderr=True)
         console.print(introduction, style="dim", highlight=False)
         began = time.monotonic()
         with progress_on(console) as progress:
@@ -78,7 +78,7 @@ def generate(
 
 
 def _print_answers(engine: Engine, model: Model, prompts: tuple[str, ...], asked: Asked) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = terminal(highlight=False, markup=False)
     ids = [prompt_ids(model, conversation(prompt, asked)) for prompt in prompts]
     for generation in [engine.submit(own, asked.params_of(number)) for number, own in enumerate(ids)]:
         console.print(generation.wait().text, soft_wrap=True)

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import ml_dtypes
 import numpy as np
 from cyclopts import Parameter
-from rich.console import Console
 
+from lifecycle.cli.display import terminal
 from lifecycle.cli.remote_models import Origin, published_at
 from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, file_facts
 from lifecycle.core.config import ConfigError
@@ -234,7 +234,7 @@ def new_bundle(out: Path, origin: Origin, dtype: str | None) -> Generator[Path]:
 
 
 def _say(what: str, config: ModelConfig, out: Path) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = terminal(highlight=False, markup=False)
     console.print(f"{config.family}, {num_params(config):,} parameters: {what}")
     tokenizer = load_tokenizer(out)
     if tokenizer.unusable:

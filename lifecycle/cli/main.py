@@ -15,8 +15,8 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 import cyclopts
-from rich.console import Console
 
+from lifecycle.cli.display import terminal
 from lifecycle.core.distributed import has_joined, is_shown_by_first, process_index, show_error, speaker
 from lifecycle.core.rendezvous import JobError
 from lifecycle.core.stopping import RESTART_STATUS, Stopped, failure_status, sent_again
@@ -108,9 +108,7 @@ def _fail(error: Exception, fix: str = "") -> NoReturn:
 
 def _say(message: str, style: str | None = None) -> None:
     """A message of this process, with its index if the job has others."""
-    Console(emoji=False, stderr=True).print(
-        f"lifecycle: {speaker()}{message}", style=style, markup=False, highlight=False
-    )
+    terminal(stderr=True).print(f"lifecycle: {speaker()}{message}", style=style, markup=False, highlight=False)
 
 
 def _say_once(message: str) -> None:

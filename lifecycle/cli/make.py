@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.core import distributed
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import digest
@@ -45,7 +45,7 @@ def make(
     targets = tuple(targets)
     same = {"config": digest(config.plain())[:12], "stages": " ".join(targets)}
     distributed.start(same)  # before `is_writer` is asked
-    console = Console(emoji=False)  # an answer's `:x:` is text
+    console = terminal()  # an answer's `:x:` is text
     with progress_on(console) if distributed.is_writer() else nullcontext(Silent()) as progress:  # one process speaks
         artifacts = bring_up_to_date(config, targets, progress, lambda: start_jax(config.folder), takes_over)
     if not distributed.is_writer():

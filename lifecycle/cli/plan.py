@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lifecycle.cli.arguments import ConfigPath, Overrides
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.cli.plan_mixture import show_mixtures
 from lifecycle.core.config import ConfigError, Section, load_config, nearest, said, validate
 from lifecycle.core.progress import Progress
@@ -72,7 +72,7 @@ class PlanConfig(Section):
 
 def plan(config: ConfigPath, /, *overrides: Overrides) -> None:
     """Shows the state of a run's stages; with topology=v5p:4x4x4, its steps as their compiler compiles them."""
-    show_plan(config, overrides, Console(emoji=False))
+    show_plan(config, overrides, terminal())
 
 
 def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
@@ -91,7 +91,7 @@ def show_plan(path: Path, words: tuple[str, ...], console: Console) -> None:
     prepare()
     topology = parse_topology(own.topology)
     try:
-        with progress_on(Console(emoji=False, stderr=True)) as progress:
+        with progress_on(terminal(stderr=True)) as progress:
             _compile(config, own, topology, console, progress)
     except KeyboardInterrupt:
         # A compilation cannot be stopped, and Python waits for its thread before it exits (31 s observed).

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.table import Table
 
 from lifecycle.cli.arguments import Overrides, run_folder
+from lifecycle.cli.display import terminal
 from lifecycle.report.format import count, share
 from lifecycle.report.operations import operations, trace_files
 
@@ -30,7 +30,7 @@ def profile(run: RunPath, /, *overrides: Overrides, top: Top = 20) -> None:
         table.add_row(
             operation.name, f"{1000 * operation.seconds:.3f}", share(operation.seconds / total), count(operation.count)
         )
-    console = Console(emoji=False)
+    console = terminal()
     console.print(table)
     console.print(
         f"{count(len(found))} operations, {total:.3f} s in all; open in XProf: {files[0].parent}", markup=False

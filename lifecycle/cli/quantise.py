@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 from cyclopts import Parameter
-from rich.console import Console
 
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.cli.exported_bundle import tell
 from lifecycle.cli.import_weights import new_bundle
 from lifecycle.cli.make import BUNDLES, start_jax
@@ -61,7 +60,7 @@ def quantise(bundle: Bundle, out: Out, /, *, texts: Texts = None, rows: Rows = R
     with new_bundle(out, Origin(str(bundle)), "int4") as folder:
         if ids is not None:
             how = f"calibrated on {rows} rows of {length}"
-            with progress_on(Console(emoji=False, stderr=True)) as progress:
+            with progress_on(terminal(stderr=True)) as progress:
                 params = calibrated(model.config, params, jnp.asarray(ids), gptq, progress)
         for file in sorted(bundle.iterdir()):
             if file.is_file() and file.name not in (MANIFEST, CONFIG, INDEX) and file.suffix != ".safetensors":

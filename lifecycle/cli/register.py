@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from lifecycle.cli.arguments import Bundle, ConfigPath, name_first, read_config
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.core.artifact import content_hash, open_artifact, require_intact
 from lifecycle.core.config import ConfigError
 from lifecycle.evals.results import EvalResult, read_results
@@ -24,7 +23,7 @@ type EvaluationOrOverrides = Annotated[
 def register(config: ConfigPath, bundle: Bundle, /, *words: EvaluationOrOverrides) -> None:
     """Registers a bundle with its evaluations, for `promote`; no alias moves."""
     evaluation, overrides = name_first(words)
-    run, console = read_config(config, overrides), Console(emoji=False, soft_wrap=True)
+    run, console = read_config(config, overrides), terminal(soft_wrap=True)
     results = [] if evaluation is None else _results(Path(evaluation), bundle)
     kind = "base" if read_template(bundle) is None else "chat"
     with progress_on(console) as progress, changing_registry(run, progress):

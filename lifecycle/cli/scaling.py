@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
-from lifecycle.cli.display import progress_on
+from lifecycle.cli.display import progress_on, terminal
 from lifecycle.cli.make import start_jax
 from lifecycle.core import distributed
 from lifecycle.core.config import Section, digest, read_settings
@@ -47,14 +47,14 @@ def scaling(config: ConfigPath, /, *overrides: Overrides) -> None:
     target = target_of(run)
     small, rungs = ladder(run, settings.depths or depths_below(target.model.num_layers))
     if settings.plan:
-        _show_plan(target, rungs, Console(emoji=False))
+        _show_plan(target, rungs, terminal())
     else:
         _make(run, small, target, rungs)
 
 
 def _make(run: RunConfig, small: RunConfig, target: Rung, rungs: tuple[Rung, ...]) -> None:
     distributed.start({"config": digest(small.plain())[:12], "stages": "scaling"})  # before `is_writer` is asked
-    console = Console(emoji=False)
+    console = terminal()
     with progress_on(console) if distributed.is_writer() else nullcontext(Silent()) as progress:  # one process speaks
         stages = tuple(rung.stage for rung in rungs)
         artifacts = bring_up_to_date(small, stages, progress, lambda: start_jax(small.folder))

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lifecycle.cli.aliases import AliasedModels
 from lifecycle.cli.arguments import ConfigOrBundle, Overrides, read_config
+from lifecycle.cli.display import terminal
 from lifecycle.cli.make import BUNDLES, start_jax
 from lifecycle.cli.serve_hosts import end_server, follow, leading
 from lifecycle.core.config import Section, digest, read_settings
@@ -61,7 +62,7 @@ def serve(config_or_bundle: ConfigOrBundle, /, *overrides: Overrides) -> None:
 def serve_versions(config: RunConfig) -> None:
     """Serves the aliases of a run's registry."""
     settings = ServerConfig(serve=config.serve, price=config.price, requests=config.requests)
-    console = Console(emoji=False)
+    console = terminal()
     log: Path | None = config.request_log_path
     if config.requests.log is None and not is_writable(config.folder):
         _say(console, f"{config.folder} is read-only: no request log; requests.log=FILE writes it elsewhere")
@@ -99,7 +100,7 @@ def serve_bundle(bundle: Path, settings: ServerConfig) -> None:
         _say(console, f"{name:<12} {served.version[:SHOWN_HASH]}")
         return {name: served, served.version[:SHOWN_HASH]: served}
 
-    console = Console(emoji=False)
+    console = terminal()
     cache, log = user_cache() / BUNDLES, settings.requests.log
     _serve(settings, cache, log, console, lambda _: bundle, open_models, lambda _: nullcontext())
 

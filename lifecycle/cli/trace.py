@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, name_first, read_config
-from lifecycle.cli.display import print_json
+from lifecycle.cli.display import print_json, terminal
 from lifecycle.cli.documents import CorpusName
 from lifecycle.core.artifact import MANIFEST, ArtifactError
 from lifecycle.core.config import ConfigError
@@ -73,7 +72,7 @@ def trace(
     if as_json:
         print_json(tree)
     else:
-        Console(emoji=False).print(render(tree))
+        terminal().print(render(tree))
     if verify and (found := list(problems(tree))):
         raise ArtifactError("; ".join(found))
 

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from lifecycle.cli.display import in_line, print_json, progress_on
+from lifecycle.cli.display import in_line, print_json, progress_on, terminal
 from lifecycle.cli.documents import chosen_corpus, documents_of
 from lifecycle.core.artifact import Artifact, open_artifact
 from lifecycle.core.config import ConfigError
@@ -37,7 +35,7 @@ def trace_text(config: RunConfig, tree: Node | None, text: str, corpus: str | No
     config."""
     chosen = chosen_corpus(config, corpus)
     documents = documents_of(config, chosen) if tree is None else _documents_in(tree, of_corpus(DOCUMENTS, chosen))
-    with progress_on(Console(emoji=False, stderr=True)) as progress:
+    with progress_on(terminal(stderr=True)) as progress:
         index = TextIndex(made_index(documents, progress))
     found = index.find(sys.stdin.read() if text == STDIN else text, MOST_PASSAGES, MOST_DOCUMENTS)
     scores = scores_of(document_steps(config.corpora[chosen]))

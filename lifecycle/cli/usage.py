@@ -3,11 +3,10 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import print_json
+from lifecycle.cli.display import print_json, terminal
 from lifecycle.ops import monitor
 from lifecycle.ops.registry import RegistryError
 
@@ -23,7 +22,7 @@ def usage(config: ConfigPath, /, *overrides: Overrides, as_json: AsJson = False)
     if as_json:
         print_json(_plain(log))
         return
-    console = Console(emoji=False)
+    console = terminal()
     console.print(_table(log))
     ended = (
         " ".join(filter(None, (str(status), reason, f"{n:,}"))) for (status, reason), n in monitor.endings(log).items()

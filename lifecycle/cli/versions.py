@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import print_json
+from lifecycle.cli.display import print_json, terminal
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.storage import read_registry
 
@@ -28,7 +27,7 @@ def versions(config: ConfigPath, /, *overrides: Overrides, as_json: AsJson = Fal
     for version in listed:
         scores = "  ".join(f"{task} {result['mean']:.3f}" for task, result in version["evaluations"].items())
         table.add_row(version["short"], version["registered"], ", ".join(version["aliases"]), scores)
-    Console(emoji=False).print(table)
+    terminal().print(table)
 
 
 def _listed(registry: Registry) -> list[Mapping[str, Any]]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from lifecycle.cli.arguments import Overrides, logs_folder
+from lifecycle.cli.display import terminal
 from lifecycle.core.store import StoreError
 from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS
 from lifecycle.evals.results import CHANCE, STDERR
@@ -36,7 +37,7 @@ type Once = Annotated[bool, Parameter(help="Print one picture and end.")]
 
 def watch(run: RunPlace, /, *overrides: Overrides, once: Once = False) -> None:
     """Shows the run's training stages until Ctrl-C; only reads, so it may start before, during or after the run."""
-    folder, console = logs_folder(run, overrides), Console(emoji=False)
+    folder, console = logs_folder(run, overrides), terminal()
     looked = time.time()
     if once:
         console.print(picture(folder, watched_stages(folder), time.time()))
