@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigOrBundle
-from lifecycle.cli.display import terminal
 from lifecycle.cli.open_model import StageOrVersion, open_model
 from lifecycle.cli.sampling import MODELS_OWN, Sampling, System
+from lifecycle.cli.terminal import terminal
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.generation import Generation
 from lifecycle.inference.intake import ContextLengthError

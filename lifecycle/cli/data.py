@@ -20,11 +20,12 @@ from lifecycle.cli.data_score import score
 from lifecycle.cli.data_signatures import signatures
 from lifecycle.cli.data_synthesise import synthesise
 from lifecycle.cli.data_topics import topics
-from lifecycle.cli.display import in_line, print_json, progress_on, terminal
+from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import CorpusName, chosen_corpus, data_run, documents_folder, documents_of
 from lifecycle.cli.make import make
 from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.pager import show_pages
+from lifecycle.cli.terminal import terminal
 from lifecycle.cli.train_classifier import train_classifier
 from lifecycle.core.config import ConfigError
 from lifecycle.core.distributed import errors_are_shared

@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import in_line, print_json, progress_on, terminal
+from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import CorpusName, chosen_corpus, documents_of
+from lifecycle.cli.terminal import terminal
 from lifecycle.stages.chain import finished_stage
 
 OWN = "this run"

@@ -8,8 +8,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from lifecycle.cli.arguments import AsJson
-from lifecycle.cli.display import in_line, print_json, terminal
+from lifecycle.cli.display import in_line, print_json
 from lifecycle.cli.outputs import takes_folder
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.config import ConfigError
 
 type List = Annotated[Path, Parameter(help="A file of addresses, one a line.")]

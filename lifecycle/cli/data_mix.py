@@ -19,8 +19,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
 from lifecycle.cli.make import start_jax
+from lifecycle.cli.terminal import terminal
 from lifecycle.core import distributed
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError, digest

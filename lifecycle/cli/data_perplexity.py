@@ -6,9 +6,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
 from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.respondents import MostBytes, OwnModelName, measuring_model
+from lifecycle.cli.terminal import terminal
 from lifecycle.stages.chain import finished_stage
 
 type Out = Annotated[

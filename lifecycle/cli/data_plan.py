@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import print_json, terminal
+from lifecycle.cli.display import print_json
 from lifecycle.cli.documents import CorpusName, chosen_corpus
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.config import ConfigError
 from lifecycle.data.inspecting.outlook import Outlook, outlook_of
 

@@ -7,10 +7,11 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides
-from lifecycle.cli.display import print_json, progress_on, terminal
+from lifecycle.cli.display import print_json, progress_on
 from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.respondents import DEFAULTS, Asking, ModelName, recorded, respondent
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.config import ConfigError
 
 type Out = Annotated[

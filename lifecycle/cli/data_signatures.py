@@ -6,9 +6,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from lifecycle.cli.arguments import Overrides
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
 from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.cli.outputs import takes_folder
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.artifact import MANIFEST, Draft, open_artifact
 
 type Documents = Annotated[

@@ -7,10 +7,11 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides
-from lifecycle.cli.display import print_json, progress_on, terminal
+from lifecycle.cli.display import print_json, progress_on
 from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.cli.outputs import takes_folder
 from lifecycle.cli.respondents import DEFAULTS, Asking, ModelName, recorded, respondent, shown_model
+from lifecycle.cli.terminal import terminal
 
 type WhichKind = Annotated[
     Literal["rephrase", "questions"], Parameter(help="The text written again, or questions with answers.")

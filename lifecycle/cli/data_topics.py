@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import in_line, print_json, progress_on, terminal
+from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import CorpusName, chosen_corpus, documents_of
 from lifecycle.cli.outputs import takes_file
 from lifecycle.cli.respondents import MostBytes, OwnModelName, measuring_model
+from lifecycle.cli.terminal import terminal
 from lifecycle.report.format import share
 from lifecycle.training.config import PERIOD
 

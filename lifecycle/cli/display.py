@@ -27,11 +27,6 @@ _UNSEEN = re.compile(
 )
 
 
-def terminal(**options: Any) -> Console:
-    """The terminal, with Rich's options, on which names are printed as they are: `web:locked:` is no picture."""
-    return Console(emoji=False, **options)
-
-
 def describe(metrics: dict[str, Any]) -> str:
     """The displayed metrics, in one line."""
     return "  ".join(text.format(metrics[name]) for name, text in SHOWN.items() if name in metrics)

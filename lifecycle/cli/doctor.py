@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
+from lifecycle.cli.terminal import terminal
 from lifecycle.rl.config import RolloutConfig
 from lifecycle.stages.doctor import QUANTILES, Examination, Side, examine, packed
 from lifecycle.stages.own_rows import HELDOUT, OVERLAPPING, SIDES, TRAIN

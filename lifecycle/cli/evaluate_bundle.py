@@ -4,8 +4,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
 from lifecycle.cli.make import start_jax
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.config import load_config
 from lifecycle.evals.bundle import BundleTasksConfig, score_bundle
 from lifecycle.evals.results import EvalResult, read_results

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lifecycle.cli.display import terminal
 from lifecycle.cli.open_model import start_jax
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.config import ConfigError
 from lifecycle.core.file_hashes import FileHashes
 from lifecycle.stages.adapters import base_of, write_adapter

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lifecycle.cli.display import terminal
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.artifact import intact_hash
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig

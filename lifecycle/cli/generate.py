@@ -9,9 +9,10 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from lifecycle.cli.arguments import ConfigOrBundle
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
 from lifecycle.cli.open_model import StageOrVersion, open_model, with_adapter
 from lifecycle.cli.sampling import MODELS_OWN, Sampling, System
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.config import ConfigError
 from lifecycle.inference.engine import Engine
 from lifecycle.inference.model import Model

@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 from cyclopts import Parameter
 
-from lifecycle.cli.display import terminal
 from lifecycle.cli.remote_models import Origin, published_at
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.artifact import MANIFEST, Manifest, artifact_key, code_version, file_facts
 from lifecycle.core.config import ConfigError
 from lifecycle.core.cpu_time import cpu_seconds

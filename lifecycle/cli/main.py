@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import cyclopts
 
-from lifecycle.cli.display import terminal
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.distributed import has_joined, is_shown_by_first, process_index, show_error, speaker
 from lifecycle.core.rendezvous import JobError
 from lifecycle.core.stopping import RESTART_STATUS, Stopped, failure_status, sent_again

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
+from lifecycle.cli.terminal import terminal
 from lifecycle.core import distributed
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import digest

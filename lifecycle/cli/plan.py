@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lifecycle.cli.arguments import ConfigPath, Overrides
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
 from lifecycle.cli.plan_mixture import show_mixtures
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.config import ConfigError, Section, load_config, nearest, said, validate
 from lifecycle.core.progress import Progress
 from lifecycle.core.strict_yaml import parse_yaml

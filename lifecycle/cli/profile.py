@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from lifecycle.cli.arguments import Overrides, run_folder
-from lifecycle.cli.display import terminal
+from lifecycle.cli.terminal import terminal
 from lifecycle.report.format import count, share
 from lifecycle.report.operations import operations, trace_files
 

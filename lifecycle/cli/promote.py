@@ -1,7 +1,8 @@
 """`lifecycle promote`: moves a version to production."""
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, operator, read_config
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
+from lifecycle.cli.terminal import terminal
 from lifecycle.ops import gates
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.storage import changing_registry

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from cyclopts import Parameter
 
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
 from lifecycle.cli.exported_bundle import tell
 from lifecycle.cli.import_weights import new_bundle
 from lifecycle.cli.make import BUNDLES, start_jax
 from lifecycle.cli.remote_models import Origin
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.artifact import MANIFEST
 from lifecycle.core.config import ConfigError
 from lifecycle.core.files import user_cache

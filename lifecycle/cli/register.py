@@ -7,7 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from lifecycle.cli.arguments import Bundle, ConfigPath, name_first, read_config
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.artifact import content_hash, open_artifact, require_intact
 from lifecycle.core.config import ConfigError
 from lifecycle.evals.results import EvalResult, read_results

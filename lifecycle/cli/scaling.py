@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from lifecycle.cli.arguments import ConfigPath, Overrides, read_config
-from lifecycle.cli.display import progress_on, terminal
+from lifecycle.cli.display import progress_on
 from lifecycle.cli.make import start_jax
+from lifecycle.cli.terminal import terminal
 from lifecycle.core import distributed
 from lifecycle.core.config import Section, digest, read_settings
 from lifecycle.core.distributed import errors_are_shared

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from lifecycle.cli.aliases import AliasedModels
 from lifecycle.cli.arguments import ConfigOrBundle, Overrides, read_config
-from lifecycle.cli.display import terminal
 from lifecycle.cli.make import BUNDLES, start_jax
 from lifecycle.cli.serve_hosts import end_server, follow, leading
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.config import Section, digest, read_settings
 from lifecycle.core.distributed import errors_are_shared, process_count, process_index
 from lifecycle.core.files import is_writable, user_cache

@@ -6,8 +6,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, name_first, read_config
-from lifecycle.cli.display import print_json, terminal
+from lifecycle.cli.display import print_json
 from lifecycle.cli.documents import CorpusName
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.artifact import MANIFEST, ArtifactError
 from lifecycle.core.config import ConfigError
 from lifecycle.ops.lineage import Node, problems, render, trace_artifact, trace_version

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lifecycle.cli.display import in_line, print_json, progress_on, terminal
+from lifecycle.cli.display import in_line, print_json, progress_on
 from lifecycle.cli.documents import chosen_corpus, documents_of
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.artifact import Artifact, open_artifact
 from lifecycle.core.config import ConfigError
 from lifecycle.data.documents import Split

@@ -6,7 +6,8 @@ from typing import Any
 from rich.table import Table
 
 from lifecycle.cli.arguments import AsJson, ConfigPath, Overrides, read_config
-from lifecycle.cli.display import print_json, terminal
+from lifecycle.cli.display import print_json
+from lifecycle.cli.terminal import terminal
 from lifecycle.ops.registry import Registry
 from lifecycle.stages.storage import read_registry
 

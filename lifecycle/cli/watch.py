@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifecycle.cli.arguments import Overrides, logs_folder
-from lifecycle.cli.display import terminal
+from lifecycle.cli.terminal import terminal
 from lifecycle.core.store import StoreError
 from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS
 from lifecycle.evals.results import CHANCE, STDERR
