@@ -17,10 +17,9 @@ SPACE, DROPPED = 32, 0  # what `letters` maps characters to that are between wor
 PRIME = np.uint64((1 << 61) - 1)
 
 _BITS, _HALF = np.uint64(61), np.uint64(32)
-_FACTORS = tuple(  # of xxHash's specification
-    map(np.uint64, (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5))
-)
-_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH = _FACTORS
+# The primes of xxHash's specification.
+_FIRST, _SECOND, _THIRD = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9)
+_FOURTH, _FIFTH = np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
 
 
 @compiled
@@ -65,8 +64,8 @@ def lay_out(text: Any, letters: Any, most_chars: int, are_alike: bool, words: An
     num = num_numbers = at = size = 0
     in_gap, in_number = True, False
     length = _bytes_of(text, most_chars)
-    while at < length:
-        byte = text[at]
+    while at <= length:
+        byte = text[at] if at < length else SPACE  # ends the last word
         if byte < 0x80:
             letter = letters[byte]
             at += 1
@@ -95,12 +94,7 @@ def lay_out(text: Any, letters: Any, most_chars: int, are_alike: bool, words: An
         size += not (is_gap & in_gap)
         in_number = (48 <= letter < 58) & (in_gap | in_number)
         in_gap = is_gap
-    if in_number:
-        num_numbers += 1
-        if are_alike:
-            size = begins[num - 1] + 1
-            words[size - 1] = 48
-    begins[num] = size + (not in_gap)
+    begins[num] = size
     return num, num_numbers
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,8 @@ import pytest
 LIMITS = ("first_half", "second_half", "place")
 
 
-def plain_limits(keys: Path, most: int, out: Path, num_parts: int, address: str | None) -> None:
+def plain_limits(keys: Path, most: int, out: Path) -> None:
     """The keys that more than `most` rows have, and the place of the `most`-th, by dictionaries."""
-    del num_parts, address
     rows = pa.concat_tables([pq.read_table(file) for file in sorted(keys.iterdir())])
     places: dict[tuple[int, int], list[int]] = defaultdict(list)
     for first, second, place in zip(*(rows[name].to_pylist() for name in LIMITS), strict=True):
@@ -25,9 +25,26 @@ def plain_limits(keys: Path, most: int, out: Path, num_parts: int, address: str 
         np.array([row[at] for row in found], np.int64 if name == "place" else np.uint64).tofile(out / f"{name}.bin")
 
 
+class PlainProcess:
+    """In the place of the process in which Daft runs."""
+
+    def __init__(self, address: str | None) -> None:
+        assert address is None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def write_limits(self, keys: Path, most: int, out: Path, num_parts: int) -> None:
+        """`plain_limits`."""
+        del num_parts
+        plain_limits(keys, most, out)
+
+
 @contextmanager
 def grouped_plainly() -> Generator[None]:
     """Keys of lines and passages are grouped without Daft, whose process takes seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lifecycle.data.selecting.repeats.write_limits", plain_limits)
+        patch.setattr("lifecycle.data.selecting.repeats.DaftProcess", PlainProcess)
         yield

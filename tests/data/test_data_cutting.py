@@ -251,7 +251,7 @@ def test_daft_groups_keys_in_blocks(tmp_path: Path) -> None:
     pq.write_table(rows.slice(0, 0), tmp_path / "none" / "0.parquet")
     call_alone(_limits_in_blocks, tmp_path / "keys", tmp_path)
     for most in (1, 3):
-        plain_limits(tmp_path / "keys", most, tmp_path / f"plain{most}", 1, None)
+        plain_limits(tmp_path / "keys", most, tmp_path / f"plain{most}")
         for name in LIMITS:
             found, expected = ((tmp_path / f"{side}{most}" / f"{name}.bin").read_bytes() for side in ("daft", "plain"))
             assert found == expected and len(found) > 8 * 50

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from lifecycle.core.arrow_text import utf8
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.steps import DocumentStep
-from lifecycle.data.ngrams import folded_characters
+from lifecycle.data.ngrams import bare_characters
 
 SHINGLE_WORDS = 5
 FUNCTIONS = "XXH64, modulo 2^61 - 1"  # change it with the keys: those of other versions do not meet
 MOST_CHARS = 500_000  # of a document: what follows does not change where it is looked for
-# What has or is an accent, and all digits: code points other than ideographs and syllables.
-_WITH_ACCENTS = (range(0x3400), range(0xA4D0, 0xAC00), range(0xF900, 0x20000), range(0xE0100, 0xE01F0))
+_WITH_MARKS = (range(0x20000), range(0xE0100, 0xE01F0))  # code points; all accents are among them
 
 
 @dataclass(frozen=True)
@@ -65,26 +64,11 @@ def _listed(keys: NDArray[np.uint64], present: NDArray[np.bool_]) -> pa.Array:
 
 @cache
 def simplified() -> NDArray[np.uint32]:
-    """Of each code point the letter that stands for it, by its lower case and without accents: a space if it is no
-    letter, 0 if it is an accent alone."""
-    letters = folded_characters().copy()
-    letters[ord("_")] = 0
+    """`bare_characters` with a space for what is in no word, and 0 for what is left out of words: accents alone."""
+    letters = bare_characters().copy()
     letters[letters == 0] = ord(" ")
-    for code in chain(*_WITH_ACCENTS):
-        kind = unicodedata.category(chr(code))
-        if kind == "Mn":
-            letters[code] = 0
-        elif kind == "Nd":
-            letters[code] = ord("0") + unicodedata.digit(chr(code))
-        elif code >= 0x80 and letters[code] != ord(" "):
-            letters[code] = _plain(int(letters[code]))
+    letters[[code for code in chain(*_WITH_MARKS) if unicodedata.category(chr(code)) == "Mn"]] = 0
     return letters
-
-
-def _plain(letter: int) -> int:
-    """A letter without its accents."""
-    base, *marks = unicodedata.normalize("NFD", chr(letter))
-    return ord(base) if all(unicodedata.category(mark) == "Mn" for mark in marks) else letter
 
 
 @lru_cache

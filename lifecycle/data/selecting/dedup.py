@@ -23,9 +23,9 @@ from lifecycle.core.progress import Progress
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import Flags, Stretch, pieces_of
 from lifecycle.data.measures.steps import Failure
-from lifecycle.data.selecting.daft_process import DaftProcess
+from lifecycle.data.selecting.daft_process import DaftProcess, Ordinals, read_links
 from lifecycle.data.selecting.earlier import Pool
-from lifecycle.data.selecting.near_duplicates import near_duplicates, read_links
+from lifecycle.data.selecting.near_duplicates import near_duplicates
 from lifecycle.data.selecting.selection import removals
 from lifecycle.data.selecting.similarity import NearDuplicate, preferred
 from lifecycle.data.tagging.engine import Engine, ordered_results
@@ -35,7 +35,6 @@ _OF = {ADDRESS: "address", EXACT: "content"}  # step -> the column of hashes tha
 _SAME = {ADDRESS: "same address as", EXACT: "same text as"}
 _HALVES = ("first_half", "second_half")  # of a hash
 
-type Ordinals = NDArray[np.int64]
 type KeysOf = Callable[[pa.Table], Sequence[pa.Array]]
 
 

@@ -4,21 +4,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from lifecycle.core.progress import Progress, Silent
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import Stretch, num_documents, pieces_of
 from lifecycle.data.selecting.candidate_pairs import Parts, waves_of
+from lifecycle.data.selecting.daft_process import Ordinals, read_links
 from lifecycle.data.selecting.earlier import Pool
 from lifecycle.data.selecting.shingle_store import ShingleStore, write_index, write_shingles
 from lifecycle.data.selecting.similarity import NearDuplicate, Pair, SimilarGroups
 from lifecycle.data.tagging.engine import Engine, ordered_results
 
 PAIRS_EACH = 2_000  # that a worker compares at a time: 0.05 s
-
-type Ordinals = NDArray[np.int64]
 
 
 def near_duplicates(
@@ -48,15 +45,6 @@ def near_duplicates(
         NearDuplicate(ordinals[found.number], ordinals[found.kept], ordinals[found.like], found.jaccard)
         for found in groups.duplicates(pool.ranks[candidates])
     ]
-
-
-def read_links(folder: Path, name: str, num_own: int) -> tuple[Ordinals, Ordinals]:
-    """The firsts, and the documents that each has a key in common with; without those that earlier documents alone have
-    in common."""
-    links = pq.read_table(folder / f"{name}.parquet")
-    firsts = links["first"].to_numpy()
-    end = np.searchsorted(firsts, num_own)  # the firsts ascend
-    return firsts[:end], links["ordinal"].to_numpy()[:end]
 
 
 def _write_shingles(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lifecycle.core.progress import Progress
 from lifecycle.data.documents import Flags
 from lifecycle.data.selecting.cuts import CutStretch
-from lifecycle.data.selecting.daft_process import write_limits
+from lifecycle.data.selecting.daft_process import DaftProcess
 from lifecycle.data.selecting.document_text import DocumentText, read_texts
 from lifecycle.data.tagging.engine import Engine, ordered_results
 
@@ -73,7 +73,8 @@ def find_repeats(
     files = [keys / f"{number:05d}.parquet" for number in range(len(pieces))]
     work = [(keys_of, parts, file) for parts, file in zip(pieces, files, strict=True)]
     ordered_results(engine, _write_keys, work, progress, name)
-    write_limits(keys, most, folder, 1 << PART_BITS, engine.address)
+    with DaftProcess(engine.address) as daft:
+        daft.write_limits(keys, most, folder, 1 << PART_BITS)
     for file in files:
         file.unlink()
     return Repeats(folder)

@@ -8,4 +8,4 @@ from lifecycle.data.tagging import tagging
 __all__ = ["pipeline", "tagging"]
 
 word_hashes("")  # loads the compiled loops
-simplified()
+simplified()  # and the tables of characters
