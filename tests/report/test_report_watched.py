@@ -220,7 +220,7 @@ def test_ctrl_c_ends_the_picture_in_order(tmp_path: Path, monkeypatch: pytest.Mo
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lifecycle.cli.watch.Console", lambda **_: console)
+    monkeypatch.setattr("lifecycle.cli.watch.terminal", lambda: console)
     monkeypatch.setattr("lifecycle.cli.watch.time", type("Clock", (), {"sleep": interrupt, "time": time.time}))
     watch(str(tmp_path))
     text = out.getvalue()
