@@ -150,6 +150,20 @@ def test_too_large_a_share_is_an_error_that_names_the_setting(tmp_path: Path) ->
     assert notes_of(folder, "data.max_skipped=0") == []  # it is finished: another limit makes nothing again
 
 
+def test_a_file_with_other_columns_is_lost_alone_and_none_with_the_right_ones_is_an_error(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "corpus", 9)
+    other = pa.table({"body": ["in another column"]})
+    pq.write_table(other, folder / "3.parquet")
+    (lost,) = notes_of(folder, "data.max_skipped=0.1")
+    assert lost.startswith("1 of 10 files cannot be used: no_usable_row 1; first: own: 3.parquet: no column 'text'")
+    for number in range(10):
+        pq.write_table(other, folder / f"{number}.parquet")
+    with pytest.raises(
+        ConfigError, match=r"all 10 files like 0\.parquet: no column 'text'; columns: body; set text_col"
+    ):
+        notes_of(folder, "data.max_skipped=1")
+
+
 def test_failed_files_are_read_again_by_other_code(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = partition_store.tag_files
 

@@ -51,6 +51,7 @@ def tag_documents(config: DataConfig, kept: Path, out: Path, progress: Progress)
     with engine_of(config, num_bytes) as engine:
         partitions = list(partitions_of(files, config))
         made = _make_partitions(store, partitions, engine, progress)
+        _reject_wrong_columns(config, files, [entry for tagged in made for entry in tagged.skipped])
         _join(store, partitions, made, config, engine, out, progress)
     num_documents = sum(tagged.num_documents for tagged in made)
     reading = Reading(len(files), num_bytes, tuple(entry for tagged in made for entry in tagged.skipped))
@@ -70,7 +71,6 @@ def _make_partitions(
     progress.start("tagging", total=sum(len(partition.files) for partition in partitions))
     num_files = num_documents = num_skipped = 0
     for number, tagged in store.tag(partitions, engine):
-        _reject_useless_files(tagged.skipped)
         made[number] = tagged
         num_files += len(partitions[number].files)
         num_documents += tagged.num_documents
@@ -168,13 +168,19 @@ def read_reading(folder: Path) -> Reading:
     return Reading(tree["num_files"], tree["num_bytes"], tuple(Skipped(**entry) for entry in tree["skipped"]))
 
 
-def _reject_useless_files(skipped: Sequence[Skipped]) -> None:
-    """Raises `ConfigError` for a file without any usable row: a configuration mistake, not noise in the data."""
-    for entry in skipped:
-        if entry.reason == "no_usable_row":
-            rows = [s for s in skipped if s.source == entry.source and s.path.startswith(f"{entry.path}:")]
+def _reject_wrong_columns(config: DataConfig, files: Sequence[SourceFile], skipped: Sequence[Skipped]) -> None:
+    """Raises `ConfigError` if all files of a source and format have no text in its column: a mistake in the
+    configuration, not noise in the data."""
+    useless = {(entry.source, entry.path): entry for entry in skipped if entry.reason == "no_usable_row"}
+    if not useless:
+        return
+    formats = {(config.sources[file.source].name, file.path): (file.source, file.format) for file in files}
+    totals, counts = Counter(formats.values()), Counter(formats[name] for name in useless)
+    for (source, path), entry in useless.items():
+        total = totals[formats[source, path]]
+        if counts[formats[source, path]] == total:
+            which = path if total == 1 else f"all {total:,} files like {path}"
+            rows = [s for s in skipped if s.source == source and s.path.startswith(f"{path}:")]
             first = f"; first: {rows[0].path}: {rows[0].detail}" if rows else ""
-            raise ConfigError(
-                f"source {entry.source!r}: {entry.path}: {entry.detail}{first}; "
-                "correct the file, or text_column of the source, or exclude it"
-            )
+            fix = "set text_column of the source, or correct or exclude them"
+            raise ConfigError(f"source {source!r}: {which}: {entry.detail}{first}; {fix}")
