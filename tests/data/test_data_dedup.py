@@ -135,6 +135,13 @@ def test_similarity_of_shingles_is_that_of_sets_of_words(one: list[str], other: 
     assert found == pytest.approx(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
 
 
+def test_shingles_are_those_of_bare_letters() -> None:
+    text = "Déjà vu at the café in Zürich, said snake_case (2024)"
+    wide = text.translate({code: code + 0xFEE0 for code in range(33, 127)})  # as Japanese fonts have them
+    assert (shingles(text) == shingles("deja vu at the cafe in zurich said snake case 2024")).all()
+    assert (shingles(text) == shingles(wide)).all()
+
+
 def test_signatures_agree_as_often_as_sets_do() -> None:
     chance = random.Random(0)
     pairs, agreeing, expected = 300, 0, 0.0

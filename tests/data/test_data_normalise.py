@@ -27,6 +27,11 @@ from lifecycle.data.measures.normalise import _suspicious, normalise
             "you're “here”, R&D \xa0été\n",
             "entities",
         ),
+        (
+            "\ufb01nal, a\ufb00air, e\ufb03cient \ufb02oor, o\ufb04oad, \ufb05a\ufb06\n",
+            "final, affair, efficient floor, offload, stast\n",
+            "ligatures",
+        ),
         ("in\u200bvisible\u2060, a \u200b \u200b b\u200b\n", "invisible, a   b\n", "controls"),
     ],
 )
@@ -48,7 +53,8 @@ def test_prose_is_repaired(damaged: str, clean: str, edit: str | None) -> None:
     ],
 )
 def test_sound_text_is_untouched(text: str) -> None:
-    assert normalise(text, "text") == (text, {"replacements": 0, "controls": 0, "entities": 0, "mojibake": 0, "nfc": 0})
+    sound, edits = normalise(text, "text")
+    assert sound == text and not any(edits.values())
 
 
 @pytest.mark.parametrize(

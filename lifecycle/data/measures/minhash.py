@@ -24,7 +24,7 @@ from lifecycle.data.measures.steps import DocumentStep
 from lifecycle.data.ngrams import bare_characters
 
 SHINGLE_WORDS = 5
-FUNCTIONS = "XXH64, modulo 2^61 - 1"  # change it with the keys: those of other versions do not meet
+FUNCTIONS = "XXH64, modulo 2^61 - 1, bare letters"  # change it with keys or shingles: other versions' do not meet
 MOST_CHARS = 500_000  # of a document: what follows does not change where it is looked for
 _WITH_MARKS = (range(0x20000), range(0xE0100, 0xE01F0))  # code points; all accents are among them
 

@@ -1,10 +1,11 @@
 """Normalisation: one spelling for each text. Applying it twice changes nothing more.
 
 Prose gets its mojibake repaired (only if ftfy's measure says that the text is broken: the repair is slow and not free
-of risk), Unicode NFC, plain newlines, no control characters, no hints where a word may break and no trailing
-whitespace. Entities of HTML in plain text are what somebody has left who made it of a page, and become the characters
-that they stand for; in a text with a `<`, or in a markup language, they may be what it is about. Source code keeps its
-characters, since they may matter in a string literal: only newlines, control characters and byte-order marks are fixed.
+of risk), Unicode NFC, plain newlines, no control characters, no hints where a word may break, no ligatures and no
+trailing whitespace. Entities of HTML in plain text are what somebody has left who made it of a page, and become the
+characters that they stand for; in a text with a `<`, or in a markup language, they may be what it is about. Source code
+keeps its characters, since they may matter in a string literal: only newlines, control characters and byte-order marks
+are fixed.
 """
 
 import html
@@ -32,6 +33,8 @@ _C1_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # also left when Windows-1252
 _HINTS = re.compile("\u00ad\n?|\u2060")
 _UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\u1a20-\u1aaf\ua9e0-\ua9ff\uaa60-\uaa7f"
 _ZERO_WIDTH_SPACES = re.compile(f"(?<![{_UNSPACED}])\u200b+(?![{_UNSPACED}])")
+# What typesetting programs have in a PDF for letters side by side.
+_LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
 # References by number, and the names that texts made of pages have. Many others are also variables of C: `p = &num;`.
 _ENTITIES = re.compile(
     r"&(?:#(?:\d{2,6}|[xX][0-9a-fA-F]{2,5})|amp|lt|gt|quot|apos|nbsp|[rl]squo|[lrb]dquo|sbquo|[nm]dash|hellip|bull|middot|"
@@ -41,7 +44,7 @@ _ENTITIES = re.compile(
 _BLANK_LINES = re.compile(r"\n{4,}")
 AROUND = 8  # characters: what ftfy's measure finds has at most seven, one of them not ASCII
 
-_EDITS = ("replacements", "controls", "entities", "mojibake", "nfc")
+_EDITS = ("replacements", "controls", "entities", "ligatures", "mojibake", "nfc")
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ def normalise_step(config: DataConfig) -> DocumentStep:
 def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
     """Returns the normalised text and how often each kind of damage was found.
 
-    `controls` counts removed characters, `replacements` the U+FFFD in the text, `entities` those of HTML; `mojibake`
-    and `nfc` are 1 for a text that was repaired or composed. The last three are absent for source code.
+    `controls` counts removed characters, `replacements` the U+FFFD in the text, `entities` those of HTML, `ligatures`
+    what became letters; `mojibake` and `nfc` are 1 for a text that was repaired or composed. The last four are absent
+    for source code.
     """
     edits: dict[str, int] = {}
     text = _NEWLINES.sub("\n", text)
@@ -77,7 +81,7 @@ def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
         text, c1 = _C1_CONTROLS.subn("", text)
         edits["controls"] += c1
         return text.strip("\n") + "\n", edits
-    edits["entities"] = edits["mojibake"] = edits["nfc"] = 0
+    edits |= dict.fromkeys(("entities", "ligatures", "mojibake", "nfc"), 0)
     for _ in range(MAX_PASSES):
         text, num_entities = _without_entities(text) if format == "text" else (text, 0)
         edits["entities"] += num_entities
@@ -85,8 +89,10 @@ def normalise(text: str, format: str) -> tuple[str, dict[str, int]]:
         edits["mojibake"] |= int(repaired != text)
         cleared, num_cleared = _without_hints(repaired)
         edits["controls"] += num_cleared
-        composed = unicodedata.normalize("NFC", cleared)
-        edits["nfc"] |= int(composed != cleared)
+        spelt, num_ligatures = _without_ligatures(cleared)
+        edits["ligatures"] += num_ligatures
+        composed = unicodedata.normalize("NFC", spelt)
+        edits["nfc"] |= int(composed != spelt)
         text = _tidy(composed)
         if _repair(text) == text and not (format == "text" and _has_entities(text)):
             break
@@ -118,6 +124,12 @@ def _without_hints(text: str) -> tuple[str, int]:
     if "\u200b" in text:
         text, num_spaces = _ZERO_WIDTH_SPACES.subn("", text)
     return text, num_controls + num_hints + num_spaces
+
+
+def _without_ligatures(text: str) -> tuple[str, int]:
+    """A text with the letters of its ligatures, and how many ligatures there were."""
+    count = 0 if text.isascii() else sum(text.count(chr(code)) for code in _LIGATURES)
+    return (text.translate(_LIGATURES) if count else text), count
 
 
 def _repair(text: str) -> str:

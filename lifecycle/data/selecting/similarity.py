@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lifecycle.data.measures.minhash import SHINGLE_WORDS
 from lifecycle.data.mixing import mixed
-from lifecycle.data.ngrams import Hashes, distinct, ngram_hashes, word_hashes
+from lifecycle.data.ngrams import Hashes, bare_characters, distinct, ngram_hashes, word_hashes
 
 _SKETCHES = mixed(np.arange(4, dtype=np.uint64)) | np.uint64(1)  # factors
 
@@ -31,8 +31,9 @@ class NearDuplicate(NamedTuple):
 
 
 def shingles(text: str) -> Hashes:
-    """The set of a text's word 5-grams as sorted hashes; a text of fewer than five words is one shingle."""
-    hashes = word_hashes(text)
+    """The set of a text's word 5-grams as sorted hashes, of words without accents; a text of fewer than five words is
+    one shingle."""
+    hashes = word_hashes(text, bare_characters())
     return distinct(ngram_hashes(hashes, min(SHINGLE_WORDS, len(hashes)))) if len(hashes) else hashes
 
 
