@@ -23,7 +23,8 @@ from lifecycle.cli.arguments import ConfigPath, Overrides
 from lifecycle.cli.display import progress_on
 from lifecycle.cli.plan_mixture import show_mixtures
 from lifecycle.cli.terminal import terminal
-from lifecycle.core.config import ConfigError, Section, load_config, nearest, said, validate
+from lifecycle.core.config import ConfigError, Section, load_config, nearest, validate
+from lifecycle.core.config_changes import said
 from lifecycle.core.progress import Progress
 from lifecycle.core.strict_yaml import parse_yaml
 from lifecycle.model.counts import num_adapter_params, num_params

@@ -10,7 +10,7 @@ only other inheritance: a stage that continues a run has that run's settings.
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -160,17 +160,6 @@ def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "c
         raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def read_json(path: Path, error: type[ValueError] = ConfigError, fix: str = "copy it again") -> dict[str, Any]:
-    """Reads a JSON file with a mapping; raises `error`, with the fix, if it is damaged or contains anything else."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as issue:
-        raise error(f"{path}: not valid JSON: {issue}; {fix}") from None
-    if not isinstance(tree, dict):
-        raise error(f"{path}: expected a mapping, got {type(tree).__name__}; {fix}")
-    return tree
-
-
 def overlaid(annotation: Any, below: Any, above: Any) -> Any:
     """Settings `above`, and from `below` those that they leave out; both will be read as `annotation`. Sections inside
     are overlaid too, all else is one value."""
@@ -180,30 +169,6 @@ def overlaid(annotation: Any, below: Any, above: Any) -> Any:
     both = {**below, **above}
     common = below.keys() & above.keys()
     return both | {key: overlaid(_annotation_at(section, both, key), below[key], above[key]) for key in common}
-
-
-def differing(before: Section, after: Section, omitted: frozenset[str] = frozenset()) -> dict[str, list[Any]]:
-    """The settings that differ, by dotted name: [before, after], JSON-ready; without those at the top named `omitted`.
-
-    Sections inside are compared setting by setting, all else is one value; a setting that one of them lacks is None.
-    """
-    known = {name: (getattr(before, name, None), getattr(after, name, None)) for name in type(after).model_fields}
-    plain = before.plain(), after.plain()
-    found: dict[str, list[Any]] = {}
-    for name, (old, new) in known.items():
-        if name in omitted or old == new:
-            continue
-        if isinstance(old, Section) and isinstance(new, Section):
-            found |= {f"{name}.{inner}": values for inner, values in differing(old, new).items()}
-        else:
-            found[name] = [settings.get(name) for settings in plain]
-    return found
-
-
-def said(changes: Mapping[str, Sequence[Any]]) -> str:
-    """What `differing` found, in words."""
-    texts = {name: [json.dumps(value) for value in values] for name, values in changes.items()}
-    return ", ".join(f"{name} {before} -> {after}" for name, (before, after) in texts.items())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -269,7 +234,7 @@ def _resolve_presets(annotation: Any, tree: Any, folder: Path) -> Any:
 def _find_preset(group: str, name: str, folder: Path) -> Path:
     if "/" in name or name.startswith("."):
         raise ConfigError(
-            f"preset {name!r}: a preset is a bare name, for a file {group}/NAME.yaml next to the config or above"
+            f"preset {name!r}: a preset is a bare name, for a file {group}/NAME.yaml beside the config or above"
         )
     known: list[str] = []
     for parent in (folder, *folder.parents):
@@ -324,7 +289,6 @@ def _is_named(section: type[Section], tree: Any) -> bool:
 
 def one_or_named(section: type[Section]) -> WrapValidator:
     """For a field `S | dict[str, S]`: one section, or several by name; errors refer to the form that was meant."""
-
     mapping: Any = dict
     several = TypeAdapter[Any](mapping[str, section])
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.evals.subject import Pair
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import logits
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import Params
 from lifecycle.parallel.collectives import all_gather
 from lifecycle.training.scoring import Measure, measured_continuations

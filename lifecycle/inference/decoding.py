@@ -23,7 +23,8 @@ from lifecycle.inference.scheduler import MAX_STEPS
 from lifecycle.inference.state import SlotState
 from lifecycle.model.cache import Tables
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_cached_taking, logits, logits_of_own_rows
+from lifecycle.model.decoder import forward_cached_taking
+from lifecycle.model.embedding import logits, logits_of_own_rows
 from lifecycle.model.params import Params
 from lifecycle.parallel.collectives import all_gather, axis_index, axis_size, pmax
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import Field
 
-from lifecycle.core.config import ConfigError, Section, read_json, validate
+from lifecycle.core.config import ConfigError, Section, validate
+from lifecycle.core.json_file import read_json
 
 GENERATION_FILE = "generation_config.json"
 SELDOM = ("repetition_penalty", "typical_p")  # 1 changes nothing

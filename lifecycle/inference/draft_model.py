@@ -22,7 +22,8 @@ from lifecycle.inference.drafting import Computed, Drafting, NewPages
 from lifecycle.inference.weights import weights_in_use
 from lifecycle.model.cache import KVCache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_cached, logits
+from lifecycle.model.decoder import forward_cached
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import Params, axes_apart
 from lifecycle.model.weight_formats import axes_in_use
 from lifecycle.parallel.axes import MeshConfig

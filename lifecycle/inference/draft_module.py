@@ -21,7 +21,7 @@ from lifecycle.inference.draft_follower import Kinds, shared_kinds
 from lifecycle.inference.drafting import Computed
 from lifecycle.model.cache import KVCache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import logits
+from lifecycle.model.embedding import logits
 from lifecycle.model.mtp import cached_layer
 from lifecycle.model.params import Params, module_definition
 from lifecycle.model.prediction import module_step

@@ -17,7 +17,8 @@ import numpy as np
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_cached, logits
+from lifecycle.model.decoder import forward_cached
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import Params, abstract_in_use, compute_dtype, layers_apart
 from lifecycle.weights.names import canonical_name, is_stacked, layer_names, unstack
 

@@ -37,7 +37,8 @@ from lifecycle.inference.weights import weights_in_use
 from lifecycle.model.adapters import Bank, bank_axes, with_adapters
 from lifecycle.model.cache import Tables
 from lifecycle.model.config import CacheFormat, ModelConfig
-from lifecycle.model.decoder import forward_cached_taking, logits
+from lifecycle.model.decoder import forward_cached_taking
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import Params, axes_apart
 from lifecycle.model.weight_formats import axes_in_use
 from lifecycle.parallel.axes import MeshConfig

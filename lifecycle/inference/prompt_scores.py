@@ -7,7 +7,7 @@ from lifecycle.core.typing import Array, Bool, Float, Int
 from lifecycle.inference.sampling import Sampled, no_tokens, only_ids, top_logprobs
 from lifecycle.kernels.seldom import seldom
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import logits
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import Params
 
 ROWS = 16  # positions whose logits exist at once; divides the length of every chunk

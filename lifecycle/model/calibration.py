@@ -18,7 +18,8 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.typing import Array, Float, Int
 from lifecycle.kernels.linear import ObservedWeight
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import embed, one_layer
+from lifecycle.model.decoder import one_layer
+from lifecycle.model.embedding import embed
 from lifecycle.model.layers import Hidden, for_layer
 from lifecycle.model.params import Params, block_definition, layers_apart
 from lifecycle.model.quantised import is_quantised

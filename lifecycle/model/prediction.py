@@ -18,8 +18,9 @@ from lifecycle.kernels.rotary import rotary_angles
 from lifecycle.model.cache import KVCache, LayerCache
 from lifecycle.model.config import LayerKind, ModelConfig, Precision, Remat
 from lifecycle.model.cut_hidden import cuts_hidden, to_columns, to_rows
-from lifecycle.model.decoder import angles_of, causal_mask, embed, head, logits_of
+from lifecycle.model.decoder import angles_of, causal_mask
 from lifecycle.model.drafter import VOCABULARY, Drafter, Unrolled, block_config
+from lifecycle.model.embedding import embed, head, logits_of
 from lifecycle.model.gathering import gathered
 from lifecycle.model.layers import Angles
 from lifecycle.model.params import Params, drafter_definition, module_definition
@@ -78,7 +79,7 @@ def module_step(
 
     `module` has its arrays, not stacked, and `target` the decoder's. Place by place, `state` is what the decoder
     computed at a position, after the final norm, or this function's own result there; `tokens` the token after it, and
-    `positions` the position of `state`. The result is of that position too; its logits (`decoder.logits`) are of the
+    `positions` the position of `state`. The result is of that position too; its logits (`embedding.logits`) are of the
     token after the next. `cache` is one of `cached_layer(config)`, with as many rows as the decoder's.
     """
     definition, declared = module_definition(config)

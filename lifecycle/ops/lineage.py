@@ -16,7 +16,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from lifecycle.core.artifact import MANIFEST, READ_FROM, Artifact, ArtifactError, open_artifact, require_intact
-from lifecycle.core.config import digest, said
+from lifecycle.core.config import digest
+from lifecycle.core.config_changes import said
 from lifecycle.data.documents import file_of
 from lifecycle.ops.registry import SHOWN_HASH, Registry
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lifecycle.core.config import said
+from lifecycle.core.config_changes import said
 from lifecycle.core.timesheet import CAUSES, DOWN, LOST, STEPS, Account
 from lifecycle.report.blocks import Block, Charts, Heading, Paragraph, ReportSection, Table
 from lifecycle.report.curves import line_charts

@@ -35,7 +35,7 @@ from lifecycle.stages.config import RunConfig
 from lifecycle.training.adapter import PREVIOUS
 from lifecycle.training.checkpoints.weights import read_params
 from lifecycle.training.job import CHECKPOINTS
-from lifecycle.weights.published import declarations
+from lifecycle.weights.arrays import declarations
 from lifecycle.weights.trained_adapters import read_trained, save_trained, tree_of
 
 FOLDER = "adapter"  # in a bundle

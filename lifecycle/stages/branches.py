@@ -15,7 +15,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lifecycle.core.config import ConfigError, differing, nearest, overlaid
+from lifecycle.core.config import ConfigError, nearest, overlaid
+from lifecycle.core.config_changes import differing
 from lifecycle.training.config import TrainConfig
 from lifecycle.training.objectives.registry import objective_kind
 

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import head
 from lifecycle.model.drafter import NUM_TAKEN, VOCABULARY, block_config
+from lifecycle.model.embedding import head
 from lifecycle.model.params import Params, init_drafter, logical_axes
 from lifecycle.model.stacks import DRAFTER, layer_groups
 from lifecycle.parallel.mesh import tree_shardings

@@ -33,10 +33,11 @@ from lifecycle.text.chat import ChatTemplate
 from lifecycle.text.tokenizer import load_tokenizer
 from lifecycle.training.checkpoints.weights import read_params
 from lifecycle.training.job import CHECKPOINTS
+from lifecycle.weights.arrays import declarations
 from lifecycle.weights.drafters import FOLDER, write_drafter
 from lifecycle.weights.modules import FOLDER as MODULES_FOLDER
 from lifecycle.weights.modules import write_modules
-from lifecycle.weights.published import FLOAT32, declarations, family_of, write_config, write_weights
+from lifecycle.weights.published import FLOAT32, family_of, write_config, write_weights
 
 
 def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Outcome:

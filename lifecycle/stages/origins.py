@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lifecycle.core.config import ConfigError, nearest, read_json
+from lifecycle.core.config import ConfigError, nearest
 from lifecycle.core.fetched import copy_of
+from lifecycle.core.json_file import read_json
 from lifecycle.core.store import is_url
 from lifecycle.model.config import ModelConfig
 from lifecycle.stages.branches import check_branch, continued_run

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lifecycle.core.config import digest, read_json
+from lifecycle.core.config import digest
 from lifecycle.core.files import write_text
+from lifecycle.core.json_file import read_json
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"

@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 from lifecycle.core.typing import Array, Batch, Float, Int
 from lifecycle.kernels.token_statistics import token_logprobs
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, head
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import head
 from lifecycle.model.params import Params, logical_axes
 from lifecycle.model.pipeline import own_rows
 from lifecycle.model.weight_formats import axes_in_use

@@ -15,7 +15,8 @@ from lifecycle.core.progress import Progress
 from lifecycle.core.typing import Array, Batch
 from lifecycle.kernels.top_logprobs import Among, top_logprobs
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_train, head
+from lifecycle.model.decoder import forward_train
+from lifecycle.model.embedding import head
 from lifecycle.model.params import Params
 from lifecycle.model.pipeline import own_rows
 from lifecycle.parallel.columns import declare

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lifecycle.core.config import read_json
 from lifecycle.core.files import write_text
+from lifecycle.core.json_file import read_json
 from lifecycle.core.typing import Array, Float
 from lifecycle.model.adapters import LowRank, Matrices, adapted_shapes
 from lifecycle.model.config import ModelConfig

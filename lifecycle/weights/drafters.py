@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lifecycle.core.config import read_json, validate
+from lifecycle.core.config import validate
 from lifecycle.core.files import write_text
+from lifecycle.core.json_file import read_json
 from lifecycle.core.typing import PyTree
 from lifecycle.model.config import DrafterConfig, ModelConfig
 from lifecycle.model.drafter import VOCABULARY, block_config

@@ -17,6 +17,7 @@ from gguf.gguf_writer import GGUFWriter
 from lifecycle.core.config import ConfigError
 from lifecycle.core.files import temporary
 from lifecycle.model.config import ModelConfig
+from lifecycle.weights.arrays import array_shapes
 from lifecycle.weights.families.family import Family, differences
 from lifecycle.weights.families.layout import Index, Shape, published_tensors, write_tensor
 from lifecycle.weights.families.settings import WeightsError
@@ -35,7 +36,6 @@ from lifecycle.weights.gguf_architectures import (
 from lifecycle.weights.gguf_encodings import Encoding, quantise
 from lifecycle.weights.gguf_mixtures import Mixture
 from lifecycle.weights.gguf_rope import FACTORS
-from lifecycle.weights.published import array_shapes
 from lifecycle.weights.tensor_parts import full_index
 
 FLOAT32 = np.dtype(np.float32)

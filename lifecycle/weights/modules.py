@@ -16,10 +16,11 @@ from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params, parameters
 from lifecycle.model.stacks import MODULES
+from lifecycle.weights.arrays import array_shapes
 from lifecycle.weights.families.layout import OF_MODULES, Shape
 from lifecycle.weights.families.settings import WeightsError
 from lifecycle.weights.names import layer_names
-from lifecycle.weights.published import FLOAT32, Convert, array_shapes
+from lifecycle.weights.published import FLOAT32, Convert
 from lifecycle.weights.safetensors_files import Planned, SafetensorsReader, listing, write_safetensors
 from lifecycle.weights.tensor_parts import full_index
 

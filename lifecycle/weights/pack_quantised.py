@@ -24,11 +24,12 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.model.params import Params
 from lifecycle.model.quantised import is_quantised
 from lifecycle.model.weight_formats import is_table
+from lifecycle.weights.arrays import array_shapes, declarations
 from lifecycle.weights.families.layout import Published, published_tensors, write_tensor
 from lifecycle.weights.families.lookup import family_of
 from lifecycle.weights.names import unstack
 from lifecycle.weights.packed_integers import PACKED, SCALE, SHAPE, WORD
-from lifecycle.weights.published import CONFIG, FLOAT32, array_shapes, declarations, write_config
+from lifecycle.weights.published import CONFIG, FLOAT32, write_config
 from lifecycle.weights.safetensors_files import Planned, write_safetensors
 
 BITS = 4

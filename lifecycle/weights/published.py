@@ -15,17 +15,17 @@ import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from lifecycle.core.config import read_json
 from lifecycle.core.files import write_text
+from lifecycle.core.json_file import read_json
 from lifecycle.core.typing import PyTree
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.params import Params, abstract_params, parameters
+from lifecycle.weights.arrays import array_shapes
 from lifecycle.weights.block_scaled import BlockScaled
 from lifecycle.weights.families.family import Family, Wrapper
 from lifecycle.weights.families.layout import (
     EXPERT,
-    LAYERS,
     OF_MODULES,
     Index,
     Layout,
@@ -51,7 +51,7 @@ from lifecycle.weights.safetensors_files import (
 from lifecycle.weights.tensor_parts import full_index
 
 __all__ = [
-    "CONFIG", "INDEX", "WEIGHTS", "WeightsError", "array_shapes", "config_from_hf", "config_to_hf", "family_of",
+    "CONFIG", "INDEX", "WEIGHTS", "WeightsError", "config_from_hf", "config_to_hf", "family_of",
     "held_config", "load_config", "load_weights", "params_from", "save_weights", "write_weights",
 ]  # fmt: skip
 
@@ -99,34 +99,6 @@ def held_config(config: ModelConfig, source: TensorSource) -> ModelConfig:
     module = family_of(config).layout.location(config, f"{OF_MODULES}0.projection")
     is_there = module is not None and module.name in source.shapes
     return config if is_there else config.model_copy(update={"num_mtp_modules": 0})
-
-
-def array_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Shapes of the model's arrays by canonical name, layer by layer."""
-    shapes: dict[str, Shape] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
-        if is_stacked(path, leaf):
-            shapes.update((name, leaf.shape[1:]) for name in layer_names(path, leaf))
-        else:
-            shapes[canonical_name(path)] = leaf.shape
-    return dict(sorted(shapes.items(), key=lambda item: _depth(item[0])))
-
-
-def declarations(config: ModelConfig) -> dict[str, Parameter]:
-    """The declarations of the model's arrays by canonical name; a layer has that of its stack."""
-    found: dict[str, Parameter] = {}
-    shapes = jax.tree_util.tree_leaves_with_path(abstract_params(config))
-    for (path, shape), known in zip(shapes, jax.tree.leaves(parameters(config)), strict=True):
-        names = layer_names(path, shape) if is_stacked(path, shape) else [canonical_name(path)]
-        found.update((name, known) for name in names)
-    return found
-
-
-def _depth(array: str) -> tuple[int, int]:
-    """Layers in order after the trunk, prediction modules after them: a layer's tensors are adjacent in a file."""
-    if not array.startswith((LAYERS, OF_MODULES)):
-        return -1, 0
-    return int(array.startswith(OF_MODULES)), int(array.split(".")[1])
 
 
 def load_weights(

@@ -13,7 +13,8 @@ from lifecycle.inference.model import Model
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.kernels.token_statistics import token_logprobs
 from lifecycle.model.config import ModelConfig, MoeConfig
-from lifecycle.model.decoder import forward_train, head
+from lifecycle.model.decoder import forward_train
+from lifecycle.model.embedding import head
 from lifecycle.model.params import Params, params_in_use
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh

@@ -26,8 +26,9 @@ from lifecycle.inference.speculation import DraftPolicy, SpeculationConfig
 from lifecycle.inference.stats import EngineStats
 from lifecycle.kernels.linear import is_rounded
 from lifecycle.model.config import DrafterConfig, ModelConfig, WeightFormat
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
 from lifecycle.model.drafter import VOCABULARY
+from lifecycle.model.embedding import logits
 from lifecycle.model.mtp import ahead
 from lifecycle.model.params import Params
 from lifecycle.model.prediction import forward_modules

@@ -25,7 +25,8 @@ from lifecycle.inference.runner import Runner
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.inference.slots import SlotTable
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import Params
 from lifecycle.ops.cost import CostMeter
 from lifecycle.testing.families import random_params

@@ -17,7 +17,8 @@ from lifecycle.model import decoder, layers
 from lifecycle.model.cache import KeyValues, KVCache, init_cache
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.counts import forward_flops_per_token, num_params
-from lifecycle.model.decoder import forward, forward_cached, forward_train, head, logits
+from lifecycle.model.decoder import forward, forward_cached, forward_train
+from lifecycle.model.embedding import head, logits
 from lifecycle.model.params import abstract_params, compute_dtype, init_params, logical_axes
 from lifecycle.parallel.axes import RULES, MeshConfig
 from lifecycle.testing.families import random_params

@@ -13,8 +13,9 @@ from lifecycle.core.typing import Array
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import DrafterConfig, ModelConfig
 from lifecycle.model.counts import num_params
-from lifecycle.model.decoder import forward, forward_cached, forward_cached_taking, forward_taking, logits
+from lifecycle.model.decoder import forward, forward_cached, forward_cached_taking, forward_taking
 from lifecycle.model.drafter import VOCABULARY, block_config
+from lifecycle.model.embedding import logits
 from lifecycle.model.mtp import ahead
 from lifecycle.model.params import Params, abstract_params, layers_apart
 from lifecycle.model.prediction import draft_feature, draft_ids, draft_logits, draft_step, forward_drafts

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import (
     Params,
     abstract_in_use,

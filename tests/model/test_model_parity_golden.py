@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 from lifecycle.core.typing import Array
 from lifecycle.model.cache import KVCache, init_cache
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, forward_cached, logits
+from lifecycle.model.decoder import forward, forward_cached
+from lifecycle.model.embedding import logits
 from lifecycle.weights.published import WEIGHTS, load_config, load_weights, save_weights
 from tests.golden.family_weights import write_model
 

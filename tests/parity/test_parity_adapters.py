@@ -9,7 +9,8 @@ import numpy as np
 
 from lifecycle.model.adapter_config import AdapterConfig
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import Params, with_fresh_adapter, without_adapter
 from lifecycle.model.stacks import ADAPTER
 from lifecycle.weights.published import save_weights

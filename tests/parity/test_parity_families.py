@@ -16,7 +16,8 @@ import pytest
 
 from lifecycle.core.typing import Array
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import init_params
 from lifecycle.weights.published import CONFIG, family_of, load_config, save_weights
 

@@ -28,7 +28,7 @@ from lifecycle.stages.export import export_weights
 from lifecycle.training.checkpoints.checkpointer import Checkpointer
 from lifecycle.training.checkpoints.config import CheckpointConfig
 from lifecycle.training.job import CHECKPOINTS
-from lifecycle.weights.published import array_shapes
+from lifecycle.weights.arrays import array_shapes
 
 CONFIG = ModelConfig(
     vocab_size=8000, d_model=1024, d_ff=2048, num_layers=3, num_heads=16, num_kv_heads=8, head_dim=64, family="mixtral",

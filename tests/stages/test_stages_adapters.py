@@ -18,7 +18,8 @@ from lifecycle.core.runlog import METRICS, read_log
 from lifecycle.inference.bundle import load_bundle
 from lifecycle.model.adapters import adapter_tree, with_adapters
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import Params, layers_apart
 from lifecycle.model.stacks import SCORE
 from lifecycle.stages import keys

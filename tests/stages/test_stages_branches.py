@@ -12,7 +12,8 @@ import yaml
 from rich.console import Console
 
 from lifecycle.cli.plan import _changes
-from lifecycle.core.config import ConfigError, said, validate
+from lifecycle.core.config import ConfigError, validate
+from lifecycle.core.config_changes import said
 from lifecycle.stages.branches import changes
 from lifecycle.stages.chain import _check_job
 from lifecycle.stages.config import RunConfig

@@ -20,7 +20,8 @@ from lifecycle.inference.defaults import GENERATION_FILE
 from lifecycle.inference.sampling import SamplingParams
 from lifecycle.kernels.linear import is_rounded
 from lifecycle.model.config import ModelConfig, MoeConfig, WeightFormat
-from lifecycle.model.decoder import forward_train, logits
+from lifecycle.model.decoder import forward_train
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import Params
 from lifecycle.model.stacks import MODULES, MODULES_STACK
 from lifecycle.model.weight_formats import as_served

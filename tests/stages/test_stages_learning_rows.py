@@ -19,7 +19,8 @@ from lifecycle.core.typing import Array
 from lifecycle.data.shard_writing import write_token_shards
 from lifecycle.data.shards import ShardError, TokenShards
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.stages.learner import Learner, encoded_rows, rows_seen

@@ -14,7 +14,8 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.kernels.adapted import LowRankWeight
 from lifecycle.model.config import MlaConfig, ModelConfig
 from lifecycle.model.counts import num_adapter_params
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.model.gathering import gathered
 from lifecycle.model.lora import lengths, merged
 from lifecycle.model.parameter import Parameter

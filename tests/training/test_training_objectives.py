@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lifecycle.model.config import ModelConfig, Precision
-from lifecycle.model.decoder import forward, head, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import head, logits
 from lifecycle.testing.families import random_params
 from lifecycle.testing.jobs import TinyRun, objective_of, rows_of
 from lifecycle.testing.tiny_rows import MODEL

@@ -13,7 +13,8 @@ import pytest
 
 from lifecycle.core.progress import Silent
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_train, head
+from lifecycle.model.decoder import forward_train
+from lifecycle.model.embedding import head
 from lifecycle.model.params import logical_axes
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh, tree_shardings

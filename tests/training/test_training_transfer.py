@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.model.parameter import Parameter
 from lifecycle.model.params import Params, parameters
 from lifecycle.testing.jobs import objective_of

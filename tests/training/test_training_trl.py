@@ -21,7 +21,8 @@ import pytest
 from lifecycle.kernels.token_statistics import TokenStatistics
 from lifecycle.kernels.top_logprobs import Among, top_logprobs
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_train, head
+from lifecycle.model.decoder import forward_train
+from lifecycle.model.embedding import head
 from lifecycle.model.params import Params
 from lifecycle.testing.tiny_rows import Example
 from lifecycle.text.row_encoder import EncodedRow

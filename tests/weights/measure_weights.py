@@ -26,8 +26,9 @@ from lifecycle.model.config import ModelConfig
 from lifecycle.parallel.axes import MeshConfig
 from lifecycle.parallel.mesh import build_mesh
 from lifecycle.text.byte_tokenizer import ByteTokenizer
+from lifecycle.weights.arrays import array_shapes
 from lifecycle.weights.families.layout import published_tensors
-from lifecycle.weights.published import WEIGHTS, array_shapes, family_of, write_config
+from lifecycle.weights.published import WEIGHTS, family_of, write_config
 
 PROCESSES = 4
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from lifecycle.core.typing import Array
 from lifecycle.model.adapters import adapter_tree, with_adapters
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.model.params import layers_apart
 from lifecycle.weights.adapters import (
     ADAPTER_CONFIG,

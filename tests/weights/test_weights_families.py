@@ -7,9 +7,10 @@ import pytest
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig, MoeConfig, RopeScaling
 from lifecycle.testing.families import LLAMA, LLAMA3_SCALING, MODELS, like_llama
+from lifecycle.weights.arrays import array_shapes
 from lifecycle.weights.families import FAMILIES
 from lifecycle.weights.families.layout import published_tensors
-from lifecycle.weights.published import WeightsError, array_shapes, config_from_hf, config_to_hf, family_of
+from lifecycle.weights.published import WeightsError, config_from_hf, config_to_hf, family_of
 
 
 @pytest.fixture(params=MODELS)

@@ -14,7 +14,8 @@ from lifecycle.cli.export_gguf import export_gguf
 from lifecycle.cli.import_weights import import_gguf
 from lifecycle.core.config import ConfigError
 from lifecycle.model.config import ModelConfig, MoeConfig, RopeScaling
-from lifecycle.model.decoder import forward, logits
+from lifecycle.model.decoder import forward
+from lifecycle.model.embedding import logits
 from lifecycle.testing.families import random_params
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import read_template

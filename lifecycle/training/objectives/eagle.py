@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from lifecycle.core.typing import Array, Batch, Int, Shaped
 from lifecycle.kernels.distillation import distillation, likeliest
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import forward_taking, head
+from lifecycle.model.decoder import forward_taking
+from lifecycle.model.embedding import head
 from lifecycle.model.mtp import ahead
 from lifecycle.model.params import Params
 from lifecycle.model.prediction import draft_head, draft_ids, forward_drafts

@@ -7,7 +7,7 @@ import jax
 
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.model.config import ModelConfig
-from lifecycle.model.decoder import head
+from lifecycle.model.embedding import head
 from lifecycle.model.mtp import ahead
 from lifecycle.model.params import Params
 from lifecycle.model.prediction import forward_modules

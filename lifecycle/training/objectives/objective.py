@@ -14,7 +14,8 @@ import jax
 
 from lifecycle.core.typing import Array, Batch, Float
 from lifecycle.model.config import ModelConfig, Precision
-from lifecycle.model.decoder import forward_train, head
+from lifecycle.model.decoder import forward_train
+from lifecycle.model.embedding import head
 from lifecycle.model.params import Params, reference_of
 from lifecycle.model.routing import RouterStats
 from lifecycle.model.stacks import SCORE
