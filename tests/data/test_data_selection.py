@@ -1,5 +1,6 @@
 """Selection: thresholds over columns, every reason kept, the first step that removes counted, nothing changed."""
 
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -15,14 +16,19 @@ from lifecycle.data.selecting.selection import REMOVALS, kept_documents, remaini
 
 FRENCH = "Le port se trouve au nord de la vieille ville et fut construit en trois étapes. "
 ENGLISH = "The harbour lies to the north of the old town and was built in three stages of the old king. "
-CORPUS = tagged([
-    raw(ENGLISH), raw(ENGLISH * 5), raw(FRENCH), raw(FRENCH * 3), raw("x = 1\n", "code", "a.py"), raw("# # # #"),
-    raw(" ".join(f"word{n} of the" for n in range(60))), raw("x" * 2000, "code", "b.py"), raw("港は旧市街の北にあり"),
-])  # fmt: skip
+
+
+@cache
+def corpus() -> pa.Table:
+    return tagged([
+        raw(ENGLISH), raw(ENGLISH * 5), raw(FRENCH), raw(FRENCH * 3), raw("x = 1\n", "code", "a.py"), raw("# # # #"),
+        raw(" ".join(f"word{n} of the" for n in range(60))), raw("x" * 2000, "code", "b.py"),
+        raw("港は旧市街の北にあり"),
+    ])  # fmt: skip
 
 
 def removed_by(**settings: Any) -> set[int]:
-    return set(select(CORPUS, document_steps(data_config(**settings)))["ordinal"].to_pylist())
+    return set(select(corpus(), document_steps(data_config(**settings)))["ordinal"].to_pylist())
 
 
 @given(st.lists(st.integers(0, 200), min_size=2, max_size=2).map(sorted))
@@ -51,7 +57,7 @@ def test_families_of_rules_add_up_and_keeping_a_language_never_removes_more() ->
 
 def test_every_reason_is_kept_and_the_first_step_counts() -> None:
     config = data_config(language={"keep": ["en"]})
-    french = verdicts(CORPUS, select(CORPUS, document_steps(config)))[2]
+    french = verdicts(corpus(), select(corpus(), document_steps(config)))[2]
     assert (french.step, french.reason) == ("language", "language_fr")
     assert french.detail is not None and french.detail.startswith("fr with score ")
     assert french.reasons is not None
@@ -63,14 +69,14 @@ def test_every_reason_is_kept_and_the_first_step_counts() -> None:
 
 def test_selecting_changes_no_document_and_each_document_is_judged_alone() -> None:
     steps = document_steps(data_config(language={"keep": ["en"]}))
-    expected = select(CORPUS, steps)
-    parts = [CORPUS.slice(at, 2) for at in range(0, len(CORPUS), 2)]
+    expected = select(corpus(), steps)
+    parts = [corpus().slice(at, 2) for at in range(0, len(corpus()), 2)]
     alone = pa.concat_tables(select(part, steps) for part in parts)
-    assert verdicts(CORPUS, alone) == verdicts(CORPUS, expected)
-    removed, kept = removed_documents(CORPUS, expected), remaining(CORPUS, expected)
+    assert verdicts(corpus(), alone) == verdicts(corpus(), expected)
+    removed, kept = removed_documents(corpus(), expected), remaining(corpus(), expected)
     assert len(removed) and len(kept)
-    columns = CORPUS.column_names
-    assert pa.concat_tables([removed.select(columns), kept]).sort_by("ordinal").equals(CORPUS.combine_chunks())
+    columns = corpus().column_names
+    assert pa.concat_tables([removed.select(columns), kept]).sort_by("ordinal").equals(corpus().combine_chunks())
     assert kept_documents(kept).schema.equals(removed.schema)
     assert all(row["step"] is row["reasons"] is None for row in kept_documents(kept).to_pylist())
 

@@ -26,8 +26,9 @@ def row(
     length: int, batch: int = 2, segment: int | None = None, window: int | None = None, num_shards: int = 1
 ) -> Mask:
     """A row's mask; segments of `segment` positions each, shifted by a third from row to row."""
-    index = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    ids = None if segment is None else 1 + (index + segment // 3 * jnp.arange(batch)[:, None]) // segment
+    places, rows = np.broadcast_to(np.arange(length), (batch, length)), np.arange(batch)[:, None]
+    ids = None if segment is None else jnp.asarray(1 + (places + segment // 3 * rows) // segment, jnp.int32)
+    index = jnp.asarray(places, jnp.int32)  # by NumPy: nothing is compiled while tests are collected
     return Mask(index, index, ids, ids, window, num_shards)
 
 

@@ -29,8 +29,9 @@ def arrays(length: int, dims: tuple[int, int] = (8, 8), dtype: Any = jnp.float32
 
 
 def row(length: int, segment: int | None = None, window: int | None = None) -> Mask:
-    index = jnp.broadcast_to(jnp.arange(length), (2, length))
-    ids = None if segment is None else 1 + (index + jnp.arange(2)[:, None]) // segment
+    places = np.broadcast_to(np.arange(length), (2, length))
+    ids = None if segment is None else jnp.asarray(1 + (places + np.arange(2)[:, None]) // segment, jnp.int32)
+    index = jnp.asarray(places, jnp.int32)
     return Mask(index, index, ids, ids, window)
 
 
