@@ -6,6 +6,7 @@ groups. Which pairs are compared decides nothing else: two documents that are co
 
 from array import array
 from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +34,16 @@ class NearDuplicate(NamedTuple):
 def shingles(text: str) -> Hashes:
     """The set of a text's word 5-grams as sorted hashes, of words without accents; a text of fewer than five words is
     one shingle."""
-    hashes = word_hashes(text, bare_characters())
+    hashes = word_hashes(text, _letters())
     return distinct(ngram_hashes(hashes, min(SHINGLE_WORDS, len(hashes)))) if len(hashes) else hashes
+
+
+@cache
+def _letters() -> NDArray[np.uint32]:
+    """`bare_characters`, and underscores: a name in source code is one word."""
+    letters = bare_characters().copy()
+    letters[ord("_")] = ord("_")
+    return letters
 
 
 def jaccard_similarity(one: Hashes, other: Hashes) -> float:
