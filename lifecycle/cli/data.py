@@ -61,7 +61,11 @@ type Columns = Annotated[str, Parameter(help="What is shown below each heading: 
 type Chars = Annotated[int, Parameter(help="Of a text, for people; 0: all.", validator=Number(gte=0))]
 type NumSamples = Annotated[int, Parameter(help="Of each of the largest moves.", validator=Number(gte=1))]
 type DocumentName = Annotated[
-    str, Parameter(help="The document's id or its beginning, its path, or source:path, as reasons name it.")
+    str,
+    Parameter(
+        help="The document's id or its beginning, the hash of its content, its address, its path, or source:path, as "
+        "reasons name it."
+    ),
 ]
 
 
@@ -166,8 +170,8 @@ def _fates(run: RunConfig, corpus: str, name: str) -> list[dict[str, Any]]:
         found.append({"source": entry.source, "path": entry.path, "result": "not read", **why_not})
     if not found:
         raise ConfigError(
-            f"no document is named {name!r} in {folder}: give an id or its first six digits or more, a path below its "
-            "source, or source:path; rows of files are PATH:NUMBER"
+            f"no document is named {name!r} in {folder}: give an id or its first six digits or more, the hash of a "
+            "content, an address, a path below its source, or source:path; rows of files are PATH:NUMBER"
         )
     return found
 

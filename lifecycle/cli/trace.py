@@ -34,7 +34,10 @@ type Verify = Annotated[
 
 type Document = Annotated[
     str | None,
-    Parameter(help="A document, by its id, path or source:path: print which stages and versions were made with it."),
+    Parameter(
+        help="A document, by its id, the hash of its content, its address, path or source:path: print which stages and "
+        "versions were made with it."
+    ),
 ]
 
 

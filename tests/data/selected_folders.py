@@ -16,8 +16,8 @@ _REASON = pa.struct([("step", pa.string()), ("reason", pa.string()), ("detail", 
 COLUMNS = pa.schema([
     ("text", pa.string()), ("source", pa.string()), ("path", pa.string()), ("license", pa.string()),
     ("language", pa.string()), ("word_count", pa.int64()), ("share", pa.float64()), ("pii_email", pa.int64()),
-    ("id", pa.string()), ("text_bytes", pa.int64()), ("step", pa.string()), ("reason", pa.string()),
-    ("detail", pa.string()), ("reasons", pa.list_(_REASON)), CUTS,
+    ("id", pa.string()), ("content", pa.binary(16)), ("address", pa.binary(16)), ("text_bytes", pa.int64()),
+    ("step", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("reasons", pa.list_(_REASON)), CUTS,
 ])  # fmt: skip
 
 

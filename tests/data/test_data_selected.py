@@ -18,6 +18,7 @@ from lifecycle.data.inspecting.selected import (
     read_rows,
     read_where,
 )
+from lifecycle.data.web_names import address_hash
 
 ROWS = [
     *(document(f"kept {number}", share=number / 10 or None) for number in range(13)),
@@ -105,3 +106,13 @@ def test_a_document_is_found_by_its_path_as_it_was_and_as_it_is_masked(tmp_path:
     for name in ("mail/jane@company.org.txt:3", "s:mail/jane@company.org.txt:3", "s:mail/EMAIL_ADDRESS.txt:3"):
         assert [fate.row["text"] for fate in find_documents(folder, name)] == ["a"]
     assert not find_documents(folder, "other:mail/jane@company.org.txt:3")
+
+
+def test_a_document_is_found_by_what_a_list_of_documents_to_forget_has(tmp_path: Path) -> None:
+    content, address = bytes(range(15, -1, -1)), "https://www.company.org/users/jane@company.org/"
+    rows = [document("a", content=content, address=address_hash(address)), document("b"), document("c")]
+    folder = write_folder(tmp_path / "documents", rows)
+    for name in (rows[0]["id"], content.hex(), address, "http://company.org/users/jane@company.org"):
+        assert [fate.row["text"] for fate in find_documents(folder, name)] == ["a"]
+    for name in ("https://company.org/users/john@company.org", "https://company.org", content.hex()[:31]):
+        assert not find_documents(folder, name)

@@ -18,6 +18,7 @@ from lifecycle.data.documents import SPLITS, Split
 from lifecycle.data.inspecting.origins import find_holders
 from lifecycle.data.inspecting.selected import read_where
 from lifecycle.data.measures.language import UNDETERMINED
+from lifecycle.data.measures.rights import address_hashes
 from lifecycle.data.measures.steps import DocumentStep, Limit
 from lifecycle.data.personal.places import masked_places
 from lifecycle.data.reading.raw import Skipped
@@ -25,7 +26,8 @@ from lifecycle.data.selecting.funnel import CUTTING, GLOBAL_STEPS, HELDOUT_SPLIT
 
 MOST = 20  # documents that a name may find
 SHOWN, SHOWN_CHARS = 10, 200  # cuts by a step, and of the text of each
-_ID = re.compile(r"[0-9a-f]{6,32}")
+_ID, _HASH = re.compile(r"[0-9a-f]{6,32}"), re.compile(r"[0-9a-f]{32}")
+_NAMES = ("id", "source", "path")
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,11 @@ class Passage:
 
 
 def find_documents(folder: Path, name: str) -> list[Fate]:
-    """The documents of an artifact of stage `documents` with this id, a beginning of it of six digits or more, path or
-    `source:path`; `MOST` at most. Reads the texts only of row groups that have one of them."""
+    """The documents of an artifact of stage `documents` with this id, a beginning of it of six digits or more, hash of
+    its content, address, path or `source:path`; `MOST` at most. Reads the texts only of row groups that have one."""
+    reads = (*_NAMES, *_hashes_of(name))
     found = (
-        Fate(split, row)
-        for split in SPLITS
-        for row in read_where(folder, split, ("id", "source", "path"), partial(_is_named, name=name))
+        Fate(split, row) for split in SPLITS for row in read_where(folder, split, reads, partial(_is_named, name=name))
     )
     return list(islice(found, MOST))
 
@@ -70,17 +71,30 @@ def with_holders(folder: Path, fates: Sequence[Fate], config: DedupConfig) -> li
 def _is_named(rows: pa.RecordBatch, first: int, name: str) -> NDArray[np.bool_]:
     del first
     source, _, path = name.partition(":")
-    ids, sources, paths = (rows[column].to_numpy(zero_copy_only=False) for column in ("id", "source", "path"))
+    ids, sources, paths = (rows[column].to_numpy(zero_copy_only=False) for column in _NAMES)
     flags = np.isin(paths, _spellings(name)) | ((sources == source) & np.isin(paths, _spellings(path)))
     if _ID.fullmatch(name):
         flags |= np.strings.startswith(ids.astype(str), name)
+    for column, hashes in _hashes_of(name).items():
+        flags |= np.isin(rows[column].to_numpy(zero_copy_only=False), hashes)
     return flags
 
 
-@cache  # asked for each batch of documents
+@cache  # asked for each batch of documents, as the next is
 def _spellings(path: str) -> tuple[str, ...]:
     """A path as it was, and as it is once it is masked."""
     return path, *(masked.text for masked in masked_places("path", [path], [UNDETERMINED]).values())
+
+
+@cache
+def _hashes_of(name: str) -> dict[str, NDArray[np.object_]]:
+    """The hashes that a name stands for, by their column."""
+    found: dict[str, list[bytes]] = {}
+    if _HASH.fullmatch(name):
+        found["content"] = [bytes.fromhex(name)]
+    elif "://" in name:
+        found["address"] = [*address_hashes([name])]
+    return {column: np.array(hashes, object) for column, hashes in found.items()}  # as bytes, zeros at ends were lost
 
 
 def unread(skipped: Sequence[Skipped], name: str) -> list[Skipped]:

@@ -118,10 +118,12 @@ def _read(path: Path, stat: tuple[int, int]) -> Forgotten:
             raise ConfigError(
                 f"{path}:{number}: {shown_entry(entry)} is no id, hash, address with :// or name of a host"
             )
-    return Forgotten(frozenset(hashes), frozenset(map(canonical, given)), frozenset(_hashes(given)), frozenset(hosts))
+    return Forgotten(
+        frozenset(hashes), frozenset(map(canonical, given)), frozenset(address_hashes(given)), frozenset(hosts)
+    )
 
 
-def _hashes(addresses: Sequence[str]) -> Iterator[bytes]:
+def address_hashes(addresses: Sequence[str]) -> Iterator[bytes]:
     """The hashes of some addresses, and of what is left of them once they are masked: what a model has written of a
     document has that."""
     yield from map(address_hash, addresses)
