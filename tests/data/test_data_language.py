@@ -12,6 +12,7 @@ from document_tables import Verdict, data_config, judged, raw
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.data.inspecting.distributions import scores_of
 from lifecycle.data.measures import language
 from lifecycle.data.measures.language import detect_languages, language_step
 from lifecycle.data.measures.language_model import language_model
@@ -142,10 +143,15 @@ def test_an_answer_in_another_script_than_the_text_is_undetermined() -> None:
 
 
 def test_a_language_may_need_a_score_of_its_own() -> None:
-    row, verdict = tag(TEXTS["en"], scores={"en": 1.0, "de": 0.1})
+    asked = {"scores": {"en": 1.0, "de": 0.1}}
+    row, verdict = tag(TEXTS["en"], **asked)
     assert row["language"] == "en" and row["language_score"] < 1
     assert (verdict.reason, verdict.detail) == ("unsure_en", f"language_score {row['language_score']:.2f} < 1")
-    assert tag(TEXTS["de"], scores={"en": 1.0, "de": 0.1})[1].step is None
+    assert tag(TEXTS["de"], **asked)[1].step is None
+    assert [(score.language, score.low) for score in scores_of([language_step(data_config(language=asked))])] == [
+        ("en", 1),
+        ("de", 0.1),
+    ]  # so that a report draws these limits, and `why` shows them
 
 
 def test_prose_and_code_in_one_batch_keep_their_places() -> None:

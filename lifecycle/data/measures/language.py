@@ -7,7 +7,7 @@ another one. A text in capitals, of which the model has seen few, is read in low
 programming language by file name. Joulin et al. 2016, arXiv:1612.03651.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, NamedTuple
@@ -20,7 +20,7 @@ from lifecycle.core.arrow_text import utf8
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.language_model import DIM, language_model
 from lifecycle.data.measures.scripts import letter_classes, scripts_of
-from lifecycle.data.measures.steps import DocumentStep, Failure
+from lifecycle.data.measures.steps import DocumentStep, Failure, Limit
 from lifecycle.data.reading.code_language import code_language
 
 UNDETERMINED = "und"  # ISO 639-2 code
@@ -74,20 +74,6 @@ class KeepLanguages:
             yield Failure(row.ordinal, f"language_{row.language}", detail)
 
 
-@dataclass(frozen=True)
-class LanguageScores:
-    """A rule: prose in one of these languages fails below its score."""
-
-    scores: Mapping[str, float]
-
-    def __call__(self, documents: pa.Table) -> Iterator[Failure]:
-        """The documents that are not surely in their language."""
-        for language, low in self.scores.items():
-            fails = (documents["language"].to_numpy() == language) & (documents["language_score"].to_numpy() < low)
-            for row in _answers(documents.filter(fails)):
-                yield Failure(row.ordinal, f"unsure_{language}", f"language_score {row.score:.2f} < {low:g}")
-
-
 class _Answer(NamedTuple):
     ordinal: int
     language: str
@@ -107,9 +93,15 @@ def language_step(config: DataConfig) -> DocumentStep:
     return DocumentStep(
         "language",
         TagLanguage(own.min_score, own.min_script_share),
-        rules=(*([KeepLanguages(own.keep)] if own.keep else []), *([LanguageScores(own.scores)] if own.scores else [])),
+        rules=(*([KeepLanguages(own.keep)] if own.keep else []), *map(_surely, own.scores, own.scores.values())),
         settings="data.language.keep, data.language.scores or data.language.min_score",
     )
+
+
+def _surely(language: str, score: float) -> Limit:
+    """A rule: prose in a language fails below its score."""
+    detail = "{column} {value:.2f} < {low:g}"
+    return Limit(f"unsure_{language}", "language_score", detail, low=score, language=language)
 
 
 class Languages(NamedTuple):
