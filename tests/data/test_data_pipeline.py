@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from document_tables import data_config
@@ -19,7 +20,9 @@ from lifecycle.core.artifact import ArtifactError
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
 from lifecycle.data.documents import SPLITS, file_of, read_documents
+from lifecycle.data.selecting.funnel import LostDocumentError
 from lifecycle.data.selecting.pipeline import prepare_documents
+from lifecycle.data.selecting.selection import remaining
 from lifecycle.data.selecting.split import heldout_flags, split_positions
 from lifecycle.data.tagging.tagging import tag_documents
 
@@ -130,6 +133,19 @@ def test_funnel_agrees_with_the_files(corpus: Path, tmp_path: Path) -> None:
     assert flow == sum(1 for _ in read_documents(out, "kept"))
     assert next(s for s in steps if s["step"] == "pii")["edits"] == {"pii_email": 1}
     assert [entry["path"] for entry in funnel["skipped"]] == ["empty.txt", "rows.jsonl:2"]
+
+
+@pytest.mark.parametrize(("module", "told"), [("writing", "in the files"), ("funnel", "came to step normalise")])
+def test_a_document_that_vanishes_ends_the_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, told: str
+) -> None:
+    def one_less(documents: pa.Table, removed: pa.Table) -> pa.Table:
+        left = remaining(documents, removed)
+        return left.slice(0, len(left) - 1)
+
+    monkeypatch.setattr(f"lifecycle.data.selecting.{module}.remaining", one_less)
+    with pytest.raises(LostDocumentError, match=told):
+        prepare(corpus, tmp_path / "out", workers=1)
 
 
 @pytest.mark.slow

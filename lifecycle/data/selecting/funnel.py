@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from lifecycle.core.config import ConfigError
+from lifecycle.data.documents import Split
 from lifecycle.data.measures.steps import DocumentStep
 from lifecycle.data.selecting.cut_sizes import CutSizes
 from lifecycle.data.selecting.cutting import LINES, PARAGRAPHS, SUBSTRINGS
@@ -36,6 +37,13 @@ GLOBAL_STEPS = {
     DECONTAMINATION: "data.decontamination.min_overlap",
 }
 CUTTING = (PARAGRAPHS, LINES, SUBSTRINGS)
+
+
+_REPORT = "a fault of this program, please report it; nothing of this step is used"
+
+
+class LostDocumentError(RuntimeError):
+    """Documents are gone that no step has removed, or there twice."""
 
 
 class Funnel:
@@ -119,6 +127,26 @@ class _Entry:
         more = [sample for sample in self.first if all(sample is not first for first in firsts)]
         counts = {"reasons": _sorted(self.reasons), "edits": _sorted(self.edits)}
         return {**self.sizes, **counts, "samples": (firsts + more)[:NUM_SAMPLES]}
+
+
+def require_every_document(
+    funnel: Sequence[Mapping[str, Any]], num_tagged: int, sizes: Mapping[Split, Mapping[str, int]]
+) -> None:
+    """Raises `LostDocumentError` if a step's documents did not all go on or leave for a reason, or the files of the
+    splits, of these sizes, have not each tagged document once."""
+    flow = num_tagged
+    for entry in funnel:
+        came, went, left = entry.get("documents_in", flow), entry["documents_out"], sum(entry["reasons"].values())
+        if came != flow or (entry["step"] != "read" and came - went != left):
+            raise LostDocumentError(
+                f"{flow:,} documents came to step {entry['step']}; it counts {came:,}, {went:,} that went on and "
+                f"{left:,} that left for a reason: {_REPORT}"
+            )
+        flow = went
+    written = {split: of_split["documents"] for split, of_split in sizes.items()}
+    if flow != written["kept"] or sum(written.values()) != num_tagged:
+        counts = ", ".join(f"{count:,} {split}" for split, count in written.items())
+        raise LostDocumentError(f"{num_tagged:,} documents were tagged; {counts} are in the files: {_REPORT}")
 
 
 def require_training_text(funnel: Sequence[dict[str, Any]], steps: Sequence[DocumentStep]) -> None:

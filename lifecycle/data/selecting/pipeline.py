@@ -34,7 +34,7 @@ from lifecycle.data.selecting.decontaminate import decontaminate
 from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.earlier import SIGNATURE, EarlierCorpus, Pool, signature_of
 from lifecycle.data.selecting.eval_items import TestItem, heldout_items, task_items
-from lifecycle.data.selecting.funnel import require_training_text
+from lifecycle.data.selecting.funnel import require_every_document, require_training_text
 from lifecycle.data.selecting.preference import ranks
 from lifecycle.data.selecting.selection import REMOVALS, joined, select
 from lifecycle.data.selecting.split import heldout_flags, split_positions
@@ -165,9 +165,10 @@ def _summary(
     for name, count in written.num_scoreless.items():
         progress.note(f"{count:,} of {num_tagged:,} documents have no {name} and pass its limits")
     entries = written.funnel.entries(reading)
+    sizes, of_sources = written.sizes, written.of_sources
+    require_every_document(entries, num_tagged, sizes)
     require_training_text(entries, steps)
     _write_funnel(out / "funnel.json", entries, reading)
-    sizes, of_sources = written.sizes, written.of_sources
     return {
         "train": _sized(sizes["kept"]), "heldout": _sized(sizes["heldout"]), "removed": _sized(sizes["removed"]),
         "sources": {
