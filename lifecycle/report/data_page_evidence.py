@@ -114,20 +114,21 @@ def _largest(groups: Sequence[Group]) -> Table:
 
 
 def edits_section(survey: Survey) -> ReportSection:
-    """What steps changed in the texts, personal data among it."""
+    """What steps changed in the texts, and what they found and left, personal data among it."""
     amounts, blocks = survey.breakdown, list[Block]()
     total = amounts.by(lambda cell: None).get(None)
-    for step, names in reversed([*survey.edits.items()]):  # personal data comes last
-        if total is not None and (found := [name for name in names if amounts.of_edits(name, total)[0]]):
-            blocks += _edited(amounts, step.replace("_", " "), found)
+    for what, columns in (("Edits by", survey.edits), ("Found and left by", survey.left)):
+        for step, names in reversed(columns.items()):
+            if total is not None and (found := [name for name in names if amounts.of_edits(name, total)[0]]):
+                blocks += _edited(amounts, f"{what} {step.replace('_', ' ')}", found)
     nothing = Paragraph("No step changed a text.")
     return ReportSection("edits", "Personal data and other edits", tuple(blocks or [nothing]))
 
 
-def _edited(amounts: Breakdown, step: str, names: Sequence[str]) -> Iterator[Table]:
+def _edited(amounts: Breakdown, what: str, names: Sequence[str]) -> Iterator[Table]:
     outcomes = amounts.by(lambda cell: NAMES.get(cell.outcome, "removed"))
     sources = amounts.by(lambda cell: cell.source)
-    for caption, by in ((f"Edits by {step}: number (documents)", outcomes), (f"{step}, by source", sources)):
+    for caption, by in ((f"{what}: number (documents)", outcomes), (f"{what}, by source", sources)):
         rows = []
         for name in names:
             found = [amounts.of_edits(name, of) for of in by.values()]

@@ -1,10 +1,13 @@
 """A survey of documents: every one counted once, every reason, samples, groups of duplicates."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from document_tables import data_config
 from selected_folders import document, write_folder
 
 from lifecycle.core.progress import Silent
@@ -13,6 +16,9 @@ from lifecycle.data.inspecting.distributions import scores_of
 from lifecycle.data.inspecting.evidence import MEMBERS, Group
 from lifecycle.data.inspecting.survey import SAMPLES, Survey, survey
 from lifecycle.data.measures.steps import DocumentStep, Limit
+from lifecycle.data.personal.pii import pii_step
+from lifecycle.report.blocks import Table
+from lifecycle.report.data_page_evidence import edits_section
 
 SHORT = ("quality", "short", "1 words < 2")
 RARE = ("quality", "rare", "0.1 < 0.5")
@@ -33,9 +39,9 @@ RULES = (Limit("short", "word_count", "", low=2), Limit("rare", "share", "", low
 STEPS = (DocumentStep("quality", None, RULES), DocumentStep("pii", None, edits=("pii_email",)))  # pyrefly: ignore[bad-argument-type] - not run
 
 
-def surveyed(folder: Path, seed: int = 0, **tokens: list[int]) -> Survey:
+def surveyed(folder: Path, seed: int = 0, steps: Sequence[DocumentStep] = STEPS, **tokens: list[int]) -> Survey:
     counts = {split: np.array(numbers, np.int32) for split, numbers in tokens.items()}
-    return survey(folder, STEPS, scores_of(STEPS), counts, seed, Silent())
+    return survey(folder, steps, scores_of(steps), counts, seed, Silent())
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +65,15 @@ def test_every_document_is_counted_once_by_any_column(found: Survey) -> None:
     assert found.breakdown.by(lambda cell: cell.license).keys() == {"CC0", ""}
     kept = found.breakdown.by(lambda cell: cell.outcome)["kept"]
     assert found.breakdown.of_edits("pii_email", kept) == (30, 20)
+
+
+@pytest.mark.parametrize(("keep", "said"), [([], "Edits by pii"), (["email"], "Found and left by pii")])
+def test_personal_data_is_counted_where_it_is_left_in_the_text_too(folder: Path, keep: list[str], said: str) -> None:
+    step = pii_step(data_config(pii={"keep": keep}))
+    step = replace(step, edits=("pii_email",) * (not keep))  # the columns that the documents have
+    tables = [block for block in edits_section(surveyed(folder, steps=(step,))).blocks if isinstance(block, Table)]
+    assert [table.caption for table in tables] == [f"{said}: number (documents)", f"{said}, by source"]
+    assert tables[0].rows[0][:2] == ("pii_email", "30 (20)")
 
 
 def test_reasons_are_counted_as_first_as_one_and_as_the_only_one(found: Survey) -> None:

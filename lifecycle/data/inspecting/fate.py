@@ -140,6 +140,7 @@ def _cuts(fate: Fate, step: str) -> Iterator[str]:
 
 def _edits(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:
     yield from (f"{name} {row[name]}" for name in step.edits if row[name])
+    yield from (f"{name} {row[name]} (left)" for name in step.left if row[name])
 
 
 def _measures(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:

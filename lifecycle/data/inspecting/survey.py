@@ -46,7 +46,8 @@ class Survey:
     def __init__(self, folder: Path, steps: Sequence[DocumentStep], scores: Sequence[Score], seed: int) -> None:
         self._folder, self._seed = folder, seed
         self.edits = {step.name: step.edits for step in steps if step.edits}
-        edits = tuple(chain.from_iterable(self.edits.values()))
+        self.left = {step.name: step.left for step in steps if step.left}
+        edits = tuple(chain(*self.edits.values(), *self.left.values()))
         ranges = column_ranges(folder, {score.column for score in scores})
         self.breakdown, self.reasons = Breakdown(edits), ReasonCounts()
         self.distributions = distributions_of(scores, ranges, columns_of(folder))

@@ -44,7 +44,8 @@ type Rule = Callable[[pa.Table], Iterator[Failure]]
 
 @dataclass(frozen=True)
 class DocumentStep:
-    """A step of the pipeline. `edits` are its columns that count changes to the text.
+    """A step of the pipeline. `edits` are its columns that count changes to the text, `left` those that count what it
+    was told to leave there.
 
     `settings` names the settings to change if the step removes too much. A step that `is_joined` is measured when
     documents are selected, not when they are tagged: its columns come from a file and not from the text.
@@ -54,6 +55,7 @@ class DocumentStep:
     measure: MapStep
     rules: tuple[Rule, ...] = ()
     edits: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     settings: str = ""
     is_joined: bool = False
 

@@ -129,5 +129,6 @@ def pii_step(config: DataConfig) -> DocumentStep:
             Limit(counted[kind], counted[kind], "{value} > {high}", high=high) for kind, high in own.max_count.items()
         ),
         edits=tuple(column for kind, column in counted.items() if kind not in own.keep),
+        left=tuple(column for kind, column in counted.items() if kind in own.keep),
         settings="data.pii.max_count",
     )
