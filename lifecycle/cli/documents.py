@@ -58,6 +58,7 @@ def data_run(run: RunConfig, corpus: str, progress: Progress) -> "DataRun":
     """What the page on a corpus's documents is made from; reads all documents, but few of their texts."""
     from lifecycle.data.inspecting.distributions import Score, scores_of
     from lifecycle.data.inspecting.survey import survey, token_counts
+    from lifecycle.data.measures.classifier import read_classifier
     from lifecycle.data.measures.filters import document_steps
     from lifecycle.data.selecting.contamination import evidence_of
     from lifecycle.report.data_page import DataRun
@@ -76,6 +77,7 @@ def data_run(run: RunConfig, corpus: str, progress: Progress) -> "DataRun":
         funnel=json.loads((documents.path / FUNNEL).read_text(encoding="utf-8")),
         survey=found,
         evidence=evidence_of(documents.path),
+        classifiers={own.name: read_classifier(Path(own.path).expanduser()).manifest for own in data.classifiers},
         price=run.price,
     )
 

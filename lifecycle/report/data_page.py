@@ -36,7 +36,8 @@ FOLDED, MOST = 30, 200  # rows of a table from which on it is folded, and of whi
 
 @dataclass(frozen=True)
 class DataRun:
-    """What the page is made from. `funnel`: the content of `funnel.json`; `tokens`: None until they are made."""
+    """What the page is made from. `funnel`: the content of `funnel.json`; `tokens`: None until they are made;
+    `classifiers`: the manifests of those that the run uses, by name."""
 
     name: str
     tagging: Artifact
@@ -45,6 +46,7 @@ class DataRun:
     funnel: Mapping[str, Any]
     survey: Survey
     evidence: Mapping[Key, Evidence]
+    classifiers: Mapping[str, Mapping[str, Any]]
     price: PriceConfig
 
     @property
@@ -67,7 +69,7 @@ def _sections(run: DataRun) -> Iterator[ReportSection]:
     kinds = tuple(kinds_tables(amounts, removing, run.tokens is not None))
     yield ReportSection("kinds", "By source, license and language", kinds)
     yield reasons_section(run.survey)
-    yield scores_section(run.survey)
+    yield scores_section(run.survey, run.classifiers)
     yield samples_section(run.survey)
     yield duplicates_section(run.survey)
     yield edits_section(run.survey)

@@ -35,14 +35,40 @@ def reasons_section(survey: Survey) -> ReportSection:
     return ReportSection("reasons", "Reasons", (explained, Table("Documents removed", columns, rows, columns[2:])))
 
 
-def scores_section(survey: Survey) -> ReportSection:
-    """How many documents have which score."""
+def scores_section(survey: Survey, classifiers: Mapping[str, Mapping[str, Any]]) -> ReportSection:
+    """How many documents have which score; of classifiers, by their manifests, what their scores are worth."""
     explained = Paragraph(
         "All documents by each score that has a limit; a value on its limit passes. The number of documents is on a "
         "logarithmic axis, and so are counts with a long tail."
     )
     charts = Charts(tuple(map(_histogram, survey.distributions)))
-    return ReportSection("scores", "Scores and limits", (explained, charts))
+    return ReportSection("scores", "Scores and limits", (explained, charts, *classifiers_table(classifiers)))
+
+
+def classifiers_table(classifiers: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
+    """How well classifiers told bad documents from good ones that they were not trained on."""
+    if classifiers:
+        names = ("auc", "f1", "precision", "recall", "calibration_error")
+        rows = tuple(
+            (
+                name,
+                count(of["heldout"]["documents"]),
+                count(of["heldout"]["bad"]),
+                *(f"{of['heldout'][n]:.4f}" for n in names),
+            )
+            for name, of in classifiers.items()
+        )
+        columns = (
+            "classifier",
+            "examples",
+            "of them bad",
+            "AUC",
+            "F1 at 0.5",
+            "precision",
+            "recall",
+            "calibration error",
+        )
+        yield Table("Classifiers on examples held out of their training", columns, rows, columns[1:])
 
 
 def _histogram(distribution: Distribution) -> Histogram:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.cli.data import data, diff, fertility, peek, report, why
+from lifecycle.cli.data import data, diff, fertility, peek, report, train_classifier, why
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Silent
 from lifecycle.stages.chain import bring_up_to_date, finished_stage
@@ -245,6 +245,22 @@ def test_the_page_has_every_part_and_no_mark_up_of_the_data(
         assert part in said, part
     report(DEBUG, *run, out=tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == html
+
+
+def test_the_page_says_what_a_classifier_is_worth(
+    run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("good", "bad"):
+        rows = ({"text": f"A {kind} text, number {number}."} for number in range(420))
+        (tmp_path / f"{kind}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train_classifier(tmp_path / "kind.npz", good=[tmp_path / "good.jsonl"], bad=[tmp_path / "bad.jsonl"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = [*run, "data.classifiers=[{name: kind, path: ~/kind.npz}]"]
+    bring_up_to_date(load_config(RunConfig, DEBUG, words), ("documents",), Silent())
+    report(DEBUG, *words, out=tmp_path / "page.html")
+    texts = [text.strip() for _, text in Page((tmp_path / "page.html").read_text()).texts]
+    at = texts.index("calibration error")
+    assert next(text for text in texts[at + 1 :] if text) == "kind" and "1.0000" in texts[at : at + 30]
 
 
 def test_the_tokenizer_is_compared_with_others_on_heldout_text(

@@ -11,7 +11,7 @@ from lifecycle.data.selecting.contamination import Evidence
 from lifecycle.report import data_page
 from lifecycle.report.blocks import Paragraph, Table
 from lifecycle.report.data_page import cut_tile, faults_of, kinds_tables
-from lifecycle.report.data_page_evidence import contamination_section
+from lifecycle.report.data_page_evidence import classifiers_table, contamination_section
 
 
 def broken_down(*outcomes: str, sources: int = 1) -> Breakdown:
@@ -84,3 +84,12 @@ def test_a_table_with_too_many_rows_adds_the_others_up(monkeypatch: pytest.Monke
     assert [row[1] for row in source.rows] == ["4", "4", "12"]
     assert source.rows[2][3:] == ("8", "80 bytes", "66.7 %", "4", "36", "")
     assert language.rows == (("none", "20", "200 bytes", "12", "120 bytes", "60.0 %", "4", "60", "4"),)
+
+
+def test_a_classifier_has_what_it_was_worth_on_held_out_examples() -> None:
+    heldout = {"documents": 1200, "bad": 37, "auc": 0.98765, "f1": 0.9, "precision": 0.8, "recall": 1.0}
+    (table,) = classifiers_table({"spam": {"good": 5, "heldout": heldout | {"calibration_error": 0.01}}})
+    assert table.columns[3] == "AUC" and table.rows == (
+        ("spam", "1,200", "37", "0.9877", "0.9000", "0.8000", "1.0000", "0.0100"),
+    )
+    assert not list(classifiers_table({}))
