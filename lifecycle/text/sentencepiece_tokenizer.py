@@ -23,6 +23,7 @@ Units", 2016.
 import io
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -52,6 +53,7 @@ JSON_FILE = "tokenizer.json"
 THREADS = 2  # 9.6 MB encode in 1.8 CPU seconds, 1.0 s of wall time on two cores
 SPACE = "\u2581"  # how SentencePiece writes a space
 LEAD = "\ufdd0"  # a character that is in no piece
+SPECIALS = (UNK, BOS, EOS, PAD, IM_START, IM_END)
 SMALLEST_VOCABULARY = 256 + 6 + 26  # bytes, special tokens, and some room to learn
 # A bare model file does not say which of its user-defined pieces are special: these shapes are.
 SPECIAL_SHAPE = re.compile(r"<\|[^|<>]+\|>|<(start|end)_of_turn>")
@@ -156,26 +158,39 @@ class SentencePieceTokenizer(Tokenizer):
         write_config(folder, self, KIND, tokenizer_class=tokenizer_class, unk_token=unk, **legacy)
 
 
+@dataclass(frozen=True)
+class TrainingRules:
+    """What tokens may be: several digits, several words; and special tokens beside `SPECIALS`."""
+
+    split_digits: bool = True
+    across_words: bool = True
+    special_tokens: tuple[str, ...] = ()
+
+
+DEFAULT_RULES = TrainingRules()
+
+
 def train_sentencepiece(
-    texts: Iterable[str], out: Path, vocab_size: int, model_type: Literal["bpe", "unigram"]
-) -> None:
+    texts: Iterable[str], out: Path, vocab_size: int, model_type: Literal["bpe", "unigram"],
+    rules: TrainingRules = DEFAULT_RULES,
+) -> None:  # fmt: skip
     """Trains on `texts` (pieces of a few thousand characters at most) and writes the model into `out`.
 
     Raises `ConfigError` if there is too little text for the vocabulary.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise ConfigError(
-            f"tokenizer.vocab_size={vocab_size}: 256 bytes and the special tokens need {SMALLEST_VOCABULARY}"
-        )
+    smallest = SMALLEST_VOCABULARY + len(rules.special_tokens)
+    if vocab_size < smallest:
+        raise ConfigError(f"tokenizer.vocab_size={vocab_size}: 256 bytes and the special tokens need {smallest}")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, model_type=model_type,
             byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
-            remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_by_whitespace=False,
-            split_digits=True, character_coverage=0.9999, max_sentence_length=1 << 16, num_threads=THREADS,
+            remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            split_by_whitespace=not rules.across_words, split_digits=rules.split_digits,
+            character_coverage=0.9999, max_sentence_length=1 << 16, num_threads=THREADS,
             unk_id=0, bos_id=1, eos_id=2, pad_id=3, unk_piece=UNK, bos_piece=BOS, eos_piece=EOS, pad_piece=PAD,
-            control_symbols=[IM_START, IM_END], minloglevel=2,
+            control_symbols=[IM_START, IM_END, *rules.special_tokens], minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
         has_more_characters = "smaller than required_chars" in str(error)

@@ -9,7 +9,7 @@ import hashlib
 import heapq
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,7 @@ from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_template
 from lifecycle.text.hf_tokenizer import HFTokenizer
 from lifecycle.text.interface import CONFIG_FILE, ROWS_KEY, Tokenizer, TokenizerError, read_config, write_framing
-from lifecycle.text.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
+from lifecycle.text.sentencepiece_tokenizer import SentencePieceTokenizer, TrainingRules, train_sentencepiece
 from lifecycle.text.stream import StreamDecoder
 
 __all__ = [
@@ -49,6 +49,11 @@ class TokenizerConfig(Section):
     sample_bytes: int = Field(
         default=4_000_000, ge=1
     )  # 1, 2, 4, 8 MB of source: 3.74, 3.77, 3.78, 3.80 bytes per token
+    # Of a trained one: whether each digit is a token of its own, whether a token may have several words or lines
+    # (more text in a token, most of all in source code), and tokens beside those of the chat template.
+    split_digits: bool = True
+    across_words: bool = True
+    special_tokens: tuple[Annotated[str, Field(pattern=r"^\S+$")], ...] = ()
     path: Place | None = None  # a folder or a native file, or its address
 
     @property
@@ -62,6 +67,12 @@ class TokenizerConfig(Section):
             raise ValueError("kind=hf loads an existing tokenizer.json: set tokenizer.path")
         if self.kind == "bytes" and self.path is not None:
             raise ValueError("kind=bytes has no file: remove tokenizer.path")
+        trains = {"split_digits", "across_words", "special_tokens"} & self.model_fields_set
+        if trains and not self.is_trained:
+            raise ValueError(f"{min(trains)} is of a tokenizer that is trained: remove it, or tokenizer.path and kind")
+        known = [*sentencepiece_tokenizer.SPECIALS, *self.special_tokens]
+        if doubled := [name for name in known if known.count(name) > 1]:
+            raise ValueError(f"special_tokens: {doubled[0]!r} is there already; remove it")
         return self
 
 
@@ -90,7 +101,8 @@ def train_tokenizer(
         chunks = sample_chunks(texts, config.sample_bytes, seed)
         if not chunks:
             raise ConfigError("tokenizer: there is no text to train on; check the documents stage's kept documents")
-        train_sentencepiece(chunks, out, config.vocab_size, config.model_type)
+        rules = TrainingRules(config.split_digits, config.across_words, config.special_tokens)
+        train_sentencepiece(chunks, out, config.vocab_size, config.model_type, rules)
         stats |= {"model_type": config.model_type, "sample_bytes": sum(len(c.encode()) for c in chunks)}
     if template is not None:
         write_text(out / TEMPLATE_FILE, template)

@@ -220,6 +220,32 @@ def test_source_compresses_well(sentencepiece_tokenizer: Tokenizer, source_texts
     assert any(piece.strip() and b"\n" in piece for piece in pieces)  # across line ends
 
 
+def test_digits_words_and_special_tokens_are_settings(source_texts: list[str], tmp_path: Path) -> None:
+    settings = {
+        "vocab_size": 600,
+        "split_digits": False,
+        "across_words": False,
+        "special_tokens": ["<|tool|>", "<|x|>"],
+    }
+    texts = [*source_texts, *(f"In 2024 and in 2024 there were {number} of 1000." for number in range(200))]
+    stats = train_tokenizer(validate(TokenizerConfig, settings), texts, tmp_path, seed=0)
+    own = load_tokenizer(tmp_path)
+    assert {"<|tool|>", "<|x|>", "<|im_end|>"} <= set(stats["special_tokens"]) == own.special_ids.keys()
+    text = "<|tool|> in 2024\n    of 1000  <|x|>"
+    assert own.decode(own.encode(text)) == text and not set(own.encode(text)) & set(own.special_ids.values())
+    pieces = [own.token_bytes(i) for i in range(own.vocab_size) if i not in own.special_ids.values()]
+    assert b"2024" in {piece.strip() for piece in pieces}
+    assert not any(b" " in piece.strip() for piece in pieces)
+    json_file = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert json_file.encode("in 2024 of 1000", add_special_tokens=False).ids == own.encode("in 2024 of 1000")
+    for wrong, told in (
+        ({"special_tokens": ["<|im_end|>"]}, "there already"), ({"special_tokens": ["a b"]}, "special_tokens"),
+        ({"kind": "bytes", "split_digits": False}, "split_digits is of a tokenizer that is trained"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=told):
+            validate(TokenizerConfig, wrong)
+
+
 def test_a_saved_tokenizer_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
