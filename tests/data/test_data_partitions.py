@@ -88,6 +88,20 @@ def test_a_second_run_reads_nothing_and_makes_the_same(corpus: Path, made: list[
     assert hashes(tag(corpus, "again")) == first and not made
 
 
+def test_a_clock_that_jumps_changes_nothing(corpus: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of 1970 and of 2096, sources and partitions, and an hour that comes again."""
+    first = hashes(tag(corpus))
+    for number, path in enumerate(sorted(corpus.parent.rglob("*"))):
+        os.utime(path, (4e9 * (number % 2), 4e9 * (number % 2)))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    made.clear()
+    assert hashes(tag(corpus, "again")) == first and not made
+    (corpus / "essay07.txt").write_text(essay(101))
+    os.utime(corpus / "essay07.txt", (0, 0))  # newer text of an older time
+    assert hashes(tag(corpus, "changed")) != first and "essay07.txt" in made and len(made) < 25
+
+
 def test_new_and_changed_files_are_read_with_few_others(corpus: Path, made: list[str]) -> None:
     tag(corpus)
     made.clear()
