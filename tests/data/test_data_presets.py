@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from document_tables import judged, raw
 
 from lifecycle.cli.arguments import read_config
 from lifecycle.core.config import ConfigError
+from lifecycle.data.measures.clean_lines import lines_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUN = CONFIGS / "data" / "debian_docs.yaml"
@@ -24,6 +26,14 @@ def test_a_run_can_name_it(name: str) -> None:
     assert (data.quality.fineweb is not None) == (name == "web")
     changed = read_config(RUN, (f"data.docs.preset={name}", "data.docs.heldout_fraction=0.2")).corpora["docs"]
     assert changed.quality == data.quality and changed.heldout_fraction == 0.2
+
+
+def test_pages_lose_the_lines_that_c4_removes_but_for_punctuation() -> None:
+    data = read_config(RUN, ("data.docs.preset=web",)).corpora["docs"]
+    assert data.quality.c4 is not None and data.quality.c4.min_sentences == 5
+    first, *others = "The harbour lies to the north\n", "Share this\n", "Please enable JavaScript here\n"
+    row, _ = judged(lines_step(data), raw("".join([first, *others, first])), language="en")
+    assert row["text"] == first * 2
 
 
 def test_a_preset_that_is_not_there_is_named() -> None:
