@@ -36,7 +36,7 @@ from lifecycle.data.document_writer import DocumentWriter
 from lifecycle.data.shard_writing import write_token_shards
 from lifecycle.data.shards import TokenShards
 from lifecycle.data.tagging.engine import Native
-from lifecycle.text.bulk import LLAMA3_PATTERN
+from lifecycle.text.byte_level import LLAMA3_PATTERN
 from lifecycle.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("text", pa.string())])

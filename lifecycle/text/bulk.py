@@ -5,8 +5,8 @@ they follow, and the library for others. They cut texts into units that no token
 
 - SentencePiece's BPE that changes no text and has all bytes, as it is trained here: a unit is a run of characters, each
   a neighbour of the next one in some piece.
-- Byte-level BPE without normalisation, as GPT-2's and Llama 3's: a unit is what the pattern cuts. A text with the name
-  of an added token is left to the library.
+- Byte-level BPE without normalisation, as GPT-2's and Llama 3's, and as it is trained here: a unit is what the pattern
+  cuts. A text with the name of an added token is left to the library.
 """
 
 import json
@@ -25,6 +25,7 @@ from tokenizers import Regex, normalizers
 
 from lifecycle.core.arrow_text import utf8
 from lifecycle.text import compiled_bpe, compiled_cutting
+from lifecycle.text.byte_level import LLAMA3_PATTERN, QWEN2_PATTERN
 from lifecycle.text.compiled_bpe import LONGEST_CACHED
 from lifecycle.text.hf_tokenizer import HFTokenizer, byte_of_character
 from lifecycle.text.interface import Tokenizer
@@ -181,15 +182,16 @@ def _byte_level(*, use_regex: bool) -> dict[str, Any]:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
 
 
+def _split_by(pattern: str) -> dict[str, Any]:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, _byte_level(use_regex=False)]}
+
+
 _OTHER_RULES = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
 _PATTERNS = {
     compiled_cutting.GPT2: _byte_level(use_regex=True),
-    compiled_cutting.LLAMA3: {"type": "Sequence", "pretokenizers": [_SPLIT, _byte_level(use_regex=False)]},
+    compiled_cutting.LLAMA3: _split_by(LLAMA3_PATTERN),
+    compiled_cutting.QWEN2: _split_by(QWEN2_PATTERN),
 }
 
 

@@ -1,11 +1,12 @@
 r"""The compiled loops that cut texts into units by a pattern, by Numba: for byte-level vocabularies. Imported late.
 
-Two published patterns are followed by hand, alternative by alternative:
+Three published patterns are followed by hand, alternative by alternative:
 
 - GPT-2's (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, in its code):
   `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
 - Llama 3's (in its `tokenizer.json`): `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|
   ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+- Qwen 2's, which is Llama 3's with one digit to a unit.
 """
 
 from typing import Any
@@ -16,11 +17,10 @@ from lifecycle.core.compiled import compiled, inlined
 from lifecycle.text.compiled_bpe import Cache, Merges, decoded, encode_unit
 
 OTHER, LETTER, NUMBER, SPACE, NEWLINE = range(5)  # classes of characters; \r and \n are newlines, other \s spaces
-GPT2, LLAMA3 = range(2)
+GPT2, LLAMA3, QWEN2 = range(3)
 _END = -1  # the class behind a text's end
 _BLANK, _QUOTE = 0x20, 0x27
 _ANY = 1 << 62  # characters in a run
-_NUMBERS = 3  # of Llama 3: digits in a unit
 
 
 @inlined
@@ -93,7 +93,7 @@ def _gpt2_end(data: Any, at: int, stop: int, classes: Any) -> int:
 
 
 @compiled
-def _llama3_end(data: Any, at: int, stop: int, classes: Any) -> int:
+def _llama3_end(data: Any, at: int, stop: int, classes: Any, most_digits: int) -> int:
     """Where the unit that begins at a place ends."""
     if data[at] == _QUOTE:
         end = _contraction(data, at, stop, True)
@@ -104,7 +104,7 @@ def _llama3_end(data: Any, at: int, stop: int, classes: Any) -> int:
     if kind == LETTER or (following == LETTER and kind in (OTHER, SPACE)):
         return _run(data, after, stop, classes, LETTER, _ANY)
     if kind == NUMBER:
-        return _run(data, after, stop, classes, NUMBER, _NUMBERS - 1)
+        return _run(data, after, stop, classes, NUMBER, most_digits - 1)
     if data[at] == _BLANK and following == OTHER:
         kind, after = following, behind
     if kind == OTHER:
@@ -124,7 +124,10 @@ def encode_by_pattern(
         num += 1
         at, stop = offsets[text], offsets[text + 1]
         while at < stop:
-            end = _gpt2_end(data, at, stop, classes) if pattern == GPT2 else _llama3_end(data, at, stop, classes)
+            if pattern == GPT2:
+                end = _gpt2_end(data, at, stop, classes)
+            else:
+                end = _llama3_end(data, at, stop, classes, 3 if pattern == LLAMA3 else 1)
             num += encode_unit(data[at:end], merges, cache, out[num:])
             at = end
         out[num] = frame[1]

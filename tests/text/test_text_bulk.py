@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from lifecycle.text import bulk, compiled_bpe
 from lifecycle.text.bulk import bulk_encoder
+from lifecycle.text.byte_level import LLAMA3_PATTERN, QWEN2_PATTERN
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.hf_tokenizer import HFTokenizer
 from lifecycle.text.interface import Tokenizer as OurTokenizer
@@ -31,14 +32,13 @@ ODD = (
     "\u00bd\u2167\u0663\u0301\u0915\u093f\u4e2d\U0001f600\U000323b0\U0001e4d0ab1,.<|>"
 )
 TEXTS = st.lists(st.text(max_size=40) | st.text(ODD, max_size=60) | st.sampled_from(SAMPLE), max_size=6)
-LLAMA3 = bulk.LLAMA3_PATTERN
-KINDS = ("sentencepiece", "gpt2", "llama3", "ignoring")
+KINDS = ("sentencepiece", "gpt2", "llama3", "qwen2", "ignoring")
 
 
 def byte_level(kind: str) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt2")
-    split = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
+    split = pre_tokenizers.Split(Regex(QWEN2_PATTERN if kind == "qwen2" else LLAMA3_PATTERN), "isolated")
     tokenizer.pre_tokenizer = level if kind == "gpt2" else pre_tokenizers.Sequence([split, level])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()

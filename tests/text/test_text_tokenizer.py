@@ -22,7 +22,6 @@ from lifecycle.text.tokenizer import (
     TokenizerConfig,
     TokenizerError,
     load_tokenizer,
-    sample_chunks,
     tokenizer_at,
     train_tokenizer,
 )
@@ -190,62 +189,6 @@ def test_end_of_text_may_be_the_unknown_token_too(hf_folder: Path, tmp_path: Pat
         assert tokenizer.eos_id not in tokenizer.encode("<|endoftext|>")
 
 
-def test_training_is_the_same_again_and_whatever_the_order(source_texts: list[str], tmp_path: Path) -> None:
-    config = TokenizerConfig(vocab_size=400, sample_bytes=50_000)
-    folders = [tmp_path / name for name in ("a", "b", "c")]
-    orders = (source_texts, source_texts, source_texts[::-1])
-    stats = [train_tokenizer(config, texts, folder, seed=1) for texts, folder in zip(orders, folders, strict=True)]
-    assert stats[0] == stats[1] == stats[2]
-    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert len({(folder / name).read_bytes() for folder in folders}) == 1
-    assert train_tokenizer(config, source_texts, tmp_path / "d", seed=2)["fingerprint"] != stats[0]["fingerprint"]
-
-
-def test_the_sample_is_bounded_and_from_everywhere() -> None:
-    texts = [f"document {i} line {j}\n" * 20 for i in range(50) for j in range(4)]
-    sample = sample_chunks(texts, 20_000, seed=3)
-    size = sum(len(chunk.encode()) for chunk in sample)
-    assert 18_000 < size <= 20_000
-    assert len({chunk.split()[1] for chunk in sample}) > 25
-    assert sample_chunks(["a\tb"], 100, seed=0) in (["a", "b"], ["b", "a"])
-
-
-def test_source_compresses_well(sentencepiece_tokenizer: Tokenizer, source_texts: list[str]) -> None:
-    """Indentation and line ends are inside pieces: with the library's defaults 600 words give 1.7 bytes a token."""
-    num_tokens = sum(map(len, sentencepiece_tokenizer.encode_batch(source_texts)))
-    assert sum(len(text.encode()) for text in source_texts) > 2.3 * num_tokens
-    assert len(sentencepiece_tokenizer.encode("        ")) == 1
-    pieces = [sentencepiece_tokenizer.token_bytes(i) for i in range(sentencepiece_tokenizer.vocab_size)]
-    assert any(b" " in piece.strip() for piece in pieces)  # across words
-    assert any(piece.strip() and b"\n" in piece for piece in pieces)  # across line ends
-
-
-def test_digits_words_and_special_tokens_are_settings(source_texts: list[str], tmp_path: Path) -> None:
-    settings = {
-        "vocab_size": 600,
-        "split_digits": False,
-        "across_words": False,
-        "special_tokens": ["<|tool|>", "<|x|>"],
-    }
-    texts = [*source_texts, *(f"In 2024 and in 2024 there were {number} of 1000." for number in range(200))]
-    stats = train_tokenizer(validate(TokenizerConfig, settings), texts, tmp_path, seed=0)
-    own = load_tokenizer(tmp_path)
-    assert {"<|tool|>", "<|x|>", "<|im_end|>"} <= set(stats["special_tokens"]) == own.special_ids.keys()
-    text = "<|tool|> in 2024\n    of 1000  <|x|>"
-    assert own.decode(own.encode(text)) == text and not set(own.encode(text)) & set(own.special_ids.values())
-    pieces = [own.token_bytes(i) for i in range(own.vocab_size) if i not in own.special_ids.values()]
-    assert b"2024" in {piece.strip() for piece in pieces}
-    assert not any(b" " in piece.strip() for piece in pieces)
-    json_file = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert json_file.encode("in 2024 of 1000", add_special_tokens=False).ids == own.encode("in 2024 of 1000")
-    for wrong, told in (
-        ({"special_tokens": ["<|im_end|>"]}, "there already"), ({"special_tokens": ["a b"]}, "special_tokens"),
-        ({"kind": "bytes", "split_digits": False}, "split_digits is of a tokenizer that is trained"),
-    ):  # fmt: skip
-        with pytest.raises(ConfigError, match=told):
-            validate(TokenizerConfig, wrong)
-
-
 def test_a_saved_tokenizer_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
@@ -303,8 +246,14 @@ def test_an_existing_tokenizer_is_taken_over(sentencepiece_folder: Path, hf_fold
 
 
 def test_bad_settings_and_files_say_how_to_mend_them(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"set tokenizer\.path"):
-        validate(TokenizerConfig, {"kind": "hf"})
+    with pytest.raises(ConfigError, match="kind=hf trains BPE"):
+        validate(TokenizerConfig, {"kind": "hf", "model_type": "unigram"})
+    with pytest.raises(ConfigError, match="across_words set kind=sentencepiece"):
+        validate(TokenizerConfig, {"kind": "hf", "across_words": True})
+    with pytest.raises(ConfigError, match="no pair of this text is left after 26"):
+        train_tokenizer(TokenizerConfig(kind="hf"), ["abab"], tmp_path / "hf", seed=0)
+    with pytest.raises(ConfigError, match="vocab_size=260: 256 bytes and the special tokens need 261"):
+        train_tokenizer(TokenizerConfig(kind="hf", vocab_size=260), ["abab"], tmp_path / "hf", seed=0)
     with pytest.raises(ConfigError, match=r"remove tokenizer\.path"):
         validate(TokenizerConfig, {"kind": "bytes", "path": "x"})
     with pytest.raises(ConfigError, match="no text to train on"):
