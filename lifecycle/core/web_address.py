@@ -37,7 +37,7 @@ class WebAddress:
             host, _ = (parts.hostname or "").encode("idna"), parts.port
         except ValueError:  # an invalid host or port
             host, parts = b"", urlsplit("")
-        if not host or re.search(r"[\x00-\x1f]", place):
+        if not host or re.search(rb"[\x00-\x20\x7f]", host) or re.search(r"[\x00-\x1f]", place):
             raise ConfigError(f"{bare(place)}: not an address on the web; write it as https://HOST/PATH")
         if "@" in parts.netloc:
             raise ConfigError(f"{bare(place)}: given with a user or a password, which are not sent; leave them out")

@@ -163,6 +163,12 @@ Disallow: /*.php$
         ((403, {}, b""), {"/", "/private/open", "/private", "/a.php", "/a.php?x"}),
         ((500, {}, b""), set()),
         ((302, {"Location": "/moved"}, b""), {"/", "/private/open", "/a.php?x"}),
+        ((200, {"Content-Encoding": "gzip"}, gzip.compress(ROBOTS.encode())), {"/", "/private/open", "/a.php?x"}),
+        ((200, {"Content-Encoding": "gzip"}, b"none"), set()),
+        ((200, {"Content-Encoding": "br"}, b"unknown"), set()),
+        ((200, {}, ROBOTS.encode("utf-8-sig")), {"/", "/private/open", "/a.php?x"}),
+        ((200, {}, b"User-agent: *\nCrawl-delay: 1e300"), set()),
+        ((200, {}, b"User-agent: *\nCrawl-delay: 31536000"), set()),
     ],
 )
 def test_robots_txt(sites: Callable[[], Site], tmp_path: Path, robots: Reply, allowed: set[str]) -> None:
@@ -213,6 +219,20 @@ def test_what_cannot_be_fetched_has_a_reason(sites: Callable[[], Site], tmp_path
         "too_large": 2, "type": 1, "status_410": 1, "no_answer": 1, "too_slow": 1, "no_address": 3,
     }  # fmt: skip
     assert not found.fetched and not list(tmp_path.glob("*.warc.gz"))
+
+
+def test_a_hostile_answer_ends_its_own_address_alone(sites: Callable[[], Site], tmp_path: Path) -> None:
+    site = sites()
+    chunked = {"Transfer-Encoding": "chunked"}
+    site.pages = {
+        "/length": (200, {"Content-Length": "9" * 5000}, b"x" * 2000), "/less": (200, chunked, b"-5\r\nabcde\r\n"),
+        "/all": (200, chunked, b"-1\r\n" + b"x" * 2000), "/host": (302, {"Location": "http://[::1"}, b""),
+        "/blank": (302, {"Location": "http://127.0.0.1 /"}, b""), "/well": page("well"),
+    }  # fmt: skip
+    manners = replace(MANNERS, max_bytes=1000, pauses_s=())
+    found = fetch_list([f"{site.url}{path}" for path in site.pages] + ["http://[::1/#a"], tmp_path, manners)
+    assert found.fetched == 1
+    assert found.failed == {"too_large": 1, "no_answer": 2, "redirect": 1, "no_address": 2}
 
 
 def test_private_addresses_are_refused_unless_allowed(sites: Callable[[], Site], tmp_path: Path) -> None:

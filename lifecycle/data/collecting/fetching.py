@@ -57,8 +57,7 @@ def fetch_list(
         run = _Run(archive, manners, tell)
         for url in urls:
             counted.addresses += 1
-            url = urldefrag(url).url
-            _queue(url, queues, run)
+            _queue(url.partition("#")[0], queues, run)
         listed = dict.fromkeys(url for queue in queues.values() for url in queue)
         waiting = [
             [url for url in dict.fromkeys(queue) if again or not _is_there(archive.entries.get(url))]
@@ -160,7 +159,10 @@ class _Run:
             to = answer.header("Location")
             if not to:
                 raise FetchError("redirect", f"status {answer.status} without a Location")
-            url = urldefrag(urljoin(url, to)).url
+            try:
+                url = urldefrag(urljoin(url, to)).url
+            except ValueError as error:
+                raise FetchError("redirect", f"status {answer.status} to no address: {error}") from None
         raise FetchError("redirect", f"more than {self._manners.redirects} redirections")
 
     def _robots_file(self, url: str) -> Answer:
@@ -169,6 +171,8 @@ class _Run:
     def _allowed(self, url: str) -> None:
         server = server_of(url)
         rules = self._robots.of(server)
+        if rules.delay_s > self._manners.longest_pause_s:
+            raise FetchError("robots", f"robots.txt asks for {rules.delay_s:g} s between requests")
         self._gate(server).delay_s = max(self._manners.delay_s, rules.delay_s)
         if not rules.allow(url):
             raise FetchError("robots", rules.why)

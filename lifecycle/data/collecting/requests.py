@@ -34,7 +34,9 @@ class Manners:
     answer_s: float = 60.0  # of a whole answer
     redirects: int = 5
     pauses_s: tuple[float, ...] = (2.0, 8.0)  # before a request is repeated
-    longest_pause_s: float = 120.0  # that a server may ask for; if it asks for more, the address has failed for now
+    # That a server may ask for. If an answer asks for more, the address has failed for now; if robots.txt does, none of
+    # its addresses is asked for.
+    longest_pause_s: float = 120.0
     private: bool = False  # whether addresses of this machine and of private networks may be asked
 
     @property
@@ -115,8 +117,8 @@ def _type(answer: HTTPResponse) -> str:
 
 
 def _body(answer: HTTPResponse, max_bytes: int) -> bytes:
-    length = answer.getheader("Content-Length") or ""
-    if length.isdecimal() and int(length) > max_bytes:
+    length = answer.length  # counts down while it is read; None if it is not said, or no number
+    if length is not None and length > max_bytes:
         raise FetchError("too_large", f"{length} bytes, more than {max_bytes}")
     parts: list[bytes] = []
     size = 0
@@ -125,13 +127,25 @@ def _body(answer: HTTPResponse, max_bytes: int) -> bytes:
         size += len(data)
         if size > max_bytes:
             raise FetchError("too_large", f"more than {max_bytes} bytes")
-    if length.isdecimal() and size != int(length):
+    if length is not None and size != length:
         raise ConnectionError(f"{size} bytes of {length}")
     return b"".join(parts)
 
 
+class _Response(HTTPResponse):
+    """An answer whose chunks are not longer than they are said to be: http.client takes -1 for all that comes."""
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # pyrefly: ignore[missing-attribute] - typeshed has no private names
+        if size < 0:
+            raise HTTPException(f"a chunk of {size} bytes")
+        return size
+
+
 class _Connection(HTTPConnection):
     """Goes to a network address of the host that was checked."""
+
+    response_class = _Response
 
     def __init__(self, host: str, port: int, is_secret: bool, manners: Manners) -> None:
         super().__init__(host, port, timeout=manners.answer_s)

@@ -4,6 +4,7 @@ A server without one (status 4xx) allows all; one that cannot say (5xx, no answe
 rule decides, of the group of our name, or else of `*`: protego, which Scrapy uses, applies them.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
@@ -56,12 +57,28 @@ class Robots:
     def _read(self, server: str) -> Rules | FetchError:
         try:
             answer = self._fetch(f"{server}/robots.txt")
+            content = _content(answer) if answer.status == 200 else ""
         except FetchError as error:
             if error.reason in ("private", "no_host"):
                 return error
             return Rules(Protego.parse(_NOTHING), f"robots.txt cannot be read: {error}")
         if answer.status == 200:
-            return Rules(Protego.parse(answer.body[:MAX_BYTES].decode("utf-8", "replace")), "robots.txt")
+            return Rules(Protego.parse(content), "robots.txt")
         if 400 <= answer.status < 500 and answer.status != 429:
             return Rules(Protego.parse(_ALL), "no robots.txt")
         return Rules(Protego.parse(_NOTHING), f"robots.txt cannot be read: status {answer.status}")
+
+
+def _content(answer: Answer) -> str:
+    """The text of a robots.txt. Raises `FetchError` for one that is packed in a way that was not asked for."""
+    encoding = answer.header("Content-Encoding").strip().lower()
+    if encoding in ("", "identity"):
+        body = answer.body[:MAX_BYTES]
+    elif encoding in ("gzip", "x-gzip"):
+        try:
+            body = zlib.decompressobj(wbits=31).decompress(answer.body, MAX_BYTES)
+        except zlib.error as error:
+            raise FetchError("no_answer", f"no gzip: {error}") from None
+    else:
+        raise FetchError("no_answer", f"content encoding {encoding[:80]!r}")
+    return body.decode("utf-8-sig", "replace")
