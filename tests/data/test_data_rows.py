@@ -17,6 +17,7 @@ from extraction import document, documents, extract, extract_path, reasons, refu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lifecycle.data.config import SourceConfig
 from lifecycle.data.reading import json_arrays
 from lifecycle.data.reading.json_arrays import json_array
 from lifecycle.data.reading.raw import UnreadableError
@@ -79,6 +80,23 @@ def test_a_row_has_its_own_address_time_and_licence(tmp_path: Path) -> None:
     found = document(extract(tmp_path / "b.jsonl", json.dumps(other), **settings))
     assert (found.url, found.license, found.time) == ("ftp://a.b/c", "Apache-2.0", "2024-01-02T03:04:05")
     assert found.meta == {"url": "u"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_all_licences_of_a_list_apply(tmp_path: Path, kind: str) -> None:
+    listed = [["MIT", "GPL-2.0-only", "MIT"], ["Apache-2.0", None], [], None]
+    table = pa.table({"text": ["a", "b", "c", "d"], "licenses": listed, "tags": listed})
+    file = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, file)
+    elif kind == "arrow":
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    else:
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
+    found = documents(extract(file, file.read_bytes(), license="CC0-1.0", license_column="licenses"))
+    assert [entry.license for entry in found] == ["MIT AND GPL-2.0-only", "Apache-2.0", "CC0-1.0", "CC0-1.0"]
+    assert all(entry.meta == {} for entry in found)
 
 
 def test_rows_with_the_same_id_are_all_read(tmp_path: Path) -> None:
@@ -310,7 +328,8 @@ def test_a_damaged_arrow_file_gives_rows_or_reasons(kind: str, changes: list[tup
     for at, byte in changes:
         data[at % len(data)] = byte
     with suppress(UnreadableError):
-        for row in (parquet_rows if kind == "parquet" else arrow_rows)(io.BytesIO(bytes(data)), "text"):
+        read = parquet_rows if kind == "parquet" else arrow_rows
+        for row in read(io.BytesIO(bytes(data)), SourceConfig(name="s", path="p")):
             assert isinstance(row.columns, dict | UnreadableError)
 
 

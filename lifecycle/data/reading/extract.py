@@ -164,8 +164,8 @@ _ROWS: dict[str, Callable[[Opened], Iterator[Row]]] = {
     "jsonl": lambda opened: json_lines(opened.file, opened.max_bytes, opened.part),
     "json": lambda opened: json_rows(opened.file, opened.max_bytes),
     "csv": lambda opened: csv_rows(opened.file, opened.max_bytes, opened.source.text_column),
-    "arrow": lambda opened: arrow_rows(opened.seekable(), opened.source.text_column),
-    "parquet": lambda opened: parquet_rows(opened.seekable(), opened.source.text_column, opened.part),
+    "arrow": lambda opened: arrow_rows(opened.seekable(), opened.source),
+    "parquet": lambda opened: parquet_rows(opened.seekable(), opened.source, opened.part),
 }
 _ARCHIVES: dict[str, Callable[[Opened], Iterator[Member | Refused]]] = {
     "tar": lambda opened: tar_members(opened.file, opened.path, opened.is_wanted),

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from lifecycle.data.config import SourceConfig
 from lifecycle.data.reading.decoding import encoding_of
 from lifecycle.data.reading.json_arrays import json_array
 from lifecycle.data.reading.raw import UnreadableError
@@ -169,16 +170,16 @@ class _CsvLines:
         return line.decode(self._encoding, "replace")
 
 
-def parquet_rows(file: Path | BinaryIO, text_column: str, part: RowPart | None = None) -> Iterator[Row]:
-    """The rows of a Parquet file, or of a part of it, with the columns that have plain values. Raises `UnreadableError`
-    for a file that is none or has no text in `text_column`."""
+def parquet_rows(file: Path | BinaryIO, source: SourceConfig, part: RowPart | None = None) -> Iterator[Row]:
+    """The rows of a Parquet file, or of a part of it, with the columns that have plain values or a list of licences.
+    Raises `UnreadableError` for a file that is none or has no text in the source's `text_column`."""
     try:
         opened = pq.ParquetFile(file)
         schema = opened.schema_arrow
     except _FAULTS as error:
         raise UnreadableError("broken_file", f"not a readable Parquet file: {error}") from None
     with opened:
-        columns = _plain_columns(schema, text_column)
+        columns = _columns(schema, source)
         first = 0 if part is None else part.first_row
         groups = part.groups if part is not None and part.groups is not None else (0, opened.num_row_groups)
         for group in range(*groups):
@@ -186,16 +187,16 @@ def parquet_rows(file: Path | BinaryIO, text_column: str, part: RowPart | None =
             first += opened.metadata.row_group(group).num_rows
 
 
-def arrow_rows(file: BinaryIO, text_column: str) -> Iterator[Row]:
-    """The rows of an Arrow stream or file, as `datasets` keeps them, with the columns that have plain values. Raises
-    `UnreadableError` as `parquet_rows` does."""
+def arrow_rows(file: BinaryIO, source: SourceConfig) -> Iterator[Row]:
+    """The rows of an Arrow stream or file, as `datasets` keeps them, with the columns that `parquet_rows` gives. Raises
+    `UnreadableError` as it does."""
     try:
         opened = pa.ipc.open_file(file) if file.read(len(ARROW_FILE)) == ARROW_FILE else None
         file.seek(0)
         reader = pa.ipc.open_stream(file) if opened is None else opened
     except _FAULTS as error:
         raise UnreadableError("broken_file", f"not a readable Arrow file: {error}") from None
-    columns, number = _plain_columns(reader.schema, text_column), 0
+    columns, number = _columns(reader.schema, source), 0
     try:
         for batch in _batches(reader):
             for row in _plain_rows(_whole(batch.select(columns))):
@@ -221,7 +222,8 @@ def _batches(reader: pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamRead
         yield from reader
 
 
-def _plain_columns(schema: pa.Schema, text_column: str) -> list[str]:
+def _columns(schema: pa.Schema, source: SourceConfig) -> list[str]:
+    text_column = source.text_column
     try:
         kinds = {field.name: _value_type(field.type) for field in schema}
     except UnicodeDecodeError as error:
@@ -230,7 +232,8 @@ def _plain_columns(schema: pa.Schema, text_column: str) -> list[str]:
         raise UnreadableError("no_usable_row", f"no column {text_column!r}; columns: {', '.join(kinds)}")
     if not _is_text(kinds[text_column]):
         raise UnreadableError("no_usable_row", f"column {text_column!r} has {kinds[text_column]} and no text")
-    return [name for name, kind in kinds.items() if name == text_column or _is_plain(kind)]
+    listed = {source.license_column} & {name for name, kind in kinds.items() if _is_texts(kind)}
+    return [name for name, kind in kinds.items() if name == text_column or name in listed or _is_plain(kind)]
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
@@ -240,6 +243,10 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
 def _is_text(kind: pa.DataType) -> bool:
     tests = (pt.is_string, pt.is_large_string, pt.is_string_view, pt.is_binary, pt.is_large_binary, pt.is_binary_view)
     return any(test(kind) for test in tests)
+
+
+def _is_texts(kind: pa.DataType) -> bool:
+    return (pt.is_list(kind) or pt.is_large_list(kind)) and _is_text(_value_type(kind.value_type))
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -268,6 +275,8 @@ def _plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 
 
 def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(entry) for entry in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
@@ -277,6 +286,8 @@ def _readable(column: pa.Array) -> pa.Array:
     kind = _value_type(column.type)
     if _is_text(kind):
         return column.cast(pa.large_binary())
+    if _is_texts(kind):
+        return column.cast(pa.large_list(pa.large_binary()))
     return _python_times(column.cast(kind)) if pt.is_timestamp(kind) or pt.is_date(kind) else column
 
 

@@ -24,7 +24,7 @@ def row_contents(rows: Iterable[Row], path: str, source: SourceConfig, max_bytes
         yield Content(
             place, source.format or "text", text, meta, begin=row.begin, end=row.end,
             url=_taken(meta, (source.url_column,), address_in), time=_taken(meta, source.time_columns, iso_time),
-            license=_taken(meta, (source.license_column,), _license),
+            license=_taken(meta, (source.license_column,), _license) or _listed(row.columns.get(source.license_column)),
         )  # fmt: skip
 
 
@@ -53,3 +53,10 @@ def _taken(meta: dict[str, Any], names: Iterable[str], convert: Callable[[Any], 
 
 def _license(value: Any) -> str | None:
     return value.strip() or None if isinstance(value, str) else None
+
+
+def _listed(value: Any) -> str | None:
+    """The licences of a list, as files of a repository have them: all of them apply, as far as anyone knows."""
+    if not isinstance(value, list):
+        return None
+    return " AND ".join(dict.fromkeys(filter(None, map(_license, value)))) or None
