@@ -84,8 +84,10 @@ def test_what_is_in_both_is_left_out_and_too_few_are_refused(tmp_path: Path) -> 
     (bad / "binary.txt").write_bytes(b"\0\1\2")
     manifest = train_classifier([good], [bad], tmp_path / "c.npz")
     assert (manifest["both"], manifest["repeated"], manifest["skipped"], manifest["bad"]) == (1, 2, 1, 302)
-    with pytest.raises(ConfigError, match="too few"):
-        train_classifier([good / "0.txt"], [bad], tmp_path / "c.npz")
+    rows = tmp_path / "good.jsonl"
+    rows.write_text('{"text": "the same"}\n' * 400)
+    with pytest.raises(ConfigError, match="1 good and 301 bad documents that differ are too few"):
+        train_classifier([rows], [bad], tmp_path / "c.npz")
 
 
 def test_other_files_are_no_classifiers(tmp_path: Path) -> None:

@@ -84,9 +84,9 @@ def _trained(
     for chosen in (is_test, is_calibrating, is_training):
         num_bad = int(labels[chosen].sum())
         if min(num_bad, int(chosen.sum()) - num_bad) < LEAST:
-            raise ConfigError(
-                f"{counts['good']} good and {counts['bad']} bad documents are too few: give {20 * LEAST} of each"
-            )
+            num_bad = int(labels.sum())
+            found = f"{len(labels) - num_bad} good and {num_bad} bad documents that differ"
+            raise ConfigError(f"{found} are too few: give {20 * LEAST} of each")
     weights, bias = _learnt(
         [text for text, own in zip(texts, is_training, strict=True) if own], labels[is_training], seed
     )
