@@ -280,7 +280,7 @@ def test_documents_that_another_version_tagged_are_refused(corpus: Path, tmp_pat
     "settings",
     [
         {"max_document_bytes": 2**64 - 1}, {"dedup": {"lines": 2**63}}, {"dedup": {"paragraphs": 2**63}},
-        {"dedup": {"substrings": 2**63}}, {"decontamination": {"ngram": 2**64 - 1}},
+        {"dedup": {"substrings": 2**63}}, {"decontamination": {"ngram": 2**64 - 1}}, {"quality": {"short_line": 2**63}},
     ],
 )  # fmt: skip
 def test_numbers_that_no_corpus_reaches_are_refused(settings: dict[str, Any]) -> None:

@@ -103,7 +103,8 @@ class BigCodeConfig(Section):
 class QualityConfig(Section):
     """Which families of rules apply to documents, and their thresholds."""
 
-    short_line: int = Field(default=30, ge=0)  # characters, at most; tagging counts such lines, for `fineweb`
+    # Characters, at most; tagging counts such lines, for `fineweb`.
+    short_line: int = Field(default=30, ge=0, le=1_000_000_000)
     gopher: GopherConfig | None = GopherConfig()
     repetition: RepetitionConfig | None = RepetitionConfig()
     c4: C4Config | None = None
