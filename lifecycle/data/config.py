@@ -108,13 +108,14 @@ class PiiConfig(Section):
 
 
 def _existing(path: str) -> str:
-    if not Path(path).expanduser().is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise ValueError(f"{path}: no such file")
-    return path
+    return str(file)
 
 
 def _content_of(path: str) -> str:
-    file = Path(path).expanduser()
+    file = Path(path)
     return _hashed(file, file.stat().st_mtime_ns)
 
 

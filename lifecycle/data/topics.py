@@ -52,7 +52,7 @@ class Topics:
         return {"with_topic": found, "without": missing}
 
     def _table(self) -> ScoreTable:
-        return read_scores(Path(self.path).expanduser(), COLUMN)
+        return read_scores(Path(self.path), COLUMN)
 
 
 def topics_of(config: DataConfig) -> Topics | None:

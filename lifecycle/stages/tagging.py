@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lifecycle.core.artifact import ArtifactError, open_artifact
 from lifecycle.core.progress import Progress
+from lifecycle.data.measures.filters import require_usable_files
 from lifecycle.data.reading.sources import fetch_sources
 from lifecycle.data.selecting.preference import criteria_of
 from lifecycle.data.tagging.code_version import may_be_repaired
@@ -20,7 +21,8 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, corpus
     """Reads a corpus's sources and measures every document."""
     del inputs  # the first stage has none
     data = config.corpora[corpus]
-    criteria_of(data)  # a mistake in them is told before the sources are read
+    criteria_of(data)  # a mistake in them is told before the sources are read, and so is one in lists
+    require_usable_files(data)
     fetch_sources(data)
     _tell_of_failures(out.with_name(out.name.removesuffix(".partial")), progress)
     return Outcome(tag_documents(data, config.folder / of_corpus(PARTITIONS, corpus), out, progress))

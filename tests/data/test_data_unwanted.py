@@ -46,6 +46,16 @@ def test_whole_words_and_phrases_count_in_any_case(words: str, text: str, count:
     assert row["rude_share"] == pytest.approx(count / max(len(text.split()), 1), abs=1e-6)
 
 
+def test_files_may_lie_in_the_home_folder(words: str, hosts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(words).parent))
+    lists: list[dict[str, Any]] = [
+        {"name": "rude", "path": "~/words.txt", "max": 0},
+        {"name": "hosts", "path": "~/hosts.txt", "max": 0, "of": "addresses"},
+    ]  # fmt: skip
+    row, _ = measured("bloody http://bad.org/x", lists=lists)
+    assert (row["rude_count"], row["hosts_count"]) == (1, 1)
+
+
 def test_a_phrase_is_in_one_document(words: str) -> None:
     step = unwanted_step(data_config(lists=[{"name": "rude", "path": words, "max": 1}])).measure
     columns = step(raw_batch([raw("a piece of"), raw("junk, bloody"), raw(""), raw("piece of junk")]))

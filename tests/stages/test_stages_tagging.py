@@ -62,6 +62,25 @@ def test_a_changed_threshold_does_not_tag_again(corpus: Path, monkeypatch: pytes
     assert 0 < kept(after) < kept(before) == 6
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lists=[{{name: l, path: {file}, max: 0}}]", "other words would be found"),
+        ("lists=[{{name: l, path: {file}, max: 0, of: addresses}}]", "is no id, hash, address"),
+        ("classifiers=[{{name: c, path: {file}}}]", "no classifier"),
+        ("rights.forget=[{file}]", "is no id, hash, address"),
+        ("rights.opt_outs={{own: [{file}.none]}}", "No such file"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_told_before_the_sources_are_read(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    (file := corpus.parent / "list.txt").write_text("sh!t happens\n")
+    monkeypatch.setattr(tagging, "fetch_sources", lambda *_: pytest.fail("read a source"))
+    with pytest.raises(ConfigError, match=message):
+        made(corpus, f"data.{setting.format(file=file)}")
+
+
 def test_what_decides_the_columns_tags_again(corpus: Path) -> None:
     before = made(corpus)
     (corpus / "0.txt").write_text((corpus / "0.txt").read_text() + " and another of them")

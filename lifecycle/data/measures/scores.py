@@ -106,9 +106,7 @@ class JoinScores:
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The columns of a batch."""
-        tables = (
-            read_scores(Path(file.path).expanduser(), name) for file, name in zip(self.files, self.of, strict=True)
-        )
+        tables = (read_scores(Path(file.path), name) for file, name in zip(self.files, self.of, strict=True))
         return pa.record_batch([pa.array(table.of(batch["id"]), from_pandas=True) for table in tables], self.columns)
 
 

@@ -104,7 +104,7 @@ def _word_columns(texts: pa.Array, lists: Sequence[UsersFile]) -> Iterator[pa.Ar
     sizes = np.maximum(np.diff(ends, prepend=0), 1)
     for file in lists:
         counts = np.zeros(len(texts), np.int64)
-        for n, listed in _listed_words(file.path, file.content).items():
+        for n, listed in listed_words(file.path, file.content).items():
             counts += _occurrences(hashes, ends, n, listed)
         yield pa.array(counts)
         yield pa.array((counts / sizes).round(6))
@@ -133,11 +133,11 @@ def _occurrences(hashes: Hashes, ends: NDArray[np.int64], n: int, listed: Hashes
 
 
 @lru_cache(maxsize=16)
-def _listed_words(path: str, content: str) -> dict[int, Hashes]:
-    """The hashes of a list's entries, by their number of words."""
+def listed_words(path: str, content: str) -> dict[int, Hashes]:
+    """The hashes of a list's entries, by their number of words. Raises `ConfigError` for entries that are none."""
     del content
     found: dict[int, list[int]] = {}
-    lines = list_lines(Path(path).expanduser())
+    lines = list_lines(Path(path))
     entries = [
         (number, entry) for number, line in enumerate(lines, 1) if (entry := line.strip()) and not entry.startswith("#")
     ]
