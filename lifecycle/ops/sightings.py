@@ -50,7 +50,8 @@ def made_with(
 
 
 def _artifacts(root: Path) -> dict[Path, Artifact]:
-    return {path: open_artifact(path) for path in sorted(root.iterdir()) if (path / MANIFEST).is_file()}
+    found = sorted(root.iterdir()) if root.is_dir() else []  # a run that has not begun has no folder
+    return {path: open_artifact(path) for path in found if (path / MANIFEST).is_file()}
 
 
 def _sighting(fate: Fate, seen: Artifact, artifacts: Mapping[Path, Artifact], versions: list[Version]) -> Sighting:

@@ -52,3 +52,7 @@ def test_what_was_made_with_a_document(made: dict[str, Artifact], tmp_path: Path
     both = sightings(tmp_path / "run", None, "bbbbbbbb")
     assert {found.documents for found in both} == {made["old"].path, made["new"].path}
     assert not sightings(tmp_path / "run", None, "nobody")
+
+
+def test_a_run_that_has_not_begun_has_no_documents(tmp_path: Path) -> None:
+    assert not sightings(tmp_path / "run", None, "a.txt")
