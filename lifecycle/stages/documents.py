@@ -9,7 +9,7 @@ from lifecycle.data.selecting.pipeline import prepare_documents
 from lifecycle.data.selecting.signatures import TAKEN
 from lifecycle.stages import keys
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.names import DOCUMENTS, TAGGING, by_corpus, of_corpus
+from lifecycle.stages.names import DOCUMENTS, TAGGING, by_corpus, naming, of_corpus
 from lifecycle.stages.stage import Inputs, Outcome
 
 
@@ -23,4 +23,5 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, corpus
         eval_rows[name] = document_files(artifact.path, "heldout")
         files = [file for split in TAKEN for file in document_files(artifact.path, split)]
         earlier.append(EarlierCorpus(name, files))
-    return Outcome(prepare_documents(tagging, data, out, progress, config.seed, eval_rows, earlier))
+    with naming(corpus):
+        return Outcome(prepare_documents(tagging, data, out, progress, config.seed, eval_rows, earlier))

@@ -1,7 +1,10 @@
 """Names that a run gives: of its stages, and of the aliases that it moves."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+
+from lifecycle.core.config import ConfigError
 
 TAGGING, DOCUMENTS = "tagging", "documents"  # of a named corpus: `documents-CORPUS`
 DATA_STAGES = (TAGGING, DOCUMENTS, "tokenizer", "tokens", "rows")
@@ -21,6 +24,17 @@ def is_reserved(name: str) -> bool:
 def of_corpus(kind: str, corpus: str) -> str:
     """The name of a corpus's stage; that of a run's only corpus without a name, which is "", is the kind."""
     return f"{kind}-{corpus}" if corpus else kind
+
+
+@contextmanager
+def naming(corpus: str) -> Generator[None]:
+    """Mistakes that the block tells of say in which corpus they are: two may have a source of the same name."""
+    try:
+        yield
+    except ConfigError as error:
+        if not corpus:
+            raise
+        raise ConfigError(f"corpus {corpus}: {error}") from None
 
 
 def by_corpus[T](kind: str, of_stages: Mapping[str, T]) -> dict[str, T]:

@@ -11,7 +11,7 @@ from lifecycle.data.selecting.preference import criteria_of
 from lifecycle.data.tagging.code_version import may_be_repaired
 from lifecycle.data.tagging.tagging import tag_documents
 from lifecycle.stages.config import RunConfig
-from lifecycle.stages.names import of_corpus
+from lifecycle.stages.names import naming, of_corpus
 from lifecycle.stages.stage import Inputs, Outcome
 
 PARTITIONS = "partitions"  # the folder beside the artifacts with what tagging has made, for its next run
@@ -21,11 +21,12 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress, corpus
     """Reads a corpus's sources and measures every document."""
     del inputs  # the first stage has none
     data = config.corpora[corpus]
-    criteria_of(data)  # a mistake in them is told before the sources are read, and so is one in lists
-    require_usable_files(data)
-    fetch_sources(data)
-    _tell_of_failures(out.with_name(out.name.removesuffix(".partial")), progress)
-    return Outcome(tag_documents(data, config.folder / of_corpus(PARTITIONS, corpus), out, progress))
+    with naming(corpus):
+        criteria_of(data)  # a mistake in them is told before the sources are read, and so is one in lists
+        require_usable_files(data)
+        fetch_sources(data)
+        _tell_of_failures(out.with_name(out.name.removesuffix(".partial")), progress)
+        return Outcome(tag_documents(data, config.folder / of_corpus(PARTITIONS, corpus), out, progress))
 
 
 def _tell_of_failures(before: Path, progress: Progress) -> None:

@@ -137,6 +137,23 @@ def test_a_corpus_has_no_duplicate_of_an_earlier_one(made: tuple[Path, dict[str,
     assert (found["reason"], found["detail"]) == ("earlier_exact_duplicate", "same text as own:07.txt of documents-web")
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("quality.c4={min_sentences: 99}", "corpus web: no training document is left"),
+        ("classifiers=[{name: own, path: FILE}]", "corpus web: .*no classifier"),
+    ],
+)
+def test_a_mistake_says_in_which_corpus_it_is(
+    made: tuple[Path, dict[str, Artifact]], tmp_path: Path, setting: str, says: str
+) -> None:
+    (tmp_path / "own.npz").write_text("nothing")
+    changed = f"data.web.{setting.replace('FILE', str(tmp_path / 'own.npz'))}"
+    config = load_config(RunConfig, made[0], [f"root={tmp_path}", changed])
+    with pytest.raises(ConfigError, match=says):
+        bring_up_to_date(config, ("documents-code",), Silent())
+
+
 def test_tokens_have_the_sources_of_all_corpora(made: tuple[Path, dict[str, Artifact]]) -> None:
     shards = {split: TokenShards(made[1]["tokens"].path, split) for split in ("train", "heldout")}
     assert shards["train"].sources == ("code/own", "web/own") == shards["heldout"].sources

@@ -29,8 +29,9 @@ def heldout_flags(
     """
     if len(positions) < 2:
         raise ConfigError(
-            f"{len(positions) or 'no'} document is left to split into training and held-out text, duplicates and what "
-            "is in data.dedup.against being removed; add to data.sources"
+            f"{len(positions) or 'no'} document is left to split into training and held-out text: by then the rules' "
+            "failures, duplicates, what data.dedup.against has and what data.dedup.max_cut removes are gone; add to "
+            "data.sources, or change these settings"
         )
     flags = positions < fraction
     drawn = np.flatnonzero(flags)
