@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from lifecycle.core.config import ConfigError
 
-NO_ANSWER = (OSError, HTTPException, ValueError, LookupError, TypeError)  # no connection, or none of the API's
+# No connection, or none of the API's; the last of brackets in brackets.
+NO_ANSWER = (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError)
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # what may pass
 LONGEST_WAIT_S = 30.0
 LARGEST_ANSWER = 1 << 20
@@ -74,8 +75,7 @@ class ChatClient:
             try:
                 return self._answer(body)
             except urllib.error.HTTPError as error:
-                said = error.read(2000).decode(errors="replace")
-                problem = f"HTTP {error.code}: {said[:300]}"
+                problem = f"HTTP {error.code}: {_said(error)}"
                 if error.code in (401, 403, 404):
                     raise AskError(f"{self.base_url} refuses all requests: {problem}") from None
                 if error.code not in AGAIN:
@@ -94,6 +94,8 @@ class ChatClient:
         with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
             choice = json.loads(answer.read(LARGEST_ANSWER))["choices"][0]
         message = choice["message"]
+        if not isinstance(message, dict):
+            raise TypeError("the answer has no message")
         reason = REFUSED if message.get("refusal") else str(choice.get("finish_reason") or "")
         content = message.get("content")
         if content is None and reason:  # it ended before any text, among thoughts or by a refusal
@@ -103,5 +105,12 @@ class ChatClient:
         return Answer(content, reason)
 
 
+def _said(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(2000).decode(errors="replace")[:300]
+    except (OSError, HTTPException) as cut:
+        return f"{error.reason} ({type(cut).__name__} behind it)"
+
+
 def _told_to_wait(seconds: str | None) -> float:
-    return min(LONGEST_WAIT_S, int(seconds)) if seconds is not None and seconds.isdecimal() else 0.0
+    return min(LONGEST_WAIT_S, float(seconds)) if seconds is not None and seconds.isdecimal() else 0.0

@@ -25,6 +25,7 @@ from lifecycle.text.chat import DEFAULT_TEMPLATE, TEMPLATE_FILE
 from lifecycle.weights.published import save_weights
 from tests.annotation.conftest import client
 from tests.rl.judging_server import judging
+from tests.web_server import QuietHandler, answering
 
 
 def question(number: int, text: str = "") -> Question:
@@ -95,3 +96,29 @@ def test_a_bundle_is_asked_by_its_folder(tmp_path: Path) -> None:
         respondent(tmp_path / "no.yaml", (), "production", Asking(), sampled),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (200, b'{"choices": [{"message": null}]}', "no message"),
+        (200, b'{"choices": [{"message": "a"}]}', "no message"),
+        (200, b"[" * 500_000, "RecursionError"),
+        (500, b"no chunk\r\n", "HTTP 500: Internal Server Error"),
+        (503, b"x" * 99_999, "HTTP 503: xxx"),
+    ],
+)
+def test_an_answer_that_is_none_of_the_api_s_is_no_answer(status: int, body: bytes, says: str) -> None:
+    class Odd(QuietHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            how = ("Transfer-Encoding", "chunked") if status == 500 else ("Content-Length", str(len(body)))
+            self.send_header(*how)
+            self.send_header("Retry-After", "9" * 5000)
+            self.end_headers()
+            self.wfile.write(body)
+
+    with answering(Odd) as address:
+        found = client(address, tries=2).ask({"messages": []})
+    assert isinstance(found, AskError) and found.may_pass and says in str(found)
