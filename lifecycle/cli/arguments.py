@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter, Token
+from cyclopts.validators import Number
 
-from lifecycle.core.config import ConfigError, load_config
+from lifecycle.core.config import LARGEST_INT, ConfigError, load_config
 from lifecycle.core.fetched import local_copy
 from lifecycle.core.lease import is_owned_here
 from lifecycle.core.runlog import METRICS
@@ -29,6 +30,7 @@ type ConfigOrBundle = Annotated[
 ]
 type Bundle = Annotated[Path, Parameter(help="A bundle's folder, or its address.", converter=_place)]
 type Overrides = Annotated[str, Parameter(help="Settings to change, as key=value: train.chat.steps=100")]
+SEED = Number(gte=0, lte=LARGEST_INT)  # as settings have it
 type AsJson = Annotated[bool, Parameter(name="json", help="Print JSON, for programs.")]
 type StageOrOverrides = Annotated[
     str, Parameter(help="A training stage, if it is not the run's own choice; then settings, as key=value.")

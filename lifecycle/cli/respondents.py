@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from lifecycle.cli.arguments import SEED
 from lifecycle.core.config import ConfigError
 from lifecycle.core.web_address import WebAddress, is_on_web
 
@@ -38,7 +39,7 @@ class Asking:
 
     temperature: Annotated[float | None, Parameter(help="0 is greedy.", validator=Number(gte=0, lte=2))] = None
     max_tokens: Annotated[int | None, Parameter(help="Of an answer.", validator=Number(gte=1))] = None
-    seed: Annotated[int, Parameter(help="Decides which documents are taken, and what is sampled.")] = 0
+    seed: Annotated[int, Parameter(help="Decides which documents are taken, and what is sampled.", validator=SEED)] = 0
     concurrency: Annotated[
         int, Parameter(help="Questions that are answered at a time.", validator=Number(gte=1, lte=1024))
     ] = 16

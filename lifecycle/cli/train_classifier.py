@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lifecycle.cli.arguments import AsJson
+from lifecycle.cli.arguments import SEED, AsJson
 from lifecycle.cli.display import print_json
 from lifecycle.cli.documents import CorpusName, documents_folder
 from lifecycle.cli.outputs import takes_file
@@ -25,7 +25,9 @@ type Documents = Annotated[
 ]
 type Threshold = Annotated[float | None, Parameter(help="Documents with a lower grade are the bad ones.")]
 type Out = Annotated[Path, Parameter(help="The classifier's file, NAME.npz.", validator=takes_file)]
-type Seed = Annotated[int, Parameter(help="Decides which examples are held out, and the order of the others.")]
+type Seed = Annotated[
+    int, Parameter(help="Decides which examples are held out, and the order of the others.", validator=SEED)
+]
 type Read = Annotated[Format | None, Parameter(name="format", help="Of the files, where names do not tell: mail.")]
 
 NONE: Sequence[Path] = ()

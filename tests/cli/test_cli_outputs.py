@@ -48,3 +48,14 @@ def test_folders_on_the_way_need_not_be_there_and_nothing_is_left(tmp_path: Path
     (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="lost is no folder; remove it"):
         takes_folder(Path, tmp_path / "lost" / "below")
+
+
+@pytest.mark.parametrize("verb", ["score", "synthesise", "train-classifier"])
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_is_a_number_that_settings_may_have(
+    verb: str, seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, option = VERBS[verb]
+    with pytest.raises(SystemExit):
+        app(["data", verb, *words, *([option] if option else []), str(tmp_path / "out"), f"--seed={seed}"])
+    assert f'Invalid value "{seed}" for --seed' in capsys.readouterr().err
