@@ -16,6 +16,13 @@ from typing import NoReturn
 
 import cyclopts
 
+from lifecycle.cli.standard_output import (
+    STATUS,
+    ReaderLeft,
+    flush_standard_output,
+    send_nowhere,
+    watch_standard_output,
+)
 from lifecycle.cli.terminal import terminal
 from lifecycle.core.distributed import has_joined, is_shown_by_first, process_index, show_error, speaker
 from lifecycle.core.rendezvous import JobError
@@ -54,7 +61,9 @@ VERBS = {
 }
 IMPORT = "Make a bundle of a published model: weights, tokenizer, chat template."
 
-app = cyclopts.App(name="lifecycle", version=VERSION, help="A language model's life cycle, one verb at a time.")
+app = cyclopts.App(
+    name="lifecycle", version=VERSION, help="A language model's life cycle, one verb at a time.", console=terminal()
+)
 for _verb, _help in VERBS.items():
     app.command(f"lifecycle.cli.{_verb}:{_verb}", name=_verb, help=_help)
 app.command("lifecycle.cli.import_weights:import_model", name="import", help=IMPORT)
@@ -67,8 +76,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     sys.excepthook = _traceback_and_leave
     sys.unraisablehook = _tell_unraisable
+    watch_standard_output()
     try:
-        app()
+        try:
+            app()
+        except SystemExit:
+            flush_standard_output()
+            raise
+        flush_standard_output()
+    except ReaderLeft:
+        send_nowhere(sys.stdout)
+        _leave(STATUS)
     except JobError as error:
         if error.is_told:
             _leave(failure_status(error))

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import IO
 
+from lifecycle.cli.standard_output import send_nowhere
+
 
 def show_pages(pieces: Iterable[str]) -> None:
     """Prints the pieces as they come; a reader who leaves ends it. On a terminal they go through `$PAGER`, or `less` or
@@ -23,7 +25,7 @@ def show_pages(pieces: Iterable[str]) -> None:
                 file.write(piece)
             file.flush()
         except BrokenPipeError:  # the reader has seen enough
-            _leave_unflushed(file)
+            send_nowhere(file)
 
 
 @contextmanager
@@ -46,10 +48,3 @@ def _pager() -> list[str]:
     """The command; empty if there is none."""
     named = shlex.split(os.environ.get("PAGER", ""))
     return next((command for command in (named, ["less"], ["more"]) if command and shutil.which(command[0])), [])
-
-
-def _leave_unflushed(file: IO[str]) -> None:
-    """What is still buffered goes nowhere, instead of into the closed pipe when the file is closed."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, file.fileno())
-    os.close(nowhere)
