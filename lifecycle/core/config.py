@@ -2,9 +2,9 @@
 
 A run file is YAML. Every section is a `Section`: frozen, and an unknown key is an error that names the nearest known
 one. A `VariantSection` is read as the subclass that one of its keys selects. A section with a `preset_folder` may name
-a preset, a YAML file in that folder, next to the run file or above it: `model: llama3_8b`, or `model: {preset:
-llama3_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name (`train.chat.steps=10`). The
-only other inheritance: a stage that continues a run has that run's settings.
+a preset, a YAML file in that folder, next to the run file, above it or among the package's own: `model: llama3_1_8b`,
+or `model: {preset: llama3_1_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name
+(`train.chat.steps=10`). The only other inheritance: a stage that continues a run has that run's settings.
 """
 
 import difflib
@@ -35,6 +35,9 @@ from lifecycle.core.strict_yaml import parse_yaml
 
 CONTAINERS = (list, tuple, dict)  # of sections
 LARGEST_INT = 2**64 - 1  # a sampling seed
+_PACKAGE = Path(__file__).parents[1]
+# the package's own presets: a wheel has them inside, a clone beside the package
+OWN_PRESETS = next(filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "configs")), None)
 
 
 class ConfigError(ValueError):
@@ -237,11 +240,12 @@ def _find_preset(group: str, name: str, folder: Path) -> Path:
             f"preset {name!r}: a preset is a bare name, for a file {group}/NAME.yaml beside the config or above"
         )
     known: list[str] = []
-    for parent in (folder, *folder.parents):
+    for parent in (folder, *folder.parents, *([] if OWN_PRESETS is None else [OWN_PRESETS])):
         if (parent / group / f"{name}.yaml").is_file():
             return parent / group / f"{name}.yaml"
         known += [p.stem for p in (parent / group).glob("*.yaml")]
-    raise ConfigError(f"no preset {name!r} in {group}/ in {folder} or above it{nearest(name, known)}")
+    where = f"in {group}/ in {folder}, above it or among the package's own"
+    raise ConfigError(f"no preset {name!r} {where}{nearest(name, dict.fromkeys(known))}")
 
 
 def _annotation_at(annotation: Any, tree: Any, part: Any) -> Any:

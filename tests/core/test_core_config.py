@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ConfigDict, Field, SerializeAsAny, model_validator
 
+from lifecycle.core import config
 from lifecycle.core.config import ConfigError, Section, VariantSection, digest, load_config, one_or_named, validate
 
 
@@ -60,6 +61,21 @@ def load(folder: Path, text: str, *overrides: str) -> Run:
 def test_presets_resolve_bare_and_with_changes(folder: Path) -> None:
     assert load(folder, "model: small").model == Model(d_model=8, num_layers=3)
     assert load(folder, "model: {preset: small, num_layers: 5}").model == Model(d_model=8, num_layers=5)
+
+
+def test_the_package_s_presets_come_last(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "package"
+    (own / "models").mkdir(parents=True)
+    for name, d_model in (("small", 1), ("large", 100)):
+        (own / "models" / f"{name}.yaml").write_text(f"d_model: {d_model}\n")
+    monkeypatch.setattr(config, "OWN_PRESETS", own)
+    assert load(folder, "model: large").model == Model(d_model=100)
+    assert load(folder, "model: small").model == Model(d_model=8, num_layers=3)  # above the run file
+    (folder / "models").mkdir()
+    (folder / "models" / "small.yaml").write_text("d_model: 16\n")
+    assert load(folder, "model: small").model == Model(d_model=16)  # beside it
+    with pytest.raises(ConfigError, match=r"no preset 'lrge' in models/ .*; did you mean 'large'"):
+        load(folder, "model: lrge")
 
 
 def test_presets_resolve_in_lists(folder: Path) -> None:

@@ -11,6 +11,13 @@ from lifecycle.data.measures.clean_lines import lines_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUN = CONFIGS / "data" / "debian_docs.yaml"
+ELSEWHERE = """
+name: own
+model: smollm2_135m
+data: {preset: web, sources: [{name: own, path: own}]}
+tokenizer: {kind: bytes}
+train: {base: {objective: next_token, steps: 1, seq_len: 8, global_batch_size: 1}}
+"""
 PRESETS = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml") if path != RUN)
 
 
@@ -26,6 +33,17 @@ def test_a_run_can_name_it(name: str) -> None:
     assert (data.quality.fineweb is not None) == (name == "web")
     changed = read_config(RUN, (f"data.docs.preset={name}", "data.docs.heldout_fraction=0.2")).corpora["docs"]
     assert changed.quality == data.quality and changed.heldout_fraction == 0.2
+
+
+def test_a_run_elsewhere_can_name_it_and_have_its_own(tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(ELSEWHERE)
+    read = read_config(run, ())
+    assert read.model.vocab_size == 49_152 and read.corpora[""].quality.fineweb is not None
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "web.yaml").write_text("heldout_fraction: 0.25\n")
+    own = read_config(run, ()).corpora[""]
+    assert own.heldout_fraction == 0.25 and own.quality.fineweb is None
 
 
 def test_pages_lose_the_lines_that_c4_removes_but_for_punctuation() -> None:
