@@ -10,12 +10,11 @@ from lifecycle.data.inspecting.evidence import Group
 from lifecycle.data.inspecting.survey import Drawn, Survey
 from lifecycle.data.selecting.contamination import Evidence, Key
 from lifecycle.report.blocks import Block, Charts, Exchanges, Heading, Histogram, Paragraph, ReportSection, Table
-from lifecycle.report.data_section import contamination_table
+from lifecycle.report.data_section import contamination_table, hits_of_heldout, hits_of_tasks
 from lifecycle.report.format import count, share
 
 NAMES = {"kept": "kept", "heldout": "held out"}
 GROUP_SIZES = (1, 2, 4, 9, 99)  # the largest of each row in the table of groups, and one row for all others
-HIT_ROWS = 200  # shown, of what was found
 
 
 def reasons_section(survey: Survey) -> ReportSection:
@@ -166,25 +165,13 @@ def contamination_section(stats: Mapping[str, Any], evidence: Mapping[Key, Evide
     """What the model is tested on that was in the documents. `stats`: of the documents; `evidence`: by item."""
     explained = (
         "Documents that had passed every step before, and had too much text in common with a row of a task or with a "
-        f"held-out document; they were removed. Too short to be compared: {count(stats['items_too_short_to_compare'])} "
-        "texts."
+        "held-out document; they were removed, or lost what they had in common. Too short to be compared: "
+        f"{count(stats['items_too_short_to_compare'])} texts."
     )
     blocks: list[Block] = [Paragraph(explained)]
     if tasks := stats["contamination"]["tasks"]:
         blocks.append(contamination_table(tasks))
     else:
         blocks.append(Paragraph("The run names no evaluation rows."))
-    blocks += _evidence({item: of for (task, item), of in evidence.items() if task is None}, "held-out document")
-    of_tasks = {f"{task}, {item}": of for (task, item), of in evidence.items() if task is not None}
-    blocks += _evidence(of_tasks, "row of a task")
+    blocks += [*hits_of_heldout(evidence), *hits_of_tasks(evidence)]
     return ReportSection("contamination", "Contamination", tuple(blocks))
-
-
-def _evidence(evidence: Mapping[str, Evidence], what: str) -> Iterator[Table]:
-    if not evidence:
-        return
-    shown = [*evidence.items()][:HIT_ROWS]
-    rows = tuple((item, count(of.num_documents), of.document, share(of.share), of.excerpt) for item, of in shown)
-    columns = (what, "documents removed", "the nearest", "in common", "the longest passage")
-    caption = f"Found, of each {what}: {len(rows)} of {count(len(evidence))}"
-    yield Table(caption, columns, rows, (columns[1], columns[3]), folded=True)

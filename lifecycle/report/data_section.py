@@ -1,14 +1,16 @@
 """The section on data: funnel, tokenizer, token shards, rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lifecycle.data.selecting.contamination import FILE, Evidence, Key
 from lifecycle.report.blocks import BarChart, Block, Charts, Facts, ReportSection, Table
 from lifecycle.report.format import count, counts, share, significant, size
 from lifecycle.report.numbers import Data
 
 SAMPLES_PER_STEP = 3
 SAMPLE_CHARS = 200
+HIT_ROWS = 100  # of each task, and of the held-out documents, that are shown of what was found
 
 
 def data_section(corpus: str, data: Data) -> ReportSection:
@@ -154,8 +156,42 @@ def contamination_table(
         for task, of in tasks.items()
     )
     columns += () if scores is None else ("result",)
-    where = f"training documents of {corpus}" if corpus else "training documents"
-    return Table(f"Rows of tasks in {where}, before and after decontamination", columns, rows, columns[1:])
+    return Table(
+        f"Rows of tasks in {_training_documents(corpus)}, before and after decontamination", columns, rows, columns[1:]
+    )
+
+
+def hits_of_tasks(evidence: Mapping[Key, Evidence], corpus: str = "") -> Iterator[Table]:
+    """What was found of each task, row by row."""
+    of_tasks: dict[str, dict[str, Evidence]] = {}
+    for (task, item), of in evidence.items():
+        if task is not None:
+            of_tasks.setdefault(task, {})[item] = of
+    for task, items in sorted(of_tasks.items()):
+        yield _hits(items, "row", f"Rows of {task}", corpus)
+
+
+def hits_of_heldout(evidence: Mapping[Key, Evidence]) -> Iterator[Table]:
+    """What was found of held-out documents."""
+    if items := {item: of for (task, item), of in evidence.items() if task is None}:
+        yield _hits(items, "held-out document", "Held-out documents", "")
+
+
+def _hits(evidence: Mapping[str, Evidence], what: str, whose: str, corpus: str) -> Table:
+    shown = [*evidence.items()][:HIT_ROWS]
+    rows = tuple(
+        (item, count(of.num_documents), counts(of.outcomes), of.document, share(of.share), of.excerpt)
+        for item, of in shown
+    )
+    columns = (what, "documents", "what became of them", "the nearest", "in common", "the longest passage")
+    caption = f"{whose} found in {_training_documents(corpus)}: {count(len(evidence))}"
+    if others := len(evidence) - len(rows):
+        caption += f"; those in the most documents are shown, {FILE} has {count(others)} more"
+    return Table(caption, columns, rows, (columns[1], columns[4]), folded=True)
+
+
+def _training_documents(corpus: str) -> str:
+    return f"training documents of {corpus}" if corpus else "training documents"
 
 
 def _sources(stats: Mapping[str, Any], files: Mapping[str, Any]) -> Table:

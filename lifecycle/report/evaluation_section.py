@@ -6,7 +6,7 @@ from lifecycle.evals.results import EvalResult
 from lifecycle.evals.statistics import Comparison
 from lifecycle.report.blocks import Block, Charts, IntervalChart, Measure, Paragraph, ReportSection, Table
 from lifecycle.report.curves import held_out_ends
-from lifecycle.report.data_section import contamination_table
+from lifecycle.report.data_section import contamination_table, hits_of_tasks
 from lifecycle.report.evaluated import Baseline, Task
 from lifecycle.report.format import count, difference, interval, significant
 from lifecycle.report.numbers import Numbers
@@ -55,11 +55,12 @@ def _results(numbers: Numbers) -> Table:
 
 
 def _contamination(numbers: Numbers) -> Iterator[Table]:
-    """What of the tasks was in the documents: of those with rows of their own."""
+    """What of the tasks was in the documents: of those with rows of their own, how much, and which rows in which."""
     results = {task.name: _interval(task.final) for task in numbers.tasks}
     for corpus, data in numbers.data.items():
         if tasks := data.stats["contamination"]["tasks"]:
             yield contamination_table(tasks, results, corpus)
+            yield from hits_of_tasks(data.evidence, corpus)
 
 
 def _compare_with(task: Task, numbers: Numbers) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
@@ -67,7 +68,7 @@ def difference(mean: float, low: float, high: float) -> str:
     return f"{mean:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
 
 
-def counts(values: dict[str, int]) -> str:
+def counts(values: Mapping[str, int]) -> str:
     """`name 3, other 1`."""
     return ", ".join(f"{name} {count(value)}" for name, value in values.items())
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lifecycle.core.artifact import Artifact
+from lifecycle.data.selecting.contamination import Evidence, Key, evidence_of
 from lifecycle.model.config import ModelConfig
 from lifecycle.model.counts import num_params
 from lifecycle.ops.cost import PriceConfig
@@ -45,11 +46,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Data:
-    """The documents: their sources and the funnel."""
+    """The documents: their sources, the funnel, and what the model is tested on that was in them."""
 
     sources: Mapping[str, Any]  # by name: number of files, bytes, and a hash of paths and contents
     stats: Mapping[str, Any]
     funnel: Sequence[Mapping[str, Any]]
+    evidence: Mapping[Key, Evidence]
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _corpora(artifacts: Mapping[str, Artifact]) -> dict[str, Data]:
 
 def _data(tagging: Artifact, documents: Artifact) -> Data:
     funnel = json.loads((documents.path / FUNNEL).read_text(encoding="utf-8"))["steps"]
-    return Data(tagging.manifest.config["sources"], documents.stats, funnel)
+    return Data(tagging.manifest.config["sources"], documents.stats, funnel, evidence_of(documents.path))
 
 
 def _link(artifact: Artifact, price: PriceConfig) -> Link:

@@ -60,11 +60,12 @@ def _folder() -> str:
 
 
 def figures(artifact: Artifact) -> Collection[str]:
-    """What a report reads of a stage beside its manifest: the logs of training, samples of rollouts, and what the
-    filters did."""
+    """What a report reads of a stage beside its manifest: the logs of training, samples of rollouts, what the filters
+    did, and where they found what the model is tested on."""
+    from lifecycle.data.selecting.contamination import FILE as CONTAMINATION  # imports Numba
     from lifecycle.report.numbers import FUNNEL
 
-    return matching(METRICS, ROLLOUTS, TIMES, FUNNEL)(artifact)
+    return matching(METRICS, ROLLOUTS, TIMES, FUNNEL, CONTAMINATION)(artifact)
 
 
 def rows_of(tasks: Iterable[TaskConfig], documents: Iterable[str]) -> dict[str, Opened]:

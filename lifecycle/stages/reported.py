@@ -12,6 +12,7 @@ from lifecycle.core.lease import is_owned_here
 from lifecycle.core.runlog import METRICS, ROLLOUTS
 from lifecycle.core.store import Store
 from lifecycle.core.timesheet import TIMES
+from lifecycle.data.selecting.contamination import FILE as CONTAMINATION
 from lifecycle.report.blocks import Report
 from lifecycle.report.comparison import build_comparison
 from lifecycle.report.contents import build_report
@@ -78,6 +79,7 @@ def _readable_folder(config: RunConfig, finished: Iterable[Artifact]) -> Path:
 
 
 def _is_read(name: str) -> bool:
-    """Whether a report reads an object of the run: logs, samples of rollouts, the funnel, and all of an evaluation."""
+    """Whether a report reads an object of the run: logs, samples of rollouts, the funnel, what of the tests was in the
+    documents, and all of an evaluation."""
     stage, _, file = name.partition("/")
-    return file in (METRICS, ROLLOUTS, TIMES, FUNNEL) or stage.startswith((EVALUATE, "baseline-"))
+    return file in (METRICS, ROLLOUTS, TIMES, FUNNEL, CONTAMINATION) or stage.startswith((EVALUATE, "baseline-"))

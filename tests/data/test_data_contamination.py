@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,14 @@ from test_data_decontaminate import prose, removals
 
 from lifecycle.data.ngrams import bare_characters, ngram_hashes, word_hashes
 from lifecycle.data.selecting import contamination as contaminated
-from lifecycle.data.selecting.contamination import EXCERPT_CHARS, Evidence, contamination, evidence_of, longest_common
+from lifecycle.data.selecting.contamination import (
+    EXCERPT_CHARS,
+    Evidence,
+    contamination,
+    evidence_of,
+    longest_common,
+    note_cuts,
+)
 from lifecycle.data.selecting.contamination import read_hits as batches
 from lifecycle.data.selecting.eval_items import TestItem, task_items
 
@@ -22,8 +30,8 @@ def written(path: Path, *texts: str) -> Path:
     return path
 
 
-def read_hits(folder: Path) -> list[dict]:
-    names = ["task", "item", "ordinal", "document", "share"]
+def read_hits(folder: Path, *more: str) -> list[dict]:
+    names = ["task", "item", "ordinal", "document", "share", *more]
     return [row for batch in batches(folder, names) for row in batch.to_pylist()]
 
 
@@ -56,7 +64,23 @@ def test_every_hit_is_written_and_counted_for_its_tasks(tmp_path: Path) -> None:
     left = contamination(out, items, too_short, np.array([1, 3]))["tasks"]
     assert (left["a"]["left"], left["b"]["left"]) == (1, 1)
     first, *_ = evidence_of(out).items()
-    assert first == (("a", "both.jsonl:1"), Evidence(2, "train:f1", 1.0, clipped(prose(1, 40))))
+    best = ("train:f1", 1.0, clipped(prose(1, 40)))
+    assert first == (("a", "both.jsonl:1"), Evidence({"removed": 2}, *best))
+    note_cuts(out, np.array([2, 3]), tmp_path)
+    assert [(row["ordinal"], row["outcome"]) for row in read_hits(out, "outcome") if row["task"] == "a"] == [
+        (1, "removed"), (1, "removed"), (2, "cut"),
+    ]  # fmt: skip
+    (_, evidence), *_ = evidence_of(out).items()
+    assert evidence == Evidence({"removed": 1, "cut": 1}, *best) and evidence.num_documents == 2
+    assert contamination(out, items, too_short, removed["ordinal"].to_numpy()) == counts
+
+
+def test_hits_that_older_code_wrote_do_not_tell_what_became_of_the_documents(tmp_path: Path) -> None:
+    items = task_items({"a": [written(tmp_path / "rows.jsonl", prose(1, 40))]})
+    removals([prose(1, 90)], items, tmp_path / "out")
+    file = tmp_path / "out" / contaminated.FILE
+    pq.write_table(pq.read_table(file).drop_columns("outcome"), file)
+    assert [dict(of.outcomes) for of in evidence_of(tmp_path / "out").values()] == [{"removed or cut": 1}]
 
 
 def clipped(text: str) -> str:

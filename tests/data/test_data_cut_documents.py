@@ -14,6 +14,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.data.documents import SPLITS, read_documents
 from lifecycle.data.inspecting.fate import find_documents, passages, with_holders
 from lifecycle.data.measures.filters import document_steps
+from lifecycle.data.selecting.contamination import Evidence, evidence_of
 from lifecycle.data.selecting.pipeline import prepare_documents
 from lifecycle.data.tagging.tagging import tag_documents
 
@@ -99,6 +100,11 @@ def test_documents_stand_cut_with_their_passages_beside_them(selected: tuple[Pat
     asked = {cut["step"]: cut["text"] for cut in rows[f"page{ASKED:02d}.txt"]["cuts"]}
     assert asked["repeated_lines"] == NOTICE.replace("archive@company.org", "EMAIL_ADDRESS")
     assert QUESTION in asked["decontamination"] and len(asked["decontamination"]) - len(QUESTION) <= 402
+    (hit,) = evidence_of(out).items()
+    assert hit == (
+        ("eval", "eval.jsonl:1"),
+        Evidence({"cut": 1}, f"mine:page{ASKED:02d}.txt", 1.0, QUESTION[:199] + "…"),
+    )
 
 
 def test_why_shows_what_was_cut(selected: tuple[Path, Path, dict[str, Any]]) -> None:

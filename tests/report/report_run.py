@@ -6,8 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.core.timesheet import Timesheet
+from lifecycle.data.selecting.contamination import FILE as CONTAMINATION
+from lifecycle.data.selecting.contamination import HITS
 from lifecycle.evals.results import EvalResult, ScoredExample, summarise, write_results
 from lifecycle.inference.model import Model
 from lifecycle.model.config import ModelConfig
@@ -195,6 +200,16 @@ def funnel() -> list[dict[str, Any]]:
     ]
 
 
+def hits() -> list[dict[str, Any]]:
+    """Two rows of a task in two documents and a held-out document in one."""
+    found = [("choice", 3, "docs:a", "removed"), ("choice", 3, NASTY, "cut"), ("choice", 7, "docs:a", "removed")]
+    return [
+        {"task": task, "item": f"rows.jsonl:{line}", "ordinal": 0, "document": document, "share": line / 10,
+         "excerpt": NASTY, "outcome": outcome}
+        for task, line, document, outcome in [*found, (None, 8, "docs:a", "removed")]
+    ]  # fmt: skip
+
+
 def make_data(made: Run) -> None:
     """Documents, tokenizer, token shards and chat rows."""
     source = {"license": "MIT", "documents": 3, "bytes": 1200}
@@ -204,6 +219,7 @@ def make_data(made: Run) -> None:
     made.make("tagging", {}, {"sources": {"docs": {"files": 5, "bytes": 2000, "sha256": "ab" * 32}}})
     path = made.make("documents", data, {}, "tagging")
     (path / "funnel.json").write_text(json.dumps({"steps": funnel()}))
+    pq.write_table(pa.Table.from_pylist(hits(), schema=HITS), path / CONTAMINATION)
     tokenizer: dict[str, Any] = {
         "kind": "bytes",
         "vocab_size": 261,

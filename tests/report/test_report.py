@@ -14,6 +14,7 @@ from scipy import stats as scipy_stats
 from lifecycle.core.config import load_config
 from lifecycle.core.progress import Silent
 from lifecycle.model.counts import forward_flops_per_token
+from lifecycle.report import data_section
 from lifecycle.report.blocks import (
     Charts,
     Exchange,
@@ -27,6 +28,7 @@ from lifecycle.report.blocks import (
 )
 from lifecycle.report.contents import build_report
 from lifecycle.report.data_section import rows_section
+from lifecycle.report.evaluation_section import evaluation_section
 from lifecycle.report.html import render_html
 from lifecycle.report.markdown import render_markdown
 from lifecycle.report.numbers import Numbers
@@ -170,6 +172,31 @@ def test_changes_are_paired(numbers: Numbers) -> None:
     assert choice.changes["sft", "prefer"].difference == 0
     expected = scipy_stats.binomtest(25, 40).proportion_ci(method="wilson")
     assert (choice.final.low, choice.final.high) == pytest.approx((expected.low, expected.high))
+
+
+def evaluation_tables(numbers: Numbers) -> list[Table]:
+    return [block for block in evaluation_section(numbers).blocks if isinstance(block, Table)]
+
+
+def test_the_rows_of_tasks_in_documents_are_listed(numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = evaluation_tables(numbers)
+    (table,) = [table for table in tables if "found in training" in table.caption]
+    assert table.caption == "Rows of choice found in training documents: 2" and table.folded
+    excerpt, columns = NASTY, ("row", "documents", "what became of them", "the nearest", "in common")
+    assert table.columns == (*columns, "the longest passage") and table.rows == (
+        ("rows.jsonl:3", "2", "removed 1, cut 1", "docs:a", "30.0 %", excerpt),
+        ("rows.jsonl:7", "1", "removed 1", "docs:a", "70.0 %", excerpt),
+    )
+    monkeypatch.setattr(data_section, "HIT_ROWS", 1)
+    data = numbers.data[""]
+    several = evaluation_tables(replace(numbers, data={"web": data, "code": data}))
+    assert [table.caption for table in several if "Rows of choice" in table.caption] == [
+        f"Rows of choice found in training documents of {corpus}: 2; those in the most documents are shown, "
+        "contamination.parquet has 1 more" for corpus in ("web", "code")
+    ]  # fmt: skip
+    without = replace(numbers, data={"": replace(data, evidence={})})
+    assert evaluation_tables(without) == [other for other in tables if other != table]
+    assert len(evaluation_tables(replace(numbers, data={}))) == len(tables) - 2
 
 
 def test_other_text_than_the_baselines_is_not_compared(made: Run, tmp_path: Path) -> None:

@@ -53,13 +53,15 @@ def test_what_was_found_of_tasks_and_of_held_out_documents_is_apart() -> None:
     counts = {"rows": 9, "compared": 8, "found": 2, "left": 0, "documents": 3}
     stats = {"items_too_short_to_compare": 4, "contamination": {"tasks": {"quiz": counts}, "heldout": counts}}
     evidence: dict[tuple[str | None, str], Evidence] = {
-        ("quiz", "quiz.jsonl:7"): Evidence(2, "s:a.txt", 0.75, "what is the"), (None, "s:h"): Evidence(1, "s:b", 1, "x")
+        ("quiz", "quiz.jsonl:7"): Evidence({"removed": 1, "cut": 1}, "s:a.txt", 0.75, "what is the"),
+        (None, "s:h"): Evidence({"removed": 1}, "s:b", 1, "x"),
     }  # fmt: skip
     said, tasks, heldout, rows = contamination_section(stats, evidence).blocks
     assert isinstance(said, Paragraph) and "4 texts" in said.text
     assert isinstance(tasks, Table) and tasks.rows == (("quiz", "9", "8", "2", "3", "0"),)
-    assert isinstance(heldout, Table) and heldout.rows == (("s:h", "1", "s:b", "100.0 %", "x"),)
-    assert isinstance(rows, Table) and rows.rows == (("quiz, quiz.jsonl:7", "2", "s:a.txt", "75.0 %", "what is the"),)
+    assert isinstance(heldout, Table) and heldout.rows == (("s:h", "1", "removed 1", "s:b", "100.0 %", "x"),)
+    assert isinstance(rows, Table) and rows.caption == "Rows of quiz found in training documents: 1"
+    assert rows.rows == (("quiz.jsonl:7", "2", "removed 1, cut 1", "s:a.txt", "75.0 %", "what is the"),)
     nothing = stats | {"contamination": {"tasks": {}, "heldout": counts}}
     assert [type(block) for block in contamination_section(nothing, {}).blocks] == [Paragraph, Paragraph]
 

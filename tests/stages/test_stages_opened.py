@@ -13,7 +13,8 @@ from lifecycle.core.store import Store
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
 from lifecycle.stages.graph import build_graph
-from lifecycle.stages.opened import matching
+from lifecycle.stages.opened import figures, matching
+from lifecycle.stages.reported import _is_read
 from lifecycle.stages.storage import readable
 from tests.artifacts import MakeArtifact
 
@@ -72,6 +73,13 @@ def test_a_part_is_fetched_and_later_the_rest(
 def test_a_pattern_goes_through_folders(make_artifact: MakeArtifact) -> None:
     made = make_artifact("tokens", {"kept-0.parquet": "", "removed-0.parquet": "", "funnel.json": ""})
     assert set(matching("kept-*", "*.json")(made)) == {"kept-0.parquet", "funnel.json"}
+
+
+def test_a_report_reads_of_documents_what_was_found_and_no_text(make_artifact: MakeArtifact) -> None:
+    files = {"kept-0.parquet": "", "removed-0.parquet": "", "funnel.json": "", "contamination.parquet": ""}
+    made = make_artifact("documents", files)
+    read = {"funnel.json", "contamination.parquet"}
+    assert {*figures(made)} == {name for name in files if _is_read(f"documents-web-0a/{name}")} == read
 
 
 @pytest.mark.long

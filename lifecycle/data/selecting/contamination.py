@@ -2,7 +2,7 @@
 
 A row for each training document and each task's row, or held-out document, that have too much text in common; the
 documents are those that had passed every step before decontamination. All of them were removed, or lost what they had
-in common: `left` counts the items for which that is not so.
+in common, as `outcome` says: `left` counts the items for which that is not so.
 """
 
 from collections import Counter, defaultdict
@@ -26,11 +26,12 @@ from lifecycle.data.selecting.overlap_index import Hit
 FILE = "contamination.parquet"
 # `task` is null for a held-out document; `item`: FILE:LINE of a task's row, or a document's name; `ordinal`: of the
 # training document among the tagged ones; `share`: as decontamination compares it; `excerpt`: the longest run of words
-# in common, as the item has it.
+# in common, as the item has it; `outcome`: what became of the document, which documents of older code do not have.
 HITS = pa.schema([
     ("task", pa.string()), ("item", pa.string()), ("ordinal", pa.int64()), ("document", pa.string()),
-    ("share", pa.float64()), ("excerpt", pa.string()),
+    ("share", pa.float64()), ("excerpt", pa.string()), ("outcome", pa.string()),
 ])  # fmt: skip
+REMOVED, CUT = "removed", "cut"  # outcomes
 EXCERPT_CHARS = 200
 
 type Key = tuple[str | None, str]  # task and item; without a task a held-out document
@@ -38,21 +39,26 @@ type Key = tuple[str | None, str]  # task and item; without a task a held-out do
 
 @dataclass(frozen=True)
 class Evidence:
-    """The documents that had an item's text: how many, and the one with the largest share."""
+    """The documents that had an item's text: how many by what became of them, and the one with the largest share."""
 
-    num_documents: int
+    outcomes: Mapping[str, int]
     document: str
     share: float
     excerpt: str
 
+    @property
+    def num_documents(self) -> int:
+        """How many they are."""
+        return sum(self.outcomes.values())
+
 
 def hit_table(hits: Iterable[tuple[int, Hit, Hashes]], names: Mapping[int, str]) -> pa.Table:
     """The rows of hits: a document's ordinal, the hit, and the n-grams that the document has in common with all items;
-    `names` of the documents, by ordinal."""
+    `names` of the documents, by ordinal. Those documents will be removed, or `note_cuts` tells otherwise."""
     rows = [
         {
             "task": task, "item": hit.item.name, "ordinal": ordinal, "document": names[ordinal], "share": hit.share,
-            "excerpt": excerpt,
+            "excerpt": excerpt, "outcome": REMOVED,
         }
         for ordinal, hit, common in hits
         for excerpt in [longest_common(hit.item.text, hit.ngram, common)]
@@ -84,6 +90,17 @@ def _placed(text: str, n: int) -> tuple[bytes, Hashes, NDArray[np.int64], Words]
     grams = ngram_hashes(words.hashes, n)
     order = grams.argsort(kind="stable")
     return data, grams[order], order, words
+
+
+def note_cuts(folder: Path, cut: NDArray[np.int64], scratch: Path) -> None:
+    """Changes the outcome of documents, by their ordinals, that were cut instead of removed. `scratch`: a folder of the
+    same file system."""
+    at = HITS.get_field_index("outcome")
+    with pq.ParquetWriter(scratch / FILE, HITS, compression="zstd") as writer:
+        for hits in read_hits(folder, HITS.names):
+            outcomes = np.where(np.isin(hits["ordinal"].to_numpy(), cut), CUT, REMOVED)
+            writer.write_batch(hits.set_column(at, HITS.field(at), pa.array(outcomes, pa.string())))
+    (scratch / FILE).replace(folder / FILE)
 
 
 def contamination(
@@ -124,13 +141,16 @@ def read_hits(folder: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 def evidence_of(folder: Path) -> dict[Key, Evidence]:
     """What was found of each item, those found in the most documents first."""
-    counts, best = Counter[Key](), dict[Key, Evidence]()
+    outcomes, best = defaultdict[Key, Counter[str]](Counter), dict[Key, Evidence]()
     names = ["task", "item", "document", "share", "excerpt"]
-    for hits in read_hits(folder, names):
-        for task, item, document, share, excerpt in zip(*(hits[name].to_pylist() for name in names), strict=True):
+    has_outcomes = "outcome" in pq.read_schema(folder / FILE).names
+    for hits in read_hits(folder, [*names, "outcome"] if has_outcomes else names):
+        found = hits["outcome"].to_pylist() if has_outcomes else [f"{REMOVED} or {CUT}"] * len(hits)
+        columns = (hits[name].to_pylist() for name in names)
+        for task, item, document, share, excerpt, outcome in zip(*columns, found, strict=True):
             key = (task, item)
-            counts[key] += 1
+            outcomes[key][outcome] += 1
             if key not in best or share > best[key].share:
-                best[key] = Evidence(0, document, share, excerpt)
-    order = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0][0] or "", entry[0][1]))
-    return {key: replace(best[key], num_documents=n) for key, n in order}
+                best[key] = Evidence({}, document, share, excerpt)
+    order = sorted(outcomes.items(), key=lambda entry: (-entry[1].total(), entry[0][0] or "", entry[0][1]))
+    return {key: replace(best[key], outcomes=dict(sorted(of.items(), reverse=True))) for key, of in order}

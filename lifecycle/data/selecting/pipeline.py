@@ -26,7 +26,7 @@ from lifecycle.data.documents import Flags, Stretch, num_documents, pieces_of, r
 from lifecycle.data.measures.filters import document_steps, joined_steps
 from lifecycle.data.measures.steps import DocumentStep
 from lifecycle.data.selecting.contaminated_passages import cut_contaminated
-from lifecycle.data.selecting.contamination import contamination
+from lifecycle.data.selecting.contamination import contamination, note_cuts
 from lifecycle.data.selecting.cuts import CutStretch
 from lifecycle.data.selecting.cutting import cut_repeats
 from lifecycle.data.selecting.daft_process import DaftProcess
@@ -154,6 +154,7 @@ def _without_items(
     overlapping = overlaps["ordinal"].to_numpy()
     if config.decontamination.action == "cut":
         stretches, overlaps = cut_contaminated(stretches, overlaps, index.live_lookup(), engine, cuts, progress)
+        note_cuts(out, np.setdiff1d(overlapping, overlaps["ordinal"].to_numpy()), cuts)
     return stretches, overlaps, index.too_short, overlapping
 
 
