@@ -32,8 +32,10 @@ def watch_standard_output() -> None:
     if not isinstance(output, io.TextIOWrapper):  # closed from the start, or replaced by who calls the program
         return
     output.flush()
+    file = _Output(output.fileno(), "wb", closefd=False)
+    is_unbuffered = isinstance(output.buffer, io.RawIOBase)  # by PYTHONUNBUFFERED
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_Output(output.fileno(), "wb", closefd=False)),
+        file if is_unbuffered else io.BufferedWriter(file),
         encoding=output.encoding, errors=output.errors, line_buffering=output.line_buffering,
         write_through=output.write_through,
     )  # fmt: skip

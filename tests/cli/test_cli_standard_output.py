@@ -1,6 +1,7 @@
 """A reader of standard output who leaves ends a program quietly; any other closed pipe is a fault that is told."""
 
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,13 +10,14 @@ import pytest
 
 from lifecycle.cli.standard_output import STATUS
 
+LIMIT_S = 20.0
 VERB = "from lifecycle.cli import main as cli\n@cli.app.command\ndef said():\n    {}\ncli.main()"
 
 
-def started(verb: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
+def started(verb: str, stdout: int, stdin: int | None = None) -> subprocess.Popen[bytes]:
     """The program with a verb `said` that does this."""
     command: Sequence[str] = [sys.executable, "-c", VERB.format(verb), "said"]
-    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
 
 
 def closed_pipe() -> int:
@@ -48,6 +50,15 @@ def test_another_closed_pipe_is_told_even_if_the_reader_has_left() -> None:
         os.close(stdout)
         assert process.stderr is not None and b"BrokenPipeError" in process.stderr.read()
         assert process.wait() == 1
+
+
+def test_unbuffered_output_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    with started("import sys; print('short'); sys.stdin.read(1)", subprocess.PIPE, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert select.select([process.stdout], [], [], LIMIT_S)[0], "nothing to read while the program goes on"
+        assert process.stdout.readline() == b"short\n"
+        process.stdin.write(b"\n")
 
 
 def test_a_full_disk_is_told_once() -> None:
