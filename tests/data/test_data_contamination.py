@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,14 +72,6 @@ def test_every_hit_is_written_and_counted_for_its_tasks(tmp_path: Path) -> None:
     (_, evidence), *_ = evidence_of(out).items()
     assert evidence == Evidence({"removed": 1, "cut": 1}, *best) and evidence.num_documents == 2
     assert contamination(out, items, too_short, removed["ordinal"].to_numpy()) == counts
-
-
-def test_hits_that_older_code_wrote_do_not_tell_what_became_of_the_documents(tmp_path: Path) -> None:
-    items = task_items({"a": [written(tmp_path / "rows.jsonl", prose(1, 40))]})
-    removals([prose(1, 90)], items, tmp_path / "out")
-    file = tmp_path / "out" / contaminated.FILE
-    pq.write_table(pq.read_table(file).drop_columns("outcome"), file)
-    assert [dict(of.outcomes) for of in evidence_of(tmp_path / "out").values()] == [{"removed or cut": 1}]
 
 
 def clipped(text: str) -> str:

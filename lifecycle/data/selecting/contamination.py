@@ -142,12 +142,10 @@ def read_hits(folder: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
 def evidence_of(folder: Path) -> dict[Key, Evidence]:
     """What was found of each item, those found in the most documents first."""
     outcomes, best = defaultdict[Key, Counter[str]](Counter), dict[Key, Evidence]()
-    names = ["task", "item", "document", "share", "excerpt"]
-    has_outcomes = "outcome" in pq.read_schema(folder / FILE).names
-    for hits in read_hits(folder, [*names, "outcome"] if has_outcomes else names):
-        found = hits["outcome"].to_pylist() if has_outcomes else [f"{REMOVED} or {CUT}"] * len(hits)
+    names = ["task", "item", "document", "share", "excerpt", "outcome"]
+    for hits in read_hits(folder, names):
         columns = (hits[name].to_pylist() for name in names)
-        for task, item, document, share, excerpt, outcome in zip(*columns, found, strict=True):
+        for task, item, document, share, excerpt, outcome in zip(*columns, strict=True):
             key = (task, item)
             outcomes[key][outcome] += 1
             if key not in best or share > best[key].share:
