@@ -17,6 +17,7 @@ LEAST_DIGITS, FEW_DIGITS = 7, 6  # in a run; the fewer ones beside a capital or 
 IPV4_NUMBERS = 4
 MAX_GAP = 5  # bytes between two numbers of a run
 LEAD, TAIL = 6, 4  # bytes before and behind a run that belong to its window
+_CUT_WORD = 40  # bytes of a word at its end that do, too: a number cut there would look whole
 TOKEN_BYTES, CAPITALS = 16, 4  # of letters, digits, dashes and underscores in a row; without digits, of capitals in it
 NAME_BYTES = 48  # before a sign of assignment, where a name is looked for
 _NAMES = tuple(map(int.from_bytes, (b"pass", b"ecre", b"oken", b"cred", b"auth")))
@@ -83,6 +84,14 @@ def _is_gap(text: Any, classes: Any, begin: Any, end: Any) -> bool:
 
 
 @inlined
+def _behind(text: Any, classes: Any, run_end: Any) -> Any:
+    """Where the window of a run of numbers ends."""
+    end = run_end + TAIL
+    is_in_word = end < len(text) and classes[text[end - 1]] & _WORD
+    return _end_of(text, classes, _WORD, end, _CUT_WORD) if is_in_word else end
+
+
+@inlined
 def _is_enough(digits: Any, numbers: Any, has_capital: Any) -> Any:
     return digits >= LEAST_DIGITS or (digits == FEW_DIGITS and (has_capital or numbers >= IPV4_NUMBERS))
 
@@ -107,7 +116,16 @@ def _numbers(text: Any, classes: Any, number: Any, windows: Any, num: Any) -> An
         is_number = own and (others == 0 or (others == 1 and own >= 3) or (others <= 3 and own >= FEW_DIGITS))
         if digits and not (is_number and _is_gap(text, classes, run_end, begin)):
             if _is_enough(digits, numbers, has_capital):
-                num = _put(windows, num, number, Sign.DIGITS, max(0, run - LEAD), run_end + TAIL, digits, longest)
+                num = _put(
+                    windows,
+                    num,
+                    number,
+                    Sign.DIGITS,
+                    max(0, run - LEAD),
+                    _behind(text, classes, run_end),
+                    digits,
+                    longest,
+                )
             digits = longest = numbers = 0
         if is_number:
             if digits == 0:
@@ -122,7 +140,9 @@ def _numbers(text: Any, classes: Any, number: Any, windows: Any, num: Any) -> An
         if capitals >= 2 and _begins_iban(text, classes, begin, at):
             num = _put(windows, num, number, Sign.IBAN, begin, begin + _IBAN_BYTES, 0, 0)
     if _is_enough(digits, numbers, has_capital):
-        num = _put(windows, num, number, Sign.DIGITS, max(0, run - LEAD), run_end + TAIL, digits, longest)
+        num = _put(
+            windows, num, number, Sign.DIGITS, max(0, run - LEAD), _behind(text, classes, run_end), digits, longest
+        )
     return num
 
 
