@@ -27,8 +27,8 @@ from rules_peer import PeerRule
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.clean_lines import LineCleaner
 from lifecycle.data.measures.normalise import normalise
-from lifecycle.data.measures.prose_measures import OF_LINES, prose_measures
-from lifecycle.data.measures.quality import MeasureQuality, quality_rules
+from lifecycle.data.measures.prose_measures import OF_LINES
+from lifecycle.data.measures.quality import quality_measure, quality_rules
 from lifecycle.data.measures.quality_config import C4Config, C4LinesConfig, FineWebConfig, QualityConfig
 from lifecycle.data.measures.steps import DocumentStep, Limit
 from lifecycle.data.reading.extract import extract_file
@@ -109,7 +109,7 @@ def measured(texts: Sequence[str]) -> pa.Table:
         "text": pa.array(texts), "format": pa.array(["text"] * len(texts)), "language": pa.array(["en"] * len(texts)),
         "ordinal": pa.array(range(len(texts))),
     })  # fmt: skip
-    found = MeasureQuality(FINEWEB.short_line)(batch)
+    found = quality_measure(FINEWEB)(batch)
     return pa.table([*batch.columns, *found.columns], [*batch.schema.names, *found.schema.names])
 
 
@@ -121,7 +121,7 @@ def removed(values: pa.Table, rules: Iterator[Limit] | Sequence[Limit]) -> set[i
 def speed(texts: Sequence[str]) -> None:
     """Gopher's, FineWeb's and the repetition rules, from a list of texts to verdicts."""
     size, filters = megabytes(texts), peer.pipeline()
-    step = DocumentStep("quality", MeasureQuality(FINEWEB.short_line), tuple(quality_rules(FINEWEB)))
+    step = DocumentStep("quality", quality_measure(FINEWEB), tuple(quality_rules(FINEWEB)))
     measured(texts[:1])  # compiles
     peer.judged(filters[0], texts[0])  # loads spaCy
     ours, theirs = [], []
@@ -265,7 +265,7 @@ def compare_pages(texts: Sequence[str]) -> None:
 
 def sentences(line: str) -> int:
     """How many sentences we count in a line."""
-    return int(prose_measures(pa.array([line]), np.ones(1, bool), FINEWEB.short_line)["sentence_count"].item())
+    return int(measured([line])["sentence_count"][0].as_py())
 
 
 def shown(counts: Counter[str]) -> str:

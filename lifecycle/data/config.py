@@ -240,7 +240,7 @@ class DecontaminationConfig(Section):
 # that is not listed is part of tagging's key, so a forgotten entry costs time but never leaves stale columns.
 _SELECTION: dict[str, Any] = {
     "language": {"keep", "scores"}, "lines": {"max_removed_words"},
-    "quality": {"gopher", "repetition", "c4", "fineweb", "starcoder", "bigcode"},
+    "quality": {"gopher", "repetition", "c4", "fineweb", "starcoder", "bigcode", "languages"},
     "pii": {"max_count"}, "lists": {"__all__": {"max"}},
     "classifiers": {"__all__": {"min", "max"}}, "scores": True,
     "dedup": {"jaccard", "addresses", "prefer", "lines", "paragraphs", "substrings", "max_cut"},

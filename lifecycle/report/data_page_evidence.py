@@ -77,7 +77,7 @@ def _histogram(distribution: Distribution) -> Histogram:
     among = f"{count(outside)} of {count(distribution.num_documents)} documents outside ({of_all})"
     reasons = "" if score.reasons == (score.column,) else f"{', '.join(score.reasons)}: "
     return Histogram(
-        score.column if score.language is None else f"{score.column}, language {score.language}",
+        score.name,
         reasons + among,
         tuple(distribution.bins.edges.tolist()),
         tuple(distribution.counts.tolist()),
@@ -100,7 +100,7 @@ def samples_section(survey: Survey) -> ReportSection:
         blocks.append(_samples(f"{step.replace('_', ' ')}, {reason}: {len(drawn)} of {count(of.any)}", drawn))
     near = [(d.score, drawn) for d in survey.distributions if (drawn := survey.drawn(d.score))]
     blocks.append(Heading("Kept, the nearest to each limit"))
-    blocks += [_samples(f"{score.column}, {', '.join(score.reasons)}", drawn) for score, drawn in near]
+    blocks += [_samples(f"{score.name}, {', '.join(score.reasons)}", drawn) for score, drawn in near]
     return ReportSection("samples", "Samples", tuple(blocks))
 
 

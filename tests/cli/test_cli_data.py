@@ -282,3 +282,17 @@ def test_the_tokenizer_is_compared_with_others_on_heldout_text(
     fertility(DEBUG, *words, against=(str(other / "tokenizer.model"),))
     shown = capsys.readouterr().out
     assert "of [red]others[/]/tokenizer.model: 300 ids" in shown and "tokens per word" in shown
+
+
+def test_limits_of_one_language_are_shown_with_it(run: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*run, "data.quality.languages={en: {gopher: {min_words: 101}}}"]
+    bring_up_to_date(load_config(RunConfig, DEBUG, words), ("documents",), Silent())
+    (removed,) = asked(words, "own:01.txt", capsys)
+    steps = {passed["step"]: passed for passed in removed["steps"]}
+    assert steps["quality"]["measured"][0].endswith("(at least 101, language en)")
+    (reason,) = steps["quality"]["reasons"]
+    assert reason.startswith("too_few_words: ") and reason.endswith(" words < 101 (language en)")
+    diff(str(folder_of(run)), str(DEBUG), *words, as_json=True)
+    left = [move for move in json.loads(capsys.readouterr().out)["moves"] if move["to"]["reason"] == "too_few_words"]
+    samples = [sample["detail"] for move in left for sample in move["samples"]]
+    assert samples and all(detail.endswith(" words < 101 (language en)") for detail in samples)

@@ -107,3 +107,14 @@ def _chars(parts: Sequence[str]) -> int:
 
 def _share(part: float, total: float) -> float:
     return part / total if total else 0.0
+
+
+def has_word(text: str, word: str) -> bool:
+    """Whether a text has a word in any case, with marks around it or without."""
+    return any(folded(_bare(own)) == folded(word) for own in text.split() if _has_solid(own))
+
+
+def folded(word: str) -> str:
+    """The word without cases; a character that is several then stays."""
+    both = ((character, character.casefold()) for character in word)
+    return "".join(character if len(other) > 1 else other for character, other in both)

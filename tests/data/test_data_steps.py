@@ -72,6 +72,8 @@ def test_every_step_writes_the_columns_that_it_declares() -> None:
         {"pii": {"max_count": {"card": 0}}},
         {"language": {"scores": {"en": 0.7}}}, {"language": {"min_script_share": 0.5}}, {"heldout_fraction": 0.2},
         {"quality": {"gopher": {"min_words": 51}}}, {"quality": {"repetition": None}}, {"quality": {"fineweb": {}}},
+        {"quality": {"languages": {"de": {"gopher": {"min_words": 9}}}}}, {"quality": {"stop_words": {}}},
+        {"quality": {"stop_words": {"en": ["the", "be"]}}},
         {"quality": {"short_line": 20}}, {"lines": {"c4": {}}}, {"lines": {"max_removed_words": None}},
         {"dedup": {"jaccard": 0.9}}, {"dedup": {"bands": 20}}, {"decontamination": {"ngram": 9}},
         {"decontamination": {"min_overlap": 0.4}}, {"heldout_bytes": 99},

@@ -280,6 +280,8 @@ def test_an_override_of_a_stage_that_is_not_there_is_refused() -> None:
         ("gate.level=0.99", {"register"}),
         ("price.core_hour=7", {"report"}),
         ("data.quality.gopher.min_words=51", {"documents"}),
+        ("data.quality.languages={de: {gopher: {min_words: 9}}}", {"documents"}),
+        ("data.quality.stop_words={de: [der, die]}", {"tagging"}),
         ("data.language.keep=[en]", {"documents"}),
         ("data.heldout_fraction=0.2", {"documents"}),
         ("data.decontamination.min_overlap=0.4", {"documents"}),

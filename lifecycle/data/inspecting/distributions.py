@@ -4,14 +4,15 @@ A score's bins end at its limits, so a bin is inside or outside; what is outside
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lifecycle.data.measures.steps import DocumentStep, Limit
+from lifecycle.data.measures.steps import DocumentStep, Limit, are_in
 
 BINS = 40
 MAX_LINEAR = 1000  # above it, a score is a count over several orders of magnitude: its bins get wider
@@ -20,19 +21,26 @@ MAX_LINEAR = 1000  # above it, a score is a count over several orders of magnitu
 @dataclass(frozen=True)
 class Score:
     """A column with the limits of all rules over it; documents in [low, high] pass. `language`: of these documents
-    only."""
+    only; `not_in`: of those in other languages."""
 
     column: str
     language: str | None
     low: float
     high: float
     reasons: tuple[str, ...]  # of the rules
+    not_in: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The column, and of which documents."""
+        only = "" if self.language is None else f", language {self.language}"
+        return self.column + only + (f", languages but for {', '.join(self.not_in)}" if self.not_in else "")
 
     def values(self, rows: pa.RecordBatch) -> NDArray[np.float64]:
         """The score of each document, NaN where no rule over it applies."""
         values = rows[self.column].to_numpy(zero_copy_only=False).astype(np.float64)
-        if self.language is not None:
-            values[rows["language"].to_numpy(zero_copy_only=False) != self.language] = np.nan
+        if self.language is not None or self.not_in:
+            values[~are_in(rows["language"], self.language, self.not_in)] = np.nan
         return values
 
     def nearness(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -67,19 +75,32 @@ class Distribution:
 
 
 def scores_of(steps: Iterable[DocumentStep]) -> list[Score]:
-    """The scores that limits apply to, in the order of the rules."""
-    limits: dict[tuple[str, str | None], list[Limit]] = {}
+    """The scores that limits apply to, in the order of the rules. Where a language has limits of its own, they are a
+    score of its documents, and those of the others are another one."""
+    limits: dict[str, list[Limit]] = {}
     for step in steps:
         for rule in step.rules:
             if isinstance(rule, Limit):
-                limits.setdefault((rule.column, rule.language), []).append(rule)
-    return [
-        Score(
-            column, language, max(rule.low for rule in rules), min(rule.high for rule in rules),
-            tuple(dict.fromkeys(rule.reason for rule in rules)),
-        )
-        for (column, language), rules in limits.items()
-    ]  # fmt: skip
+                limits.setdefault(rule.column, []).append(rule)
+    return [score for column, rules in limits.items() for score in _scores(column, rules)]
+
+
+def _scores(column: str, rules: Sequence[Limit]) -> Iterator[Score]:
+    for_all = [rule for rule in rules if rule.language is None]
+    languages = tuple(
+        dict.fromkeys(chain.from_iterable((*rule.not_in, *filter(None, [rule.language])) for rule in rules))
+    )
+    if for_all:
+        yield _score(column, None, for_all, languages)
+    for language in languages:
+        own = [rule for rule in rules if rule.language in (None, language) and language not in rule.not_in]
+        if own:
+            yield _score(column, language, own)
+
+
+def _score(column: str, language: str | None, rules: Sequence[Limit], not_in: tuple[str, ...] = ()) -> Score:
+    reasons = tuple(dict.fromkeys(rule.reason for rule in rules))
+    return Score(column, language, max(rule.low for rule in rules), min(rule.high for rule in rules), reasons, not_in)
 
 
 def distributions_of(

@@ -17,8 +17,8 @@ from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import SPLITS, Split
 from lifecycle.data.inspecting.origins import find_holders
 from lifecycle.data.inspecting.selected import read_where
-from lifecycle.data.measures.language import UNDETERMINED
 from lifecycle.data.measures.rights import address_hashes
+from lifecycle.data.measures.scripts import UNDETERMINED
 from lifecycle.data.measures.steps import DocumentStep, Limit
 from lifecycle.data.personal.places import masked_places
 from lifecycle.data.reading.raw import Skipped
@@ -147,8 +147,8 @@ def _measures(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:
     for rule in step.rules:
         if not isinstance(rule, Limit):
             continue
-        value, is_meant = row[rule.column], rule.language in (None, row["language"])
-        if value is not None and is_meant:
+        value, language = row[rule.column], row["language"]
+        if value is not None and rule.language in (None, language) and language not in rule.not_in:
             bounds = (("at least", rule.low), ("at most", rule.high))
             asked = " and ".join(f"{what} {bound:,.6g}" for what, bound in bounds if math.isfinite(bound))
-            yield f"{rule.column} {value:,.6g} ({asked})"
+            yield f"{rule.column} {value:,.6g} ({asked}{'' if rule.language is None else f', language {language}'})"

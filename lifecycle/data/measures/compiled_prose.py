@@ -29,10 +29,11 @@ _HALF = np.uint64(32)
 
 @compiled
 def measure(
-    data: Any, offsets: Any, chosen: Any, classes: Any, stop_words: Any, short_line: int, longest_top: int,
-    tallies: Any, ngrams: Any,
+    data: Any, offsets: Any, chosen: Any, classes: Any, stop_words: Any, lists: Any, short_line: int,
+    longest_top: int, tallies: Any, ngrams: Any,
 ) -> None:  # fmt: skip
-    """Fills in a row of `tallies` (`TALLY`) and one of `ngrams` (see `count_ngrams`) for each text that is chosen."""
+    """Fills in a row of `tallies` (`TALLY`) and one of `ngrams` (see `count_ngrams`) for each text that is chosen;
+    `lists`: the number of each text's list among the `StopWords`."""
     most = 0
     for text in range(len(chosen)):
         most = max(most, offsets[text + 1] - offsets[text])
@@ -44,16 +45,24 @@ def measure(
     for text in range(len(chosen)):
         if chosen[text]:
             tally, own = tallies[text], data[offsets[text] : offsets[text + 1]]
-            _read_text(own, classes, stop_words, short_line, words, lines, paragraphs, line[0], tally)
+            stops = _stops(stop_words, lists[text])
+            _read_text(own, classes, stops, short_line, words, lines, paragraphs, line[0], tally)
             tally.repeated_lines, tally.repeated_line_chars = repeats(lines, tally.lines, table)
             found = repeats(paragraphs, tally.paragraphs, table)
             tally.repeated_paragraphs, tally.repeated_paragraph_chars = found
             count_ngrams(words, tally.tokens, longest_top, table, seen, ngrams[text])
 
 
+@inlined
+def _stops(stop_words: Any, number: int) -> Any:
+    """The words of a list, the bits of their lengths, and what characters count as."""
+    begin, end = stop_words.begins[number], stop_words.begins[number + 1]
+    return stop_words.hashes[begin:end], stop_words.lengths[number], stop_words.folded
+
+
 @compiled
 def _read_text(
-    text: Any, classes: Any, stop_words: Any, short_line: int, words: Any, lines: Any, paragraphs: Any, line: Any,
+    text: Any, classes: Any, stops: Any, short_line: int, words: Any, lines: Any, paragraphs: Any, line: Any,
     tally: Any,
 ) -> None:  # fmt: skip
     """Fills in the tally, and hashes: of words, with the characters of those before, of lines and of paragraphs."""
@@ -64,7 +73,7 @@ def _read_text(
         end -= 1
     paragraph, chars, has_more = MIX, 0, at < end
     while has_more:
-        at, has_more = _read_line(text, at, end, classes, stop_words, words, line, tally)
+        at, has_more = _read_line(text, at, end, classes, stops, words, line, tally)
         if line.words:
             _count_line(line, short_line, lines[tally.lines], tally)
             paragraph = (paragraph ^ line.key) * MULTIPLIER
@@ -78,8 +87,9 @@ def _read_text(
 
 
 @compiled
-def _read_line(text: Any, at: int, end: int, classes: Any, stop_words: Any, words: Any, line: Any, tally: Any) -> Any:
+def _read_line(text: Any, at: int, end: int, classes: Any, stops: Any, words: Any, line: Any, tally: Any) -> Any:
     """Reads a line word by word; returns the place behind it, and whether another one follows."""
+    stop_words, lengths, folded = stops
     first = num = tally.tokens
     key, chars, last, dots, is_sentence_over, has_more = MIX, 0, 0, 0, False, False
     while at < end and not has_more:
@@ -104,7 +114,8 @@ def _read_line(text: Any, at: int, end: int, classes: Any, stop_words: Any, word
             tally.words += 1
             tally.word_chars += solid + marks
             tally.sentences += is_sentence_over
-            tally.stop_words |= _stop_word(text, begin, at, solid, stop_words) if 2 <= solid <= 4 else 0
+            if lengths >> min(solid, 63) & 1:
+                tally.stop_words |= _stop_word(text, begin, at, classes, folded, stop_words)
         is_sentence_over = tail & TERMINAL != 0 or (is_sentence_over and not solid)
     line.key, line.chars, line.words, line.last, line.dots = key ^ (key >> _HALF), chars, num - first, last, dots
     tally.tokens = num
@@ -147,23 +158,19 @@ def _count_line(line: Any, short_line: int, part: Any, tally: Any) -> None:
 
 
 @compiled
-def _stop_word(text: Any, at: int, end: int, solid: int, stop_words: Any) -> int:
-    """The bit of the stop word that a word is, in lower case and without the marks around it; 0 if it is none."""
-    while at < end and not _is_letter(text[at]):
-        at += 1
-    if at + solid > end:
-        return 0
-    word = 0
-    for place in range(at, at + solid):
-        if not _is_letter(text[place]):
-            return 0
-        word = word << 8 | text[place] | 0x20
+def _stop_word(text: Any, at: int, end: int, classes: Any, folded: Any, stop_words: Any) -> int:
+    """The bit of the stop word that a word is, in any case and without the marks around it; 0 if it is none."""
+    key, word, is_inside = MIX, MIX, False
+    while at < end:
+        code, at = decoded(text, at)
+        is_solid = classes[code] & SOLID != 0
+        is_inside |= is_solid
+        if is_inside:
+            key = (key ^ np.uint64(folded[code])) * MULTIPLIER
+        if is_solid:
+            word = key
+    word ^= word >> _HALF
     for number in range(len(stop_words)):
         if stop_words[number] == word:
             return 1 << number
     return 0
-
-
-@inlined
-def _is_letter(byte: int) -> bool:
-    return 0x61 <= byte | 0x20 <= 0x7A

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from lifecycle.core.arrow_text import utf8
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.language_model import DIM, language_model
-from lifecycle.data.measures.scripts import letter_classes, scripts_of
+from lifecycle.data.measures.scripts import UNDETERMINED, letter_classes, scripts_of
 from lifecycle.data.measures.steps import DocumentStep, Failure, Limit
 from lifecycle.data.reading.code_language import code_language
 
-UNDETERMINED = "und"  # ISO 639-2 code
 IN_CAPITALS = 0.8  # share of a text's letters
 
 

@@ -7,8 +7,6 @@ papers leave open otherwise is counted as datatrove, FineWeb's own program, coun
 where two definitions stay apart, `benchmarks/data/rules.py` names each and counts the verdicts that differ.
 """
 
-from functools import cache
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,8 +14,8 @@ from numpy.typing import NDArray
 
 from lifecycle.core.arrow_text import utf8
 from lifecycle.data.measures.character_classes import character_classes
+from lifecycle.data.measures.stop_words import StopWords
 
-STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 TOP_NGRAMS, DUPLICATE_NGRAMS = (2, 3, 4), (5, 6, 7, 8, 9, 10)
 # Columns that need words with blanks between them, and the others.
 OF_WORDS = (
@@ -34,14 +32,18 @@ COUNTS = ("word_count", "stop_word_count", "sentence_count", "curly_brackets", "
 type Measures = dict[str, NDArray[np.int64] | NDArray[np.float64]]
 
 
-def prose_measures(texts: pa.Array, chosen: NDArray[np.bool_], short_line: int) -> Measures:
-    """The measures of each text that is chosen, 0 for the others; `short_line`: characters of a short line, at most."""
+def prose_measures(
+    texts: pa.Array, chosen: NDArray[np.bool_], short_line: int, stop_words: StopWords, lists: NDArray[np.int64]
+) -> Measures:
+    """The measures of each text that is chosen, 0 for the others; `short_line`: characters of a short line, at most;
+    `lists`: the number of each text's list of stop words."""
     from lifecycle.data.measures import compiled_prose
 
     found = np.zeros(len(texts), compiled_prose.TALLY)
     ngrams = np.zeros((len(texts), len(TOP_NGRAMS) + len(DUPLICATE_NGRAMS)), np.int64)
     classes = character_classes()
-    compiled_prose.measure(*utf8(texts), chosen, classes, _stop_words(), short_line, TOP_NGRAMS[-1], found, ngrams)
+    top = TOP_NGRAMS[-1]
+    compiled_prose.measure(*utf8(texts), chosen, classes, stop_words, lists, short_line, top, found, ngrams)
     chars, tokens, lines = found["chars"], found["tokens"], found["lines"]
     rows = found["line_feeds"] + 1  # with empty lines
     return {
@@ -50,7 +52,7 @@ def prose_measures(texts: pa.Array, chosen: NDArray[np.bool_], short_line: int) 
         "hashes_per_word": _share(found["hashes"], tokens),
         "ellipses_per_word": _share(found["ellipses"], tokens),
         "alphabetic_words": _share(found["alphabetic"], tokens),
-        "stop_word_count": np.bitwise_count(found["stop_words"]).astype(np.int64),
+        "stop_word_count": np.bitwise_count(found["stop_words"].astype(np.uint64)).astype(np.int64),
         "sentence_count": found["sentences"],
         "line_breaks_per_word": _share(found["line_feeds"], tokens),
         "bullet_lines": _share(found["bullet_lines"], rows),
@@ -77,9 +79,3 @@ def _share(parts: NDArray[np.int64], totals: NDArray[np.int64]) -> NDArray[np.fl
 def _lorem_ipsum(texts: pa.Array) -> NDArray[np.int64]:
     counts = pc.call_function("count_substring", [texts], pc.MatchSubstringOptions("lorem ipsum", ignore_case=True))
     return counts.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-@cache
-def _stop_words() -> NDArray[np.int64]:
-    """The bytes of each stop word as a number."""
-    return np.array([int.from_bytes(word.encode(), "big") for word in STOP_WORDS])

@@ -4,11 +4,12 @@ A family is `null` where none of its rules is wanted and `{}` where all are, wit
 is `null` asks nothing. Thresholds are named after what they count, as the columns are, with `min_` or `max_`.
 """
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from lifecycle.core.config import Section
+from lifecycle.core.config import Section, nearest, overlaid
 
 type Share = Annotated[float, Field(ge=0, le=1)] | None
 type Amount = Annotated[float, Field(ge=0)] | None
@@ -27,7 +28,7 @@ class GopherConfig(Section):
     max_bullet_lines: Share = 0.9
     max_ellipsis_lines: Share = 0.3
     min_alphabetic_words: Share = 0.8
-    min_stop_words: Count = 2  # of eight English ones; asked of English prose only
+    min_stop_words: Count = 2  # of `quality.stop_words`; asked of prose in languages that have a list there
 
     @model_validator(mode="after")
     def _words_in_order(self) -> Self:
@@ -100,17 +101,96 @@ class BigCodeConfig(Section):
     max_data_lines: Count = 512
 
 
-class QualityConfig(Section):
-    """Which families of rules apply to documents, and their thresholds."""
+class ProseConfig(Section):
+    """Which families of rules apply to prose, and their thresholds."""
 
-    # Characters, at most; tagging counts such lines, for `fineweb`.
-    short_line: int = Field(default=30, ge=0, le=1_000_000_000)
     gopher: GopherConfig | None = GopherConfig()
     repetition: RepetitionConfig | None = RepetitionConfig()
     c4: C4Config | None = None
     fineweb: FineWebConfig | None = None
+
+
+def _known_language(code: str) -> str:
+    from lifecycle.data.measures.language_model import language_model  # 0.4 s: only if a setting names a language
+    from lifecycle.data.measures.scripts import UNDETERMINED
+
+    known = (*language_model()[0], UNDETERMINED)
+    if code not in known:
+        raise ValueError(f"{code!r} is no language that documents are found to be in{nearest(code, known)}")
+    return code
+
+
+def _in_words(code: str) -> str:
+    from lifecycle.data.measures.scripts import WITHOUT_BLANKS
+
+    if code in WITHOUT_BLANKS:
+        raise ValueError(f"{code!r} has no blanks between words: none are counted there; leave it out")
+    return code
+
+
+def _stop_word(word: str) -> str:
+    from lifecycle.data.measures.stop_words import is_found
+
+    if not is_found(word):
+        raise ValueError(f"{word!r} is in no text: a word is what blanks separate, without the marks around it")
+    return word
+
+
+def _distinct(words: tuple[str, ...]) -> tuple[str, ...]:
+    from lifecycle.data.measures.stop_words import folded
+
+    seen: set[tuple[int, ...]] = set()
+    for word in words:
+        if folded(word) in seen:
+            raise ValueError(f"{word!r} is there twice, and counts once; leave one out")
+        seen.add(folded(word))
+    return words
+
+
+type Language = Annotated[str, AfterValidator(_known_language)]
+type LanguageInWords = Annotated[Language, AfterValidator(_in_words)]
+type StopWord = Annotated[str, Field(min_length=1, max_length=50), AfterValidator(_stop_word)]
+type StopWordList = Annotated[tuple[StopWord, ...], Field(min_length=1, max_length=64), AfterValidator(_distinct)]
+
+
+class QualityConfig(ProseConfig):
+    """Which families of rules apply to documents, and their thresholds."""
+
     starcoder: StarCoderConfig | None = StarCoderConfig()
     bigcode: BigCodeConfig | None = None
+    # What holds instead for prose in some languages; what is not said there is as above.
+    languages: dict[Language, ProseConfig] = Field(default={})
+    # Tagging counts these two, for `fineweb` and `gopher`: the lines of so many characters at most, and the words of
+    # the document's language that it has. The English ones are Gopher's.
+    short_line: int = Field(default=30, ge=0, le=1_000_000_000)
+    stop_words: dict[LanguageInWords, StopWordList] = Field(
+        default={"en": ("the", "be", "to", "of", "and", "that", "have", "with")}
+    )
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _over_all_languages(cls, languages: Any, info: ValidationInfo) -> Any:
+        """Whole settings for each language, so that the same ones are the same key however they are written."""
+        if not isinstance(languages, Mapping):
+            return languages
+        of_all = {name: info.data[name] for name in ProseConfig.model_fields if name in info.data}
+        below = {name: None if family is None else family.plain() for name, family in of_all.items()}
+        return {language: overlaid(ProseConfig, below, own) for language, own in languages.items()}
+
+    @model_validator(mode="after")
+    def _has_as_many_stop_words(self) -> Self:
+        for language, words in self.stop_words.items():
+            gopher = self.prose(language).gopher
+            if gopher is not None and gopher.min_stop_words is not None and gopher.min_stop_words > len(words):
+                raise ValueError(
+                    f"stop_words has {len(words)} for {language!r} and gopher asks for {gopher.min_stop_words}: every "
+                    f"document would fail; lower min_stop_words in languages.{language}.gopher, or add words"
+                )
+        return self
+
+    def prose(self, language: str) -> ProseConfig:
+        """The rules for prose in a language."""
+        return self.languages.get(language, self)
 
 
 class C4LinesConfig(Section):

@@ -19,7 +19,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import local_file
 from lifecycle.core.web_address import shown
 from lifecycle.data.config import RightsConfig
-from lifecycle.data.measures.language import UNDETERMINED
+from lifecycle.data.measures.scripts import UNDETERMINED
 from lifecycle.data.measures.steps import Failure, Rule
 from lifecycle.data.personal.places import masked_places
 from lifecycle.data.user_lists import list_lines, shown_entry

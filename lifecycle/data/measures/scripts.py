@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+UNDETERMINED = "und"  # ISO 639-2 code of a text whose language is not known
 IS_UPPER = 0x40  # a bit beside the number of a letter's script
 SCRIPT_BITS = 0x3F
 _NUM_CODES = 0x110000
@@ -30,6 +31,7 @@ _LANGUAGES = {
 }  # fmt: skip
 _ALSO_LATIN = frozenset(("az", "ku", "ro", "sh", "sr", "tk", "tt", "uz"))
 _NAMES = ("LATIN", *_LANGUAGES)
+WITHOUT_BLANKS = frozenset(("zh", "ja", "th", "lo", "km", "my", "bo", "wuu", "yue"))  # between words
 
 
 @cache

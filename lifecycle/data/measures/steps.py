@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 
 class MapStep(Protocol):
@@ -65,7 +68,7 @@ class Limit:
     """A rule: documents whose `column` is outside [low, high] fail; null passes.
 
     `detail` is a format string of `{column}`, `{value}`, `{low}` and `{high}`. With `language`, the rule applies
-    to documents in that language only.
+    to documents in that language only, with `not_in` to those in other languages than these.
     """
 
     reason: str
@@ -74,17 +77,29 @@ class Limit:
     low: float = -math.inf
     high: float = math.inf
     language: str | None = None
+    not_in: tuple[str, ...] = ()
 
     def __call__(self, documents: pa.Table) -> Iterator[Failure]:
         """The documents with a value outside the bounds."""
         values = documents[self.column].to_numpy()  # null is NaN, which is neither below nor above
         fails = (values < self.low) | (values > self.high)
-        if self.language is not None:
-            fails &= documents["language"].to_numpy() == self.language
+        if self.language is not None or self.not_in:
+            fails &= are_in(documents["language"], self.language, self.not_in)
         failing = documents.select(["ordinal", self.column]).filter(fails)
         for ordinal, value in zip(*failing.to_pydict().values(), strict=True):
             detail = self.detail.format(column=self.column, value=value, low=self.low, high=self.high)
             yield Failure(ordinal, self.reason, detail)
+
+
+def are_in(languages: pa.Array | pa.ChunkedArray, language: str | None, not_in: Sequence[str]) -> NDArray[np.bool_]:
+    """Which documents are in a language, None for any, and in none of `not_in`."""
+    found = np.ones(len(languages), bool)
+    if language is not None:  # Arrow compares a million in 10 ms, NumPy their objects in 55
+        found &= pc.call_function("equal", [languages, language]).to_numpy(zero_copy_only=False)
+    if not_in:
+        others = pc.SetLookupOptions(pa.array(not_in))
+        found &= ~pc.call_function("is_in", [languages], others).to_numpy(zero_copy_only=False)
+    return found
 
 
 def schema_after(schema: pa.Schema, steps: Sequence[MapStep]) -> pa.Schema:
