@@ -19,6 +19,7 @@ from lifecycle.data.selecting.contamination import Evidence, Key
 from lifecycle.data.selecting.funnel import HELDOUT_SPLIT
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report.blocks import Block, Headline, Paragraph, Report, ReportSection, Table, Tile
+from lifecycle.report.data_page_costs import costs_section
 from lifecycle.report.data_page_evidence import (
     contamination_section,
     duplicates_section,
@@ -28,7 +29,7 @@ from lifecycle.report.data_page_evidence import (
     scores_section,
 )
 from lifecycle.report.data_section import funnel_drawing, funnel_table
-from lifecycle.report.format import count, duration, moment, money, share, size
+from lifecycle.report.format import count, moment, share, size
 
 LISTED = 20  # of the files and rows that were not read, for each reason
 FOLDED, MOST = 30, 200  # rows of a table from which on it is folded, and of which the others are one row
@@ -75,7 +76,7 @@ def _sections(run: DataRun) -> Iterator[ReportSection]:
     yield edits_section(run.survey)
     yield contamination_section(run.documents.stats, run.evidence)
     yield ReportSection("unread", "Not read", tuple(_unread(run.funnel["skipped"])))
-    yield ReportSection("cost", "Speed and cost", tuple(_costs(run)))
+    yield costs_section(run.tagging, run.documents, run.tokens, run.steps[0], run.price)
 
 
 def _overview(run: DataRun) -> Iterator[Block]:
@@ -166,24 +167,3 @@ def _unread(skipped: Sequence[Mapping[str, str]]) -> Iterator[Block]:
         rows = tuple((f"{entry['source']}:{entry['path']}", entry["detail"]) for entry in of_reason[:LISTED])
         caption = f"{reason}: {len(rows):,} of {len(of_reason):,}"
         yield Table(caption, ("file or row", "what is wrong"), rows, folded=True)
-
-
-def _costs(run: DataRun) -> Iterator[Block]:
-    read = run.steps[0]
-    made = [(run.tagging, read["bytes_in"]), (run.documents, read["bytes_out"])]
-    if run.tokens is not None:
-        made.append((run.tokens, sum(split["text_bytes"] for split in run.tokens.stats["splits"].values())))
-    price, rows = run.price, []
-    for artifact, num_bytes in made:
-        m = artifact.manifest
-        cost, cpu_s = price.money(m.cpu_s), max(m.cpu_s, 1e-9)
-        rows.append((
-            m.stage, size(num_bytes), duration(m.wall_s), f"{m.cpu_s:,.1f}", f"{num_bytes / 1e6 / cpu_s:,.2f}",
-            money(cost, price.currency), money(cost / max(num_bytes, 1) * 1e9, price.currency),
-        ))  # fmt: skip
-    columns = ("stage", "input", "wall time", "core-seconds", "MB per core-second", "cost", "cost per GB")
-    yield Table("Speed and cost of each stage", columns, tuple(rows), columns[1:])
-    yield Paragraph(
-        f"A core costs {price.core_hour:g} {price.currency} an hour. Tagging counts what its own runs have read, killed"
-        " ones included; partitions that were there before cost it nothing."
-    )

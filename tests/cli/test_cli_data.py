@@ -241,6 +241,7 @@ def test_the_page_has_every_part_and_no_mark_up_of_the_data(
     for part in (
         "Every document read is kept, held out or removed, at every step.", "≥ 50", "≤ 100,000", NASTY.split()[0],
         "quality, too_few_words: 3 of 3", "own:03.txt", "pii_email", "1 (1)", "broken_row", "not JSON", "cost per GB",
+        "Speed and cost of each step", "join partitions", "pii", "exact duplicates", "decontamination",
     ):  # fmt: skip
         assert part in said, part
     report(DEBUG, *run, out=tmp_path / "again.html")

@@ -7,7 +7,8 @@ from document_tables import data_config
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.inspecting import outlook
-from lifecycle.data.inspecting.outlook import READ, SELECT, outlook_of
+from lifecycle.data.inspecting.outlook import SELECT, outlook_of
+from lifecycle.data.tagging.partitions import READ
 from tests.data.test_data_pipeline import essay
 
 

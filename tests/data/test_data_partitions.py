@@ -23,16 +23,18 @@ from hypothesis import strategies as st
 
 from lifecycle.core.config import ConfigError
 from lifecycle.core.progress import Silent
+from lifecycle.core.step_costs import step_costs
 from lifecycle.data.config import DataConfig
+from lifecycle.data.measures.filters import tagging_steps
 from lifecycle.data.reading import row_parts
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import SourceFile, list_files
 from lifecycle.data.tagging import code_version as versions
 from lifecycle.data.tagging import partition_store, partitions
 from lifecycle.data.tagging.code_version import code_version, source_version
-from lifecycle.data.tagging.partition_store import PartitionStore
-from lifecycle.data.tagging.partitions import Partition, partitions_of
-from lifecycle.data.tagging.tagging import read_reading, tag_documents
+from lifecycle.data.tagging.partition_store import WRITE, PartitionStore
+from lifecycle.data.tagging.partitions import READ, Partition, partitions_of
+from lifecycle.data.tagging.tagging import JOIN, read_reading, tag_documents
 from lifecycle.testing.waiting import LIMIT_S
 from tests.data.test_data_pipeline import essay, hashes
 
@@ -86,6 +88,22 @@ def test_a_second_run_reads_nothing_and_makes_the_same(corpus: Path, made: list[
     assert len(made) == 60 and len(stored(corpus)) > 10
     made.clear()
     assert hashes(tag(corpus, "again")) == first and not made
+
+
+def test_steps_cost_what_they_do_in_this_run(corpus: Path) -> None:
+    """Partitions that were there before are neither input nor time."""
+    with step_costs() as whole:
+        tag(corpus)
+    steps = [step.name for step in tagging_steps(config_of(corpus))]
+    assert [*whole.cpu_s] == [READ, *steps, WRITE, JOIN] and min(whole.cpu_s.values()) > 0
+    assert whole.num_bytes == sum(path.stat().st_size for path in corpus.iterdir())
+    with step_costs() as again:
+        tag(corpus, "again")
+    assert [*again.cpu_s] == [JOIN] and not again.num_bytes
+    (corpus / "essay30a.txt").write_text(essay(100))
+    with step_costs() as more:
+        tag(corpus, "with_new")
+    assert set(more.cpu_s) == set(whole.cpu_s) and 0 < more.num_bytes < whole.num_bytes / 2
 
 
 def test_a_clock_that_jumps_changes_nothing(corpus: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lifecycle.core.cpu_time import cpu_seconds
-from lifecycle.data.tagging.workers import WorkerDiedError, Workers, call_alone
+from lifecycle.core.step_costs import add_input, spending, step_costs
+from lifecycle.data.tagging.workers import Alone, WorkerDiedError, Workers, call_alone
 from lifecycle.testing.waiting import LIMIT_S
 
 
@@ -112,6 +113,32 @@ def test_cpu_time_of_workers_counts_as_this_process_s() -> None:
     with Workers(2) as workers:
         list(workers.results(_busy, [0.2] * 4, 1))
     assert 0.8 <= cpu_seconds() - before < 8
+
+
+def _spend(num_bytes: int) -> None:
+    add_input(num_bytes)
+    with spending("busy"):
+        _busy(0.02)
+
+
+@pytest.mark.parametrize("work", [[10, 20], [30]])
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_steps_spend_in_workers_is_known_here(count: int, work: list[int]) -> None:
+    with step_costs() as costs:
+        with Workers(count, apart=True) as workers:
+            list(workers.results(_spend, work, 1, apart=True))
+        list(Workers(1).results(_spend, [100], 1))
+    assert costs.num_bytes == 130 and costs.cpu_s.keys() == {"busy"}
+    assert costs.cpu_s["busy"] >= 0.02 * (1 + len(work))
+
+
+def test_cpu_time_of_a_process_of_its_own_is_known_after_each_call_and_counts_once() -> None:
+    before = cpu_seconds()
+    with Alone() as alone:
+        alone(_busy, 0.3)
+        meanwhile = cpu_seconds() - before
+    assert meanwhile >= 0.3
+    assert cpu_seconds() - before < meanwhile + 0.25  # of its end
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:

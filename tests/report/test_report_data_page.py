@@ -1,16 +1,20 @@
 """The page on documents: what does not add up is said, and tables with many rows keep every document."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from lifecycle.core.artifact import Artifact, Draft
 from lifecycle.data.inspecting.breakdown import Breakdown
 from lifecycle.data.selecting.contamination import Evidence
+from lifecycle.ops.cost import PriceConfig
 from lifecycle.report import data_page
 from lifecycle.report.blocks import Paragraph, Table
 from lifecycle.report.data_page import cut_tile, faults_of, kinds_tables
+from lifecycle.report.data_page_costs import REST, steps_table
 from lifecycle.report.data_page_evidence import classifiers_table, contamination_section
 
 
@@ -95,3 +99,27 @@ def test_a_classifier_has_what_it_was_worth_on_held_out_examples() -> None:
         ("spam", "1,200", "37", "0.9877", "0.9000", "0.8000", "1.0000", "0.0100"),
     )
     assert not list(classifiers_table({}))
+
+
+def made(folder: Path, stage: str, cpu_s: float, **steps: tuple[float | None, int]) -> Artifact:
+    """An artifact whose steps took so many core-seconds for so many bytes."""
+    how = {"steps": {name: {"cpu_s": spent, "bytes": num_bytes} for name, (spent, num_bytes) in steps.items()}}
+    draft = Draft(folder, stage, {}, {})
+    draft.open()
+    artifact = draft.commit({}, how=[how] if steps else [])
+    return Artifact(artifact.path, artifact.manifest.model_copy(update={"cpu_s": cpu_s}))
+
+
+def test_each_step_has_its_speed_share_and_cost_of_what_it_was_given(tmp_path: Path) -> None:
+    tagging = made(tmp_path, "tagging", 10.0, read=(2.0, 8_000_000), join_partitions=(5.0, 20_000_000))
+    documents = made(tmp_path, "documents", 4.0, rules=(0.001, 6_000_000), near_duplicates=(None, 6_000_000))
+    table, said = steps_table((tagging, documents), PriceConfig(core_hour=3.6, currency="EUR"))
+    assert isinstance(table, Table) and isinstance(said, Paragraph) and REST in said.text
+    assert table.rows == (
+        ("tagging", "read", "8.00 MB", "20.0 %", "2.00", "4.00", "0.002000 EUR", "0.250000 EUR"),
+        ("tagging", "join partitions", "20.0 MB", "50.0 %", "5.00", "4.00", "0.005000 EUR", "0.250000 EUR"),
+        ("tagging", REST, "", "30.0 %", "3.00", "", "0.003000 EUR", ""),
+        ("documents", "rules", "6.00 MB", "0.0 %", "0.00", "", "0.000001 EUR", ""),  # too short for a speed
+        ("documents", "near duplicates", "6.00 MB", "", "", "", "", ""),  # not known, so neither is the rest
+    )
+    assert not list(steps_table((made(tmp_path, "other", 4.0),), PriceConfig()))

@@ -13,6 +13,7 @@ from lifecycle.cli.data_signatures import signatures
 from lifecycle.core.artifact import Artifact
 from lifecycle.core.config import ConfigError, load_config
 from lifecycle.core.progress import Progress, Silent
+from lifecycle.core.step_costs import StepCosts
 from lifecycle.core.store import Store
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import read_documents
@@ -23,6 +24,7 @@ from lifecycle.data.tagging.partitions import Partition
 from lifecycle.stages import tagging
 from lifecycle.stages.chain import bring_up_to_date
 from lifecycle.stages.config import RunConfig
+from lifecycle.stages.documents import record_of
 from lifecycle.testing.notes import Notes
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug.yaml"
@@ -79,6 +81,14 @@ def test_a_list_that_cannot_be_used_is_told_before_the_sources_are_read(
     monkeypatch.setattr(tagging, "fetch_sources", lambda *_: pytest.fail("read a source"))
     with pytest.raises(ConfigError, match=message):
         made(corpus, f"data.{setting.format(file=file)}")
+
+
+def test_steps_whose_work_is_on_a_cluster_have_no_time() -> None:
+    costs = StepCosts()
+    costs.cpu_s |= {"rules": 1.0, "near_duplicates": 2.0}
+    here, there = (record_of(costs, 9, is_here=is_here)["steps"] for is_here in (True, False))
+    assert here["near_duplicates"] == {"cpu_s": 2.0, "bytes": 9} and here["rules"] == there["rules"]
+    assert there["near_duplicates"] == {"cpu_s": None, "bytes": 9}
 
 
 def test_what_decides_the_columns_tags_again(corpus: Path) -> None:

@@ -27,14 +27,15 @@ from lifecycle.data.inspecting.shuffle import Shuffle, likeness_in
 from lifecycle.data.measures.filters import tagging_steps
 from lifecycle.data.measures.steps import DocumentStep, run_steps
 from lifecycle.data.reading.raw import Skipped
-from lifecycle.data.reading.sources import file_size, list_files
+from lifecycle.data.reading.sources import list_files
 from lifecycle.data.selecting.pipeline import prepare_documents
-from lifecycle.data.tagging.partitions import Partition, partitions_of, raw_batches, tagged_schema
+from lifecycle.data.tagging.partition_store import WRITE
+from lifecycle.data.tagging.partitions import READ, Partition, partitions_of, raw_batches, tagged_schema
 from lifecycle.data.tagging.tagging import Reading, read_reading, write_reading
 
 SAMPLE_BYTES = 20_000_000  # of input: a few seconds' work, and enough documents for a share of one in a hundred
 LEAST_DOCUMENTS = 100
-READ, WRITE, SELECT = "read", "write", "select and compare"
+SELECT = "select and compare"
 
 type Spent = defaultdict[str, float]  # CPU-seconds by step
 
@@ -69,9 +70,9 @@ def outlook_of(config: DataConfig, num_bytes: int | None = None, seed: int = 0) 
     Raises `ConfigError` if the sources cannot be used, or too little of the sample can be trained on.
     """
     partitions = list(partitions_of(list_files(config), config))
-    total = sum(map(_size, partitions))
+    total = sum(partition.num_bytes for partition in partitions)
     sample = _sample(partitions, seed)
-    size = sum(map(_size, sample))
+    size = sum(partition.num_bytes for partition in sample)
     if not size:
         raise ConfigError("the sources have no readable bytes to measure; correct data.sources")
     wanted = total if num_bytes is None else num_bytes
@@ -111,7 +112,7 @@ def _running(partitions: Sequence[Partition]) -> Iterator[tuple[Partition, int]]
     before = 0
     for partition in partitions:
         yield partition, before
-        before += _size(partition)
+        before += partition.num_bytes
 
 
 def _tag(sample: Sequence[Partition], config: DataConfig, out: Path, spent: Spent) -> int:
@@ -128,7 +129,7 @@ def _tag(sample: Sequence[Partition], config: DataConfig, out: Path, spent: Spen
                     batch = _measured(step, batch, spent)
                 num_documents += batch.num_rows
                 _timed(WRITE, spent, lambda batch=batch: writer.write(pa.Table.from_batches([batch])))
-    write_reading(out, Reading(len(sample), sum(map(_size, sample)), tuple(skipped)))
+    write_reading(out, Reading(len(sample), sum(partition.num_bytes for partition in sample), tuple(skipped)))
     return num_documents
 
 
@@ -162,13 +163,6 @@ def _timed[R](name: str, spent: Spent, work: Callable[[], R]) -> R:
     result = work()
     spent[name] += time.process_time() - started
     return result
-
-
-def _size(partition: Partition) -> int:
-    """Bytes of the files, or of the parts of files, in a partition."""
-    return sum(
-        file_size(entry) if entry.part is None else entry.part.end - entry.part.begin for entry in partition.files
-    )
 
 
 def _bytes_in(folder: Path) -> int:

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.progress import Progress
+from lifecycle.core.step_costs import spending
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import pieces_of
 from lifecycle.data.measures.steps import Failure
@@ -44,9 +46,10 @@ def cut_repeats(
     What the stretches read is in `folder`, which must outlive them."""
     cut, left, removed = list(stretches), chosen.copy(), [REMOVALS.empty_table()]
     for step in cutting_steps(config):
-        pieces = pieces_of(cut, left)
-        spans_of = _finder(step, pieces, config, folder / step, engine, progress)
-        cut, failures = write_cuts(step, pieces, spans_of, MostlyCut(config.max_cut), folder, engine, progress)
+        with spending(step, cpu_seconds):
+            pieces = pieces_of(cut, left)
+            spans_of = _finder(step, pieces, config, folder / step, engine, progress)
+            cut, failures = write_cuts(step, pieces, spans_of, MostlyCut(config.max_cut), folder, engine, progress)
         removed.append(removals(step, failures))
         left[removed[-1]["ordinal"].to_numpy()] = False
     return cut, pa.concat_tables(removed)

@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.progress import Progress
+from lifecycle.core.step_costs import spending
 from lifecycle.data.config import DedupConfig
 from lifecycle.data.documents import Flags, Stretch, pieces_of
 from lifecycle.data.measures.steps import Failure
@@ -47,13 +49,16 @@ def deduplicate(
     with tempfile.TemporaryDirectory(prefix="dedup-", dir=scratch) as name:
         folder = Path(name)
         for step in (ADDRESS, EXACT) if config.addresses else (EXACT,):
-            kept, copies = _copies(pool, left, step, folder, engine, daft, progress)
-            removed.append(removals(step, _copy_failures(step, kept, copies, pool)))
-            left[copies] = False
-        bands = _link_bands(pool, left, config, folder, engine, daft, progress)
-        daft.end()
-        near = near_duplicates(pool, bands, config, folder, engine, progress)
-    return pa.concat_tables([*removed, removals(NEAR, _near_failures(near, pool))])
+            with spending(step, cpu_seconds):
+                kept, copies = _copies(pool, left, step, folder, engine, daft, progress)
+                removed.append(removals(step, _copy_failures(step, kept, copies, pool)))
+                left[copies] = False
+        with spending(NEAR, cpu_seconds):
+            bands = _link_bands(pool, left, config, folder, engine, daft, progress)
+            daft.end()
+            near = near_duplicates(pool, bands, config, folder, engine, progress)
+            removed.append(removals(NEAR, _near_failures(near, pool)))
+    return pa.concat_tables(removed)
 
 
 def _copies(

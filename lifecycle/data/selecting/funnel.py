@@ -37,6 +37,7 @@ GLOBAL_STEPS = {
     DECONTAMINATION: "data.decontamination.min_overlap",
 }
 CUTTING = (PARAGRAPHS, LINES, SUBSTRINGS)
+WITH_DAFT = (ADDRESS, EXACT, NEAR, *CUTTING)  # which group keys by it
 
 
 _REPORT = "a fault of this program, please report it; nothing of this step is used"

@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lifecycle.core.cpu_time import cpu_seconds
 from lifecycle.core.files import remove_folders, write_text
 from lifecycle.core.progress import Progress
+from lifecycle.core.step_costs import spending
 from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import Flags, Stretch, num_documents, pieces_of, require_columns, tagged_documents
 from lifecycle.data.measures.filters import document_steps, joined_steps
@@ -30,11 +32,12 @@ from lifecycle.data.selecting.contamination import contamination, note_cuts
 from lifecycle.data.selecting.cuts import CutStretch
 from lifecycle.data.selecting.cutting import cut_repeats
 from lifecycle.data.selecting.daft_process import DaftProcess
+from lifecycle.data.selecting.decontaminate import STEP as DECONTAMINATION
 from lifecycle.data.selecting.decontaminate import decontaminate
 from lifecycle.data.selecting.dedup import deduplicate
 from lifecycle.data.selecting.earlier import SIGNATURE, EarlierCorpus, Pool, signature_of
 from lifecycle.data.selecting.eval_items import TestItem, heldout_items, task_items
-from lifecycle.data.selecting.funnel import require_every_document, require_training_text
+from lifecycle.data.selecting.funnel import HELDOUT_SPLIT, require_every_document, require_training_text
 from lifecycle.data.selecting.preference import ranks
 from lifecycle.data.selecting.selection import REMOVALS, joined, select
 from lifecycle.data.selecting.split import heldout_flags, split_positions
@@ -44,6 +47,7 @@ from lifecycle.data.tagging.partitions import tagged_schema
 from lifecycle.data.tagging.tagging import Reading, read_reading
 
 LARGE = ("text", "meta")  # columns that no rule reads
+RULES, WRITE = "rules", "write"  # what documents cost before and after the steps that compare them
 LISTED = 50  # skipped files named in the stats; funnel.json names all
 
 
@@ -70,7 +74,8 @@ def prepare_documents(
         engine_of(config, reading.num_bytes) as engine, DaftProcess(engine.address) as daft,
     ):  # fmt: skip
         folder = Path(name)
-        chosen = _chosen(stretches, config, [name for name in schema.names if name not in LARGE], engine, progress)
+        with spending(RULES, cpu_seconds):
+            chosen = _chosen(stretches, config, [name for name in schema.names if name not in LARGE], engine, progress)
         removed, is_heldout = REMOVALS.empty_table(), np.zeros_like(chosen)
         if chosen.any():
             progress.note(f"looking for duplicates among {chosen.sum():,} documents")
@@ -79,16 +84,19 @@ def prepare_documents(
             chosen[removed["ordinal"].to_numpy()] = False
             cut, repeated = cut_repeats(cut, chosen, config.dedup, engine, folder, progress)
             chosen[repeated["ordinal"].to_numpy()] = False
-            is_heldout = _heldout(cut, chosen, config, seed)
+            with spending(HELDOUT_SPLIT, cpu_seconds):
+                is_heldout = _heldout(cut, chosen, config, seed)
             progress.note(
                 f"comparing {(chosen & ~is_heldout).sum():,} training documents with {is_heldout.sum():,} held-out ones"
                 f" and {len(rows):,} texts of evaluation rows"
             )
-            items = [*heldout_items(_documents(cut, is_heldout, engine, progress)), *rows]
-            found = _without_items(cut, chosen & ~is_heldout, items, config, engine, out, folder, progress)
+            with spending(DECONTAMINATION, cpu_seconds):
+                items = [*heldout_items(_documents(cut, is_heldout, engine, progress)), *rows]
+                found = _without_items(cut, chosen & ~is_heldout, items, config, engine, out, folder, progress)
             cut, overlaps, too_short, overlapping = found
             removed = pa.concat_tables([removed, repeated, overlaps]).sort_by("ordinal").combine_chunks()
-        written = write_documents(Selection(cut, removed, is_heldout), config, engine, out, progress)
+        with spending(WRITE, cpu_seconds):
+            written = write_documents(Selection(cut, removed, is_heldout), config, engine, out, progress)
     return _summary(written, reading, steps, num_documents(stretches), config, out, progress) | {
         "items_too_short_to_compare": int(too_short.sum()), SIGNATURE: signature_of(config.dedup),
         "contamination": contamination(out, items, too_short, overlapping),

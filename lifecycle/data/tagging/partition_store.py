@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from lifecycle.core.cores import available_cores
 from lifecycle.core.files import temporary
+from lifecycle.core.step_costs import add_input, spending
 from lifecycle.core.stopping import Stopped
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import SourceFile
@@ -31,6 +32,7 @@ from lifecycle.data.tagging.workers import WorkerDiedError
 
 ATTEMPTS = 3
 FAILED = "failed"  # the reason of files that are in a partition that failed
+WRITE = "write"  # what comes behind the map steps
 _TAGGED = b"lifecycle.tagged"  # in the file's metadata
 
 
@@ -181,6 +183,7 @@ def _make_marked(item: tuple[Partition, Path, tuple[Skipped, ...]]) -> Tagged:
 def _make(item: tuple[Partition, Path, tuple[Skipped, ...]]) -> Tagged:
     """Makes a partition, but for files that are lost, and writes it."""
     partition, folder, lost = item
+    add_input(partition.num_bytes)
     path = _path(folder, partition)
     unfinished = temporary(path.with_stem(f"{path.stem}-{uuid4().hex}"))  # two processes may mend one
     names = {entry.path for entry in lost}
@@ -228,14 +231,16 @@ def _written(partition: Partition, path: Path, failed: tuple[Skipped, ...]) -> T
         pq.ParquetWriter(file, tagged_schema(partition.config), compression="zstd", write_page_checksum=True) as writer,
     ):
         while (batch := tagging.next_batch()) is not None:
-            writer.write_batch(batch)
+            with spending(WRITE):
+                writer.write_batch(batch)
             num_documents += batch.num_rows
             num_bytes += int(batch["text_bytes"].to_numpy().sum())
         made = Tagged(num_documents, num_bytes, (*tagging.skipped, *failed))
-        writer.add_key_value_metadata({_TAGGED.decode(): json.dumps(asdict(made))})
-        writer.close()
-        file.flush()
-        os.fsync(file.fileno())
+        with spending(WRITE):
+            writer.add_key_value_metadata({_TAGGED.decode(): json.dumps(asdict(made))})
+            writer.close()
+            file.flush()
+            os.fsync(file.fileno())
     return tagging.error or made
 
 

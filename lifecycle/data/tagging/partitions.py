@@ -17,9 +17,10 @@ from operator import attrgetter
 import pyarrow as pa
 
 from lifecycle.core.config import ConfigError, digest
+from lifecycle.core.step_costs import spending
 from lifecycle.data.config import DataConfig, SourceConfig
 from lifecycle.data.measures.filters import tagging_steps
-from lifecycle.data.measures.steps import run_steps, schema_after
+from lifecycle.data.measures.steps import DocumentStep, run_steps, schema_after
 from lifecycle.data.reading.extract import extract_file
 from lifecycle.data.reading.raw import RAW_COLUMNS, RawDocument, Skipped, raw_batch
 from lifecycle.data.reading.row_parts import row_parts
@@ -28,6 +29,7 @@ from lifecycle.data.tagging.code_version import code_version
 
 MOST_PARTITIONS = 4  # times `data.partition_bytes` in one partition, if it has several files
 BATCH_CHARS = 4_000_000  # text that a map step gets at a time, even if one file has millions of rows
+READ = "read"  # what comes before the map steps
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ class Partition:
     def source(self) -> SourceConfig:
         """Where its files are from."""
         return self.config.sources[self.files[0].source]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its files, or of the parts of files that are in it."""
+        return sum(
+            file_size(entry) if entry.part is None else entry.part.end - entry.part.begin for entry in self.files
+        )
 
     @cached_property
     def contents(self) -> tuple[str, ...]:
@@ -112,8 +121,20 @@ def tag_files(partition: Partition) -> tuple[Iterator[pa.RecordBatch], list[Skip
     """Reads files and runs the map steps on them; gives the documents, in order, and the unusable files and rows, which
     are all there once the documents have ended."""
     skipped: list[Skipped] = []
-    steps = [step.measure for step in tagging_steps(partition.config)]
-    return (run_steps(batch, steps) for batch in raw_batches(partition, skipped)), skipped
+    return _tagged(raw_batches(partition, skipped), tagging_steps(partition.config)), skipped
+
+
+def _tagged(batches: Iterator[pa.RecordBatch], steps: Sequence[DocumentStep]) -> Iterator[pa.RecordBatch]:
+    """Runs the map steps on documents; counts what each step costs."""
+    while True:
+        with spending(READ):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        for step in steps:
+            with spending(step.name):
+                batch = run_steps(batch, [step.measure])
+        yield batch
 
 
 def raw_batches(partition: Partition, skipped: list[Skipped]) -> Iterator[pa.RecordBatch]:

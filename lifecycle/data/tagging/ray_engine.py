@@ -9,8 +9,7 @@ from functools import cache
 from typing import Any, Self
 
 from lifecycle.core.config import ConfigError
-from lifecycle.core.cpu_time import add_cpu_seconds
-from lifecycle.data.tagging.workers import WorkerDiedError, counted
+from lifecycle.data.tagging.workers import WorkerDiedError, counted, told
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,7 @@ class RayCluster:
                 waiting.popleft()
             for done in ray.wait(list(running))[0]:
                 result = _result(ray, done)
-                if not isinstance(result, WorkerDiedError):
-                    result, seconds = result
-                    add_cpu_seconds(seconds)
-                yield running.pop(done), result
+                yield running.pop(done), result if isinstance(result, WorkerDiedError) else told(*result)
 
 
 def connected(address: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from lifecycle.core.config import ConfigError
 from lifecycle.core.files import remove_folders, write_text
 from lifecycle.core.progress import Progress
+from lifecycle.core.step_costs import spending
 from lifecycle.data.config import DataConfig
 from lifecycle.data.document_writer import DocumentWriter, gather_files, piece_bytes
 from lifecycle.data.documents import ROW_GROUP, TAGGED
@@ -26,6 +27,7 @@ from lifecycle.data.tagging.partition_store import FAILED, PartitionStore, Tagge
 from lifecycle.data.tagging.partitions import Partition, partitions_of, tagged_schema
 
 READING = "reading.json"
+JOIN = "join partitions"  # the last step
 TEXTLESS = ("empty", "no_text")  # reasons that are no damage
 
 
@@ -122,7 +124,7 @@ def _write(work: tuple[PartitionStore, Sequence[_Run], DataConfig, Path]) -> Non
     """Writes some documents into a folder of their own; in worker processes."""
     store, runs, config, folder = work
     folder.mkdir(exist_ok=True)  # there if a process died over it
-    with DocumentWriter(folder, TAGGED, tagged_schema(config)) as writer:
+    with spending(JOIN), DocumentWriter(folder, TAGGED, tagged_schema(config)) as writer:
         for run in runs:
             for documents in store.documents(*run):
                 writer.write(documents)

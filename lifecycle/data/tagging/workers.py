@@ -26,6 +26,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from lifecycle.core.cpu_time import add_cpu_seconds
+from lifecycle.core.step_costs import StepCosts, add_costs, step_costs
 
 _told = [0.0]  # CPU seconds of this process that are counted
 
@@ -72,7 +73,7 @@ class Workers:
     ) -> Generator[tuple[int, R], None, list[int]]:
         """Does what waits until all is done or a process dies; returns the items that this has ended. Few items are in
         the pool's queue at a time: their arguments take memory."""
-        running: dict[Future[tuple[R, float]], int] = {}
+        running: dict[Future[tuple[R, float, StepCosts]], int] = {}
         lost: list[int] = []
         if self._pool is None:
             self._pool = ProcessPoolExecutor(self.count, mp_context=_forking(), initializer=_begin)
@@ -92,9 +93,7 @@ class Workers:
                     if isinstance(done.exception(), BrokenProcessPool):
                         lost.append(number)
                     else:
-                        result, seconds = done.result()
-                        add_cpu_seconds(seconds)
-                        yield number, result
+                        yield number, told(*done.result())
             return sorted([*lost, *running.values()])
         finally:
             if lost or running:  # the pool is broken, or has work that nobody asks for any more
@@ -106,11 +105,21 @@ class Workers:
             self._pool = None
 
 
-def counted[T, R](function: Callable[[T], R], item: T) -> tuple[R, float]:
-    """`function(item)`, and the CPU time of this process, which is no child of the run's, since the last such call."""
-    result, spent = function(item), time.process_time()
+def counted[R](function: Callable[..., R], *arguments: Any) -> tuple[R, float, StepCosts]:
+    """`function(*arguments)`, the CPU time of this process since the last such call, and what steps have spent in it:
+    for `told` in the process that asks."""
+    with step_costs() as costs:
+        result = function(*arguments)
+    spent = time.process_time()
     seconds, _told[0] = spent - _told[0], spent
-    return result, seconds
+    return result, seconds, costs
+
+
+def told[R](result: R, seconds: float, costs: StepCosts) -> R:
+    """Counts here what another process, which is no child of this one, has spent on a result."""
+    add_cpu_seconds(seconds)
+    add_costs(costs)
+    return result
 
 
 def _alone[T, R](function: Callable[[T], R], item: T, attempts: int) -> R | WorkerDiedError:
@@ -127,6 +136,7 @@ class Alone:
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_at_once)
+        self._seconds = 0.0  # that its calls have told
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +147,8 @@ class Alone:
     def end(self) -> None:
         """Ends the process; there are no further calls."""
         self._pool.shutdown()
+        add_cpu_seconds(-self._seconds)  # a child that has ended is counted
+        self._seconds = 0.0
 
     def start(self, function: Callable[..., None], *arguments: Any) -> None:
         """Lets the process start meanwhile, with this call; the next one finds out what it could not do."""
@@ -146,8 +158,10 @@ class Alone:
     def __call__[R](self, function: Callable[..., R], *arguments: Any) -> R:
         """`function(*arguments)` there."""
         with _bare_main():
-            result: Future[R] = self._pool.submit(function, *arguments)
-        return result.result()
+            done = self._pool.submit(counted, function, *arguments)
+        result, seconds, costs = done.result()
+        self._seconds += seconds
+        return told(result, seconds, costs)
 
 
 def call_alone[R](function: Callable[..., R], *arguments: Any) -> R:
