@@ -66,7 +66,8 @@ def data_run(run: RunConfig, corpus: str, progress: Progress) -> "DataRun":
 
     data, documents = run.corpora[corpus], documents_of(run, corpus)
     steps, tokens = document_steps(data), _tokens(run)
-    counts = {} if tokens is None else token_counts(tokens.path)
+    before = [documents_of(run, other).path for other in sorted(run.corpora) if other < corpus]  # as `by_corpus`
+    counts = {} if tokens is None else token_counts(tokens.path, before)
     language = Score("language_score", None, data.language.min_score, float("inf"), ("language undetermined",))
     found = survey(documents.path, steps, [language, *scores_of(steps)], counts, run.seed, progress)
     return DataRun(

@@ -14,7 +14,7 @@ from lifecycle.core.progress import Silent
 from lifecycle.data.inspecting.breakdown import ReasonCount
 from lifecycle.data.inspecting.distributions import scores_of
 from lifecycle.data.inspecting.evidence import MEMBERS, Group
-from lifecycle.data.inspecting.survey import SAMPLES, Survey, survey
+from lifecycle.data.inspecting.survey import SAMPLES, Survey, survey, token_counts
 from lifecycle.data.measures.steps import DocumentStep, Limit
 from lifecycle.data.personal.pii import pii_step
 from lifecycle.report.blocks import Table
@@ -65,6 +65,14 @@ def test_every_document_is_counted_once_by_any_column(found: Survey) -> None:
     assert found.breakdown.by(lambda cell: cell.license).keys() == {"CC0", ""}
     kept = found.breakdown.by(lambda cell: cell.outcome)["kept"]
     assert found.breakdown.of_edits("pii_email", kept) == (30, 20)
+
+
+def test_tokens_of_a_corpus_are_behind_those_of_the_corpora_before_it(folder: Path, tmp_path: Path) -> None:
+    for name, lengths in (("train", [*[7] * 30, 1, 2]), ("heldout", [7, 3])):  # `folder` has 30 and 1
+        np.save(tmp_path / f"{name}.lengths.npy", np.array(lengths, np.int32))
+    own, first = token_counts(tmp_path, [folder]), token_counts(tmp_path)
+    assert (own["kept"].tolist(), own["heldout"].tolist()) == ([1, 2], [3])
+    assert len(first["kept"]) == 32 and first["kept"][0] == 7
 
 
 @pytest.mark.parametrize(("keep", "said"), [([], "Edits by pii"), (["email"], "Found and left by pii")])
