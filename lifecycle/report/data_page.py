@@ -65,7 +65,7 @@ def build_data_page(run: DataRun) -> Report:
 def _sections(run: DataRun) -> Iterator[ReportSection]:
     amounts = run.survey.breakdown
     yield ReportSection("overview", "Overview", tuple(_overview(run)))
-    yield ReportSection("funnel", "Funnel", (funnel_drawing(run.steps), funnel_table(run.steps)))
+    yield ReportSection("funnel", "Funnel", tuple(_funnel(run)))
     removing = [name for name in (step["step"] for step in run.steps) if name in amounts.by(lambda cell: cell.outcome)]
     kinds = tuple(kinds_tables(amounts, removing, run.tokens is not None))
     yield ReportSection("kinds", "By source, license and language", kinds)
@@ -77,6 +77,30 @@ def _sections(run: DataRun) -> Iterator[ReportSection]:
     yield contamination_section(run.documents.stats, run.evidence)
     yield ReportSection("unread", "Not read", tuple(_unread(run.funnel["skipped"])))
     yield costs_section(run.tagging, run.documents, run.tokens, run.steps[0], run.price)
+
+
+def _funnel(run: DataRun) -> Iterator[Block]:
+    yield funnel_drawing(run.steps)
+    if run.tokens is None:
+        yield funnel_table(run.steps)
+        return
+    yield funnel_table(run.steps, estimated_tokens(run.steps, run.survey.breakdown))
+    yield Paragraph(
+        "Removed documents are not tokenised: their tokens, here and below, are estimated from their bytes, by the "
+        "tokens per byte of kept text of the same source; without such text, of all kept text."
+    )
+
+
+def estimated_tokens(steps: Sequence[Mapping[str, Any]], amounts: Breakdown) -> list[float]:
+    """The tokens of the documents that are left after each step: those of the texts in the files, for as many bytes as
+    the step counts, since others cut some of it later."""
+    found, left = [], set(amounts.by(lambda cell: cell.outcome))
+    tokens, sizes = amounts.tokens_by(lambda cell: cell.outcome), amounts.by(lambda cell: cell.outcome)
+    for step in steps:
+        left.discard("heldout" if step["step"] == HELDOUT_SPLIT else step["step"])
+        num_bytes = sum(int(sizes[outcome][1]) for outcome in left)
+        found.append(sum(tokens[outcome] for outcome in left) / max(1, num_bytes) * step["bytes_out"])
+    return found
 
 
 def _overview(run: DataRun) -> Iterator[Block]:
@@ -129,28 +153,32 @@ def _split(cell: Cell) -> str:
 def kinds_tables(amounts: Breakdown, steps: Sequence[str], has_tokens: bool) -> Iterator[Table]:
     """Documents by source, license and language, with a column for each of these steps."""
     columns = ("documents", "text", "kept", "text kept", "share kept", "held out")
-    columns += ("tokens",) * has_tokens + tuple(f"by {step.replace('_', ' ')}" for step in steps)
+    columns += ("tokens read (estimate)", "tokens kept and held out") if has_tokens else ()
+    columns += tuple(f"by {step.replace('_', ' ')}" for step in steps)
     for at, kind in enumerate(KINDS):
         found: dict[str, dict[str, Amounts]] = {}
         for (name, outcome), of_outcome in amounts.by(lambda cell, at=at: (cell[at], cell.outcome)).items():
             found.setdefault(name or "none", {})[outcome] = of_outcome
+        tokens = amounts.tokens_by(lambda cell, at=at: cell[at] or "none") if has_tokens else {}
         names = sorted(found, key=lambda name: (-sum(of[1] for of in found[name].values()), name))  # by bytes
-        rows = [(name, *_of_kind(found[name], steps, has_tokens)) for name in names[:MOST]]
+        rows = [(name, *_of_kind(found[name], steps, tokens.get(name))) for name in names[:MOST]]
         if others := names[MOST:]:
             merged: dict[str, Amounts] = {}
             for outcome, of_outcome in chain.from_iterable(found[name].items() for name in others):
                 merged[outcome] = merged.get(outcome, 0) + of_outcome
-            rows.append((f"{count(len(others))} others", *_of_kind(merged, steps, has_tokens)))
+            of_others = sum(tokens[name] for name in others) if has_tokens else None
+            rows.append((f"{count(len(others))} others", *_of_kind(merged, steps, of_others)))
         yield Table(f"Documents by {kind}", (kind, *columns), tuple(rows), columns, folded=len(rows) > FOLDED)
 
 
-def _of_kind(outcomes: Mapping[str, Amounts], steps: Sequence[str], has_tokens: bool) -> tuple[str, ...]:
+def _of_kind(outcomes: Mapping[str, Amounts], steps: Sequence[str], tokens_read: float | None) -> tuple[str, ...]:
     documents, num_bytes, tokens = np.sum([of_outcome[:3] for of_outcome in outcomes.values()], axis=0).tolist()
     kept, kept_bytes = outcomes["kept"][:2].tolist() if "kept" in outcomes else (0, 0)
     return (
         count(documents), size(num_bytes), count(kept), size(kept_bytes), share(kept_bytes / max(1, num_bytes)),
         count(outcomes["heldout"][0]) if "heldout" in outcomes else "",
-        *((count(tokens),) * has_tokens), *(count(outcomes[step][0]) if step in outcomes else "" for step in steps),
+        *(() if tokens_read is None else (count(tokens_read), count(tokens))),
+        *(count(outcomes[step][0]) if step in outcomes else "" for step in steps),
     )  # fmt: skip
 
 

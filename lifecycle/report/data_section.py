@@ -124,18 +124,21 @@ def _topics(of_splits: Mapping[str, Mapping[str, int]], sorted_corpora: Mapping[
     )
 
 
-def funnel_table(steps: Sequence[Mapping[str, Any]]) -> Table:
-    """The steps, with what went in and came out."""
-    columns = ("step", "in", "out", "text out", "of the text read", "removed", "edited")
+def funnel_table(steps: Sequence[Mapping[str, Any]], tokens: Sequence[float] = ()) -> Table:
+    """The steps, with what went in and came out; `tokens`: an estimate of those that came out of each step."""
+    estimates = ("tokens in (estimate)", "tokens out (estimate)") if tokens else ()
+    columns = ("step", "in", "out", "text in", "text out", "of the text read", *estimates, "removed", "edited")
     read = steps[0]["bytes_out"]
     rows = []
-    for step in steps:
+    for at, step in enumerate(steps):
         entered = f"{count(step['files_in'])} files" if "files_in" in step else count(step["documents_in"])
+        flow = (count(tokens[at - 1]) if at else "", count(tokens[at])) if tokens else ()
         rows.append((
-            step["step"].replace("_", " "), entered, count(step["documents_out"]), size(step["bytes_out"]),
-            share(step["bytes_out"] / read), counts(step["reasons"]), counts(step["edits"]),
+            step["step"].replace("_", " "), entered, count(step["documents_out"]), size(step["bytes_in"]),
+            size(step["bytes_out"]), share(step["bytes_out"] / read), *flow,
+            counts(step["reasons"]), counts(step["edits"]),
         ))  # fmt: skip
-    return Table("Funnel: documents and text through each step", columns, tuple(rows), columns[1:5])
+    return Table("Funnel: documents and text through each step", columns, tuple(rows), columns[1:-2])
 
 
 def funnel_drawing(steps: Sequence[Mapping[str, Any]]) -> Charts:

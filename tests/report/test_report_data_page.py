@@ -13,9 +13,10 @@ from lifecycle.data.selecting.contamination import Evidence
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report import data_page
 from lifecycle.report.blocks import Paragraph, Table
-from lifecycle.report.data_page import cut_tile, faults_of, kinds_tables
+from lifecycle.report.data_page import cut_tile, estimated_tokens, faults_of, kinds_tables
 from lifecycle.report.data_page_costs import REST, steps_table
 from lifecycle.report.data_page_evidence import classifiers_table, contamination_section
+from lifecycle.report.data_section import funnel_table
 
 
 def broken_down(*outcomes: str, sources: int = 1) -> Breakdown:
@@ -85,11 +86,35 @@ def test_a_table_with_too_many_rows_adds_the_others_up(monkeypatch: pytest.Monke
     monkeypatch.setattr(data_page, "MOST", 2)
     amounts = broken_down(*("kept", "quality", "heldout", "kept", "kept") * 4, sources=5)
     source, _, language = kinds_tables(amounts, ["quality"], has_tokens=True)
-    assert source.columns[:3] == ("source", "documents", "text") and "tokens" in source.columns
+    assert source.columns[:3] == ("source", "documents", "text") and source.columns[7:9] == (
+        "tokens read (estimate)",
+        "tokens kept and held out",
+    )
     assert [row[0] for row in source.rows] == ["s0", "s1", "3 others"]
     assert [row[1] for row in source.rows] == ["4", "4", "12"]
-    assert source.rows[2][3:] == ("8", "80 bytes", "66.7 %", "4", "36", "")
-    assert language.rows == (("none", "20", "200 bytes", "12", "120 bytes", "60.0 %", "4", "60", "4"),)
+    assert source.rows[2][3:] == ("8", "80 bytes", "66.7 %", "4", "36", "36", "")
+    assert language.rows == (("none", "20", "200 bytes", "12", "120 bytes", "60.0 %", "4", "60", "60", "4"),)
+
+
+def test_tokens_of_removed_documents_are_estimated_by_those_of_their_source() -> None:
+    """Kept: 1 token a byte in source a, 1/4 in b; nothing of c is kept: as all kept text, 20 tokens of 50 bytes."""
+    amounts = Breakdown(())
+    documents = [
+        ("a", "kept", 10, 10), ("b", "kept", 40, 10), ("b", "heldout", 20, 3),
+        ("a", "quality", 100, 0), ("b", "quality", 80, 0), ("c", "near_duplicates", 50, 0),
+    ]  # fmt: skip
+    for source, outcome, num_bytes, tokens in documents:
+        kinds = {"source": [source], "license": ["MIT"], "language": ["en"], "text_bytes": [num_bytes]}
+        amounts.add(pa.record_batch(kinds), pa.array([outcome]), np.array([tokens]))
+    assert amounts.tokens_by(lambda cell: cell.source) == pytest.approx({"a": 110, "b": 33, "c": 20})
+    sizes = {"read": 300, "quality": 120, "near_duplicates": 70, "heldout_split": 50, "decontamination": 25}
+    steps = [{"step": name, "bytes_in": 0, "bytes_out": size} for name, size in sizes.items()]
+    found = estimated_tokens(steps, amounts)
+    assert found == pytest.approx([163, 43, 23, 20, 10])  # half of the last text was cut
+    rows = [step | {"documents_in": 9, "documents_out": 9, "reasons": {}, "edits": {}} for step in steps]
+    table = funnel_table([rows[0] | {"files_in": 4}, *rows[1:]], found)
+    at = table.columns.index("tokens in (estimate)")
+    assert [row[at : at + 2] for row in table.rows][:2] == [("", "163"), ("163", "43")]
 
 
 def test_a_classifier_has_what_it_was_worth_on_held_out_examples() -> None:

@@ -55,6 +55,21 @@ class Breakdown:
             sums[key(cell)] = sums.get(key(cell), 0) + amounts
         return sums
 
+    def tokens_by[Key](self, key: Callable[[Cell], Key]) -> dict[Key, float]:
+        """An estimate of the tokens of all cells with the same key. Those of documents that are kept or held out are
+        counted; removed ones were never tokenised: they have as many a byte as the kept text of their source, and of a
+        source that has none, as all kept text."""
+        kept = self.by(lambda cell: cell.source if cell.outcome == "kept" else None)
+        kept.pop(None, None)
+        rates = {source: int(of[2]) / int(of[1]) for source, of in kept.items() if of[1]}
+        of_all = sum(int(of[2]) for of in kept.values()) / max(1, sum(int(of[1]) for of in kept.values()))
+        sums: dict[Key, float] = {}
+        for cell, amounts in self._cells.items():
+            is_counted = cell.outcome in ("kept", "heldout")
+            tokens = float(amounts[2]) if is_counted else float(amounts[1]) * rates.get(cell.source, of_all)
+            sums[key(cell)] = sums.get(key(cell), 0.0) + tokens
+        return sums
+
     def of_edits(self, name: str, amounts: Amounts) -> tuple[int, int]:
         """Of a column of edits in these amounts: how many, and in how many documents."""
         at = 3 + self.edits.index(name)
