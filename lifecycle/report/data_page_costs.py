@@ -48,8 +48,9 @@ def steps_table(artifacts: tuple[Artifact, ...], price: PriceConfig) -> Iterator
         yield Table("Speed and cost of each step", columns, tuple(rows), columns[2:])
         yield Paragraph(
             "A step's input is what the run that finished its stage gave it: in tagging the files of partitions that "
-            f"this run made itself. What was not measured is blank. In {REST} are starting, listing and hashing files, "
-            "and killed runs."
+            f"this run made itself. What was not measured, or took under {LEAST_S} core-seconds, has no speed. Loading "
+            "and compiling count for the step that needs them first, so little input looks slow. In "
+            f"{REST} are starting, listing and hashing files, and killed runs."
         )
 
 
