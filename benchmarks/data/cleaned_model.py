@@ -1,12 +1,12 @@
 """Two models of 10 M parameters on as many tokens: one learns from all documents that were read, one from those kept.
 
-    uv run benchmarks/data/cleaned_model.py DOCUMENTS ... [--steps 400] [--also TEXTS.jsonl ...]
+    uv run benchmarks/data/cleaned_model.py DOCUMENTS ... [--steps 1600] [--also TEXTS.jsonl ...]
 
 DOCUMENTS are the folders of a run's artifacts of stage `documents`. Both models have the same initial weights, as many
 batches of one size, and one tokenizer, trained on what was read, so that it does not favour the cleaned text. Measured
 are bits per byte of the held-out documents, by source, and of other texts (JSON Lines, column `text`), 200 of each. The
 raw side gets nothing that is known to overlap the held-out documents: no copy or near-duplicate of them, and no
-document removed for contamination.
+document removed for contamination. Batches are small: few tokens must teach much.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from lifecycle.training.optimizer_config import OptimizerConfig, ScheduleConfig
 from lifecycle.training.run import TrainingRun
 from lifecycle.training.token_rows import TokenRows
 
-VOCAB, SEQ_LEN, BATCH = 8192, 512, 8
+VOCAB, SEQ_LEN, BATCH = 8192, 512, 2
 MODEL = ModelConfig(
     vocab_size=VOCAB, d_model=320, d_ff=960, num_layers=6, num_heads=5, num_kv_heads=5, head_dim=64,
     max_seq_len=SEQ_LEN, tie_embeddings=True,
@@ -76,7 +76,7 @@ def main() -> None:
     """Trains and measures both models."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("documents", type=Path, nargs="+")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--also", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
     sets = heldout_sets(arguments.documents) | {path.stem: texts_of(path) for path in arguments.also}
@@ -148,7 +148,7 @@ def trained(scratch: Path, side: str, tokenizer: Tokenizer, steps: int, sets: di
     print(side, stats["splits"]["train"], flush=True)
     schedule = ScheduleConfig(kind="cosine", warmup_steps=steps // 20)
     optimizer = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, schedule=schedule)
-    train = NextTokenConfig(steps=steps, seq_len=SEQ_LEN, global_batch_size=BATCH, optimizer=optimizer, log_every=20)
+    train = NextTokenConfig(steps=steps, seq_len=SEQ_LEN, global_batch_size=BATCH, optimizer=optimizer, log_every=80)
     mesh, keep = build_mesh(MeshConfig()), KeepWeights()
     rows = TokenRows(TokenShards(shards, "train", tokenizer), SEQ_LEN, {}, 0)
     job = TrainJob(
