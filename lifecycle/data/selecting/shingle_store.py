@@ -20,7 +20,7 @@ from lifecycle.data.selecting.gram_lookup import mapped
 from lifecycle.data.selecting.signatures import SHINGLES
 from lifecycle.data.selecting.similarity import jaccard_similarity, shingles, sketch
 
-CACHED = 4096  # sets that are kept in memory
+CACHED = 512  # sets that each process keeps in memory; with 4,096, 1.6 GB of text took 1.50 GB and not 1.11
 _BYTES = np.dtype(np.uint64).itemsize
 _FIRSTS, _STARTS, _SIZES, _NAMES = "firsts.npy", "starts.npy", "sizes.npy", "names.txt"
 
