@@ -78,7 +78,7 @@ def data_run(run: RunConfig, corpus: str, progress: Progress) -> "DataRun":
         funnel=json.loads((documents.path / FUNNEL).read_text(encoding="utf-8")),
         survey=found,
         evidence=evidence_of(documents.path),
-        classifiers={own.name: read_classifier(Path(own.path).expanduser()).manifest for own in data.classifiers},
+        classifiers={own.name: read_classifier(Path(own.path)).manifest for own in data.classifiers},
         price=run.price,
     )
 

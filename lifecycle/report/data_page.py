@@ -104,22 +104,33 @@ def estimated_tokens(steps: Sequence[Mapping[str, Any]], amounts: Breakdown) -> 
 
 
 def _overview(run: DataRun) -> Iterator[Block]:
-    read, splits = run.steps[0], run.survey.breakdown.by(_split)
-    tiles = [Tile("read", count(read["documents_out"]), f"documents, {size(read['bytes_out'])} of text")]
-    for split, name in (("kept", "kept"), ("heldout", "held out"), ("removed", "removed")):
-        documents, num_bytes, _ = splits[split][:3].tolist() if split in splits else (0, 0, 0)
-        of_text = share(num_bytes / max(1, read["bytes_out"]))
-        tiles.append(Tile(name, count(documents), f"documents, {size(num_bytes)}, {of_text} of the text"))
-    tiles += cut_tile(run.steps)
-    if run.tokens is not None:
-        for split, of_split in run.tokens.stats["splits"].items():
-            tiles.append(Tile(f"tokens, {split}", count(of_split["tokens"])))
-    tiles.append(
-        Tile("not read", count(len(run.funnel["skipped"])), f"files and rows, of {count(read['files_in'])} files")
-    )
+    read, amounts = run.steps[0], run.survey.breakdown
+    tiles = [
+        Tile("read", count(read["documents_out"]), f"documents, {size(read['bytes_out'])} of text"),
+        *split_tiles(amounts, read["bytes_out"]),
+        *cut_tile(run.steps),
+        *(token_tiles(amounts) if run.tokens is not None else ()),
+        Tile("not read", count(len(run.funnel["skipped"])), f"files and rows, of {count(read['files_in'])} files"),
+    ]
     yield Headline(tuple(tiles))
-    faults = list(faults_of(run.steps, run.survey.breakdown))
+    faults = list(faults_of(run.steps, amounts))
     yield from map(Paragraph, faults or ["Every document read is kept, held out or removed, at every step."])
+
+
+def split_tiles(amounts: Breakdown, read_bytes: int) -> Iterator[Tile]:
+    """How much was kept, held out and removed."""
+    splits = amounts.by(_split)
+    for split, name in (("kept", "kept"), ("heldout", "held out"), ("removed", "removed")):
+        documents, num_bytes = splits[split][:2].tolist() if split in splits else (0, 0)
+        of_text = share(num_bytes / max(1, read_bytes))
+        yield Tile(name, count(documents), f"documents, {size(num_bytes)}, {of_text} of the text")
+
+
+def token_tiles(amounts: Breakdown) -> Iterator[Tile]:
+    """The tokens of this corpus, which may be one of several in the shards."""
+    splits = amounts.by(_split)
+    for split, name in (("kept", "train"), ("heldout", "heldout")):
+        yield Tile(f"tokens, {name}", count(int(splits[split][2]) if split in splits else 0))
 
 
 def cut_tile(steps: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:

@@ -43,7 +43,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
 
 
 def _sample(settings: TokenizerConfig, inputs: Inputs, seed: int) -> list[str]:
-    """Kept text, balanced between sources and languages."""
+    """Kept text, balanced between sources and languages; all of it is trained on, since it is no larger than asked."""
     sizes = Counter[_Group]()
     for group, row in _grouped(inputs, "text_bytes"):
         sizes[group] += row["text_bytes"]

@@ -14,6 +14,7 @@ from itertools import batched, starmap
 from operator import add
 from typing import Any
 
+from lifecycle.core.languages import WITHOUT_BLANKS
 from lifecycle.text.interface import Tokenizer, TokenizerError
 
 type Group = tuple[str, str]  # of documents: all, language or source, and its name
@@ -21,7 +22,6 @@ type Group = tuple[str, str]  # of documents: all, language or source, and its n
 ALL: Group = ("all", "")
 COLUMNS = ("text", "language", "source")  # of the documents
 BATCH = 256  # documents that are encoded at a time: memory holds no more
-WITHOUT_BLANKS = frozenset(("bo", "dz", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"))  # as fastText names them
 _WORD = re.compile(r"\w+")
 
 

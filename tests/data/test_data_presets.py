@@ -1,5 +1,9 @@
 """The presets for kinds of text are settings of the document pipeline, and a run file can name them."""
 
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,12 @@ model: smollm2_135m
 data: {preset: web, sources: [{name: own, path: own}]}
 tokenizer: {kind: bytes}
 train: {base: {objective: next_token, steps: 1, seq_len: 8, global_batch_size: 1}}
+"""
+READ = """
+from pathlib import Path
+from lifecycle.cli.arguments import read_config
+from lifecycle.core.config import OWN_PRESETS
+print(OWN_PRESETS, read_config(Path("run.yaml"), ()).model.num_layers)
 """
 PRESETS = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml") if path != RUN)
 
@@ -57,3 +67,19 @@ def test_pages_lose_the_lines_that_c4_removes_but_for_punctuation() -> None:
 def test_a_preset_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="no preset 'wbe' in data/"):
         read_config(RUN, ("data.docs.preset=wbe",))
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_the_presets(tmp_path: Path) -> None:
+    built, installed = tmp_path / "built", tmp_path / "installed"
+    subprocess.run(["uv", "build", "--quiet", "--wheel", "--out-dir", str(built)], cwd=CONFIGS.parent, check=True)
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(installed)
+    presets = {path.relative_to(CONFIGS.parent) for path in CONFIGS.rglob("*.yaml")}
+    assert presets and all((installed / "lifecycle" / path).is_file() for path in presets)
+    (tmp_path / "run.yaml").write_text(ELSEWHERE)
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", READ]
+    read = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert read.split() == [str(installed / "lifecycle" / "configs"), "30"]

@@ -13,7 +13,7 @@ from lifecycle.data.selecting.contamination import Evidence
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report import data_page
 from lifecycle.report.blocks import Paragraph, Table
-from lifecycle.report.data_page import cut_tile, estimated_tokens, faults_of, kinds_tables
+from lifecycle.report.data_page import cut_tile, estimated_tokens, faults_of, kinds_tables, split_tiles, token_tiles
 from lifecycle.report.data_page_costs import REST, steps_table
 from lifecycle.report.data_page_evidence import classifiers_table, contamination_section
 from lifecycle.report.data_section import funnel_table
@@ -148,3 +148,11 @@ def test_each_step_has_its_speed_share_and_cost_of_what_it_was_given(tmp_path: P
         ("documents", "near duplicates", "6.00 MB", "", "", "", "", ""),  # not known, so neither is the rest
     )
     assert not list(steps_table((made(tmp_path, "other", 4.0),), PriceConfig()))
+
+
+def test_the_tiles_are_of_this_corpus() -> None:
+    amounts = broken_down("kept", "kept", "heldout", "quality", "near_duplicates")
+    assert [(tile.name, tile.value) for tile in (*split_tiles(amounts, 50), *token_tiles(amounts))] == [
+        ("kept", "2"), ("held out", "1"), ("removed", "2"), ("tokens, train", "6"), ("tokens, heldout", "3"),
+    ]  # fmt: skip
+    assert [tile.value for tile in token_tiles(broken_down("quality"))] == ["0", "0"]

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lifecycle.core.config import Section
+from lifecycle.core.languages import WITHOUT_BLANKS
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures import code_measures, prose_measures
 from lifecycle.data.measures.quality_config import (
@@ -31,7 +32,6 @@ from lifecycle.data.measures.quality_config import (
     RepetitionConfig,
     StarCoderConfig,
 )
-from lifecycle.data.measures.scripts import WITHOUT_BLANKS
 from lifecycle.data.measures.steps import DocumentStep, Limit
 from lifecycle.data.measures.stop_words import Lists, stop_words
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from lifecycle.core.config import Section, nearest, overlaid
+from lifecycle.core.languages import WITHOUT_BLANKS
 
 type Share = Annotated[float, Field(ge=0, le=1)] | None
 type Amount = Annotated[float, Field(ge=0)] | None
@@ -121,8 +122,6 @@ def _known_language(code: str) -> str:
 
 
 def _in_words(code: str) -> str:
-    from lifecycle.data.measures.scripts import WITHOUT_BLANKS
-
     if code in WITHOUT_BLANKS:
         raise ValueError(f"{code!r} has no blanks between words: none are counted there; leave it out")
     return code

@@ -31,7 +31,6 @@ _LANGUAGES = {
 }  # fmt: skip
 _ALSO_LATIN = frozenset(("az", "ku", "ro", "sh", "sr", "tk", "tt", "uz"))
 _NAMES = ("LATIN", *_LANGUAGES)
-WITHOUT_BLANKS = frozenset(("zh", "ja", "th", "lo", "km", "my", "bo", "wuu", "yue"))  # between words
 
 
 @cache

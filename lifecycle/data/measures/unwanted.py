@@ -60,9 +60,7 @@ class MeasureUnwanted:
         if self.addresses:
             named = [[*own, *rest] for own, rest in zip(links, _named(batch), strict=True)]
             columns += (pa.array([_num_listed(own, file.path) for own in named], pa.int64()) for file in self.addresses)
-        columns += (
-            pa.array(score(read_classifier(Path(file.path).expanduser()), batch["text"])) for file in self.classifiers
-        )
+        columns += (pa.array(score(read_classifier(Path(file.path)), batch["text"])) for file in self.classifiers)
         return pa.record_batch(columns, schema=self.columns)
 
 

@@ -26,7 +26,7 @@ from lifecycle.data.selecting.overlap_index import Hit
 FILE = "contamination.parquet"
 # `task` is null for a held-out document; `item`: FILE:LINE of a task's row, or a document's name; `ordinal`: of the
 # training document among the tagged ones; `share`: as decontamination compares it; `excerpt`: the longest run of words
-# in common, as the item has it; `outcome`: what became of the document, which documents of older code do not have.
+# in common, as the item has it; `outcome`: what became of the document.
 HITS = pa.schema([
     ("task", pa.string()), ("item", pa.string()), ("ordinal", pa.int64()), ("document", pa.string()),
     ("share", pa.float64()), ("excerpt", pa.string()), ("outcome", pa.string()),
