@@ -147,7 +147,7 @@ def measured(folder: Path, kind: str, side: str, cores: int) -> dict[str, Any]:
 
         def write() -> None:
             with Native(cores) as engine:
-                write_token_shards({"": documents}, tokenizer, shards, Silent(), engine, most)
+                write_token_shards({"": documents}, tokenizer, shards, Silent(), engine, shard_bytes=most)
 
         spent, _ = _timed(write)
         read = TokenShards(shards)

@@ -71,6 +71,7 @@ def _show(console: Console, found: Outlook, cores: int, price: float) -> None:
         f"of the sample's documents {moved.candidate_share:.1%} are compared whole, of a larger corpus more; memory of "
         f"the process that compares: {_sized(moved.memory_bytes)}"
     )
+    console.print(f"token shards are shuffled in processes of up to {_sized(found.shard_memory_bytes)} each")
     money = f", {found.cpu_hours * price:,.2f} at {price:g} an hour" if price else ""
     console.print(f"time: {found.cpu_hours / cores:,.2f} hours on {cores:,} cores{money}")
 

@@ -249,6 +249,14 @@ _SELECTION: dict[str, Any] = {
 _SHARDS: dict[str, Any] = {"topics": True}  # that decide only how token shards name the documents
 
 
+class ShardsConfig(Section):
+    """The files of tokens that documents become, of all corpora, shuffled."""
+
+    # Of training text. None: of 16 MB each, of very large corpora 16,384. For N hosts that each read a part of them, a
+    # multiple of N: they differ in size as chance has it, one of n documents by some 1 / sqrt(n).
+    count: int | None = Field(default=None, ge=1, le=65_536)
+
+
 type Places = tuple[Annotated[str, AfterValidator(checked_place), PlainSerializer(shown, when_used="json")], ...]
 
 

@@ -1,11 +1,14 @@
-"""Documents written as token shards (`shards.py`): by processes side by side, killed and gone on with, in flat memory.
+"""Documents written as shuffled token shards (`shards.py`), in two passes by processes side by side, killed and gone on
+with, in flat memory.
 
-A shard has documents that follow each other: row groups of the documents' files, until they have `SHARD_BYTES` of
-text; of a large corpus more, so that a split has few more than `MOST_SHARDS`. So which documents a shard has depends on
-them alone, and the same documents and tokenizer give the same bytes, whatever the number of processes.
+The first pass (`token_parts.py`) writes documents as tokens, in the order of their keys within each part. The second
+merges: a shard has the documents of the next ranges of keys, from all parts. So the order is that of the keys, as if
+all had been shuffled at once; it follows from the documents alone, and the same documents and tokenizer give the same
+bytes, whatever the number of processes.
 
-Memory holds a row group of each process. A shard's part of the arrays is left in the folder `parts`, its facts there
-last of all: a run that was killed goes on with the shards that have none.
+Memory holds in each process a part in the first pass, a range in the second: the tokens of about `SHARD_BYTES` of text,
+or of a 16,384th of a split that has more than 500 GB. What a pass has finished is in the folder `parts` with its facts:
+a run that was killed goes on with the rest.
 """
 
 import errno
@@ -14,15 +17,12 @@ import os
 import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from array_record.python import array_record_module
 from numpy.typing import NDArray
 
@@ -30,126 +30,151 @@ from lifecycle.core.config import digest
 from lifecycle.core.file_hashes import file_hashes
 from lifecycle.core.files import temporary, write_text
 from lifecycle.core.progress import Progress
-from lifecycle.data.measures.identity import HASH_BYTES
-from lifecycle.data.shards import ARRAYS, INDEX, SPLITS, ShardError, TokenShards
+from lifecycle.data.shards import ARRAYS, COUNTS, INDEX, SPLITS, ShardError, TokenShards
 from lifecycle.data.tagging.engine import Engine, Native
 from lifecycle.data.tagging.workers import WorkerDiedError
+from lifecycle.data.token_parts import (
+    DOCUMENT,
+    Facts,
+    PlannedPart,
+    TokenPart,
+    WritePart,
+    cut,
+    keys_of,
+    part_name,
+    planned_parts,
+    remember,
+    remembered,
+    text_bytes_of,
+)
 from lifecycle.data.topics import Topics
-from lifecycle.text.bulk import BulkEncoder, bulk_encoder
 from lifecycle.text.tokenizer import Tokenizer
 
-SHARD_BYTES = 32 << 20  # a few seconds' work, and what a killed run does again; 16 MB of tokens
-MOST_SHARDS = 4096
+SHARD_BYTES = 32 << 20  # of text: a few seconds' work, and what a killed run does again; 16 MB of tokens
+MOST_PARTS = 16_384  # of a split
 PARTS = "parts"
 # One document per record group: a random read decodes no neighbours.
 _WRITE_OPTIONS = "group_size:1,uncompressed"
-_COLUMNS = ("id", "source", "text")
-
-type _Facts = dict[str, Any]
-type _Group = tuple[Path, int]  # a row group of a file
 
 
 def write_token_shards(
     documents: Mapping[str, Path], tokenizer: Tokenizer, out: Path, progress: Progress, engine: Engine | None = None,
-    shard_bytes: int = SHARD_BYTES, topics: Mapping[str, Topics] | None = None,
+    *, num_shards: int | None = None, shard_bytes: int = SHARD_BYTES, topics: Mapping[str, Topics] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Encodes `kept-*.parquet` and `heldout-*.parquet` into `out`; returns stats. `documents`: the folders of corpora
     by name, whose sources are called `CORPUS/SOURCE`; with the name "" as they are. `engine`: where; without one, here.
-    `topics`: of the documents of some corpora, which become parts of their sources (`topic_names.py`).
+    `num_shards`: of the training documents; None: of `shard_bytes` of text each. `topics`: of the documents of some
+    corpora, which become parts of their sources (`topic_names.py`).
 
     Raises `ShardError` if a corpus has no kept document. Without held-out documents that split exists and is empty.
     """
     (out / PARTS).mkdir(parents=True, exist_ok=True)
-    shards = {split: list(_planned(documents, split, shard_bytes)) for split in SPLITS}
+    counts = {"train": num_shards, "heldout": None}
+    plans = [_Plan.of(documents, split, shard_bytes, counts[split]) for split in SPLITS]
     for name, folder in documents.items():
-        if not any(shard.corpus == name for shard in shards["train"]):
+        if not any(part.corpus == name for part in plans[0].parts):
             raise ShardError(f"{folder}: no kept document to train on; loosen the data filters or add sources")
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    write = _WriteShard(tokenizer, dtype.str, out, topics or {})
-    facts = _write_all([*shards["train"], *shards["heldout"]], write, engine or Native(1), progress)
-    sources: dict[str, int] = {}  # name -> number, in order of first occurrence
-    splits = {
-        split: _joined(out, split, [facts[shard.name] for shard in own], sources) for split, own in shards.items()
-    }
-    index = {
-        "dtype": dtype.str,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id,
-        "sources": list(sources),
-        "splits": splits,
-    }
-    write_text(out / INDEX, json.dumps(index, indent=1) + "\n")
+    dtype, engine = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4", engine or Native(1)
+    write_part = WritePart(tokenizer, dtype, out / PARTS, {plan.split: plan.num_ranges for plan in plans}, topics or {})
+    parts = _all(list(chain(*(plan.parts for plan in plans))), write_part, engine, progress, "tokens", plans)
+    write_shard = _WriteShard(
+        out, dtype, {plan.split: len(plan.parts) for plan in plans},
+        {plan.split: digest([write_part.made_of(part) for part in plan.parts]) for plan in plans},
+    )  # fmt: skip
+    shards = _all(list(chain(*(plan.shards for plan in plans))), write_shard, engine, progress, "shards", plans)
+    sources = sorted({name for facts in parts.values() for name in facts["sources"]})
+    splits = {plan.split: _joined(out, plan, parts, shards, sources) for plan in plans}
+    _write_index(out, tokenizer, {"dtype": dtype, "sources": sources, "splits": splits})
     shutil.rmtree(out / PARTS)
     counted = ("documents", "tokens", "text_bytes")
     return {
-        "dtype": dtype.name,
+        "dtype": np.dtype(dtype).name,
         "splits": {split: {key: of[key] for key in counted} for split, of in splits.items()},
         "source_tokens": {split: TokenShards(out, split).source_tokens() for split in SPLITS},
     }
 
 
+def text_in_memory(text_bytes: int, shard_bytes: int = SHARD_BYTES) -> int:
+    """Of a split of so much text, that whose tokens are in the memory of a process at a time."""
+    return max(shard_bytes, text_bytes // MOST_PARTS)
+
+
+def _write_index(out: Path, tokenizer: Tokenizer, content: dict[str, Any]) -> None:
+    made_by: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+    }
+    write_text(out / INDEX, json.dumps(made_by | content, indent=1) + "\n")
+
+
 @dataclass(frozen=True)
 class _Shard:
-    """What a shard is made of."""
+    """A shard, and the ranges of keys that it has."""
 
     split: str
     number: int
-    corpus: str
-    groups: tuple[_Group, ...]
-    num_documents: int
+    ranges: range
 
     @property
     def name(self) -> str:
         return f"{self.split}-{self.number:05d}"
 
 
-def _planned(documents: Mapping[str, Path], split: str, shard_bytes: int) -> Iterator[_Shard]:
-    """The shards of a split, each of one corpus."""
-    groups = [
-        (corpus, *group)
-        for corpus, folder in documents.items()
-        for path in sorted(folder.glob(f"{SPLITS[split]}-*.parquet"))
-        for group in _row_groups(path)
-    ]
-    most = max(shard_bytes, sum(size for *_, size in groups) // MOST_SHARDS)
-    shard, held = _Shard(split, 0, next(iter(documents)), (), 0), 0
-    for corpus, group, num_documents, size in groups:
-        if shard.groups and (held + size > most or corpus != shard.corpus):
-            yield shard
-            shard, held = _Shard(split, shard.number + 1, corpus, (), 0), 0
-        shard = replace(
-            shard, corpus=corpus, groups=(*shard.groups, group), num_documents=shard.num_documents + num_documents
-        )
-        held += size
-    if shard.groups:
-        yield shard
+@dataclass(frozen=True)
+class _Plan:
+    """Of a split."""
+
+    split: str
+    parts: tuple[PlannedPart, ...]
+    num_shards: int
+    ranges_per_shard: int
+
+    @classmethod
+    def of(cls, documents: Mapping[str, Path], split: str, shard_bytes: int, num_shards: int | None) -> "_Plan":
+        """Parts and ranges of about as many bytes of text; so many shards, or of a range each."""
+        size = text_bytes_of(documents, split)
+        held = text_in_memory(size, shard_bytes)
+        parts, pieces = tuple(planned_parts(documents, split, held)), max(1, -(-size // held))
+        num_documents = sum(part.num_documents for part in parts)
+        shards = num_shards or min(pieces, num_documents)
+        return cls(split, parts, shards if parts else 0, -(-pieces // max(1, shards)))
+
+    @property
+    def num_documents(self) -> int:
+        return sum(part.num_documents for part in self.parts)
+
+    @property
+    def num_ranges(self) -> int:
+        return self.num_shards * self.ranges_per_shard
+
+    @property
+    def shards(self) -> tuple[_Shard, ...]:
+        per = self.ranges_per_shard
+        return tuple(_Shard(self.split, i, range(i * per, (i + 1) * per)) for i in range(self.num_shards))
 
 
-def _row_groups(path: Path) -> Iterator[tuple[_Group, int, int]]:
-    """Each row group with documents, their number and about their bytes of text."""
-    metadata = pq.read_metadata(path)
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        columns = (group.column(at) for at in range(group.num_columns))
-        size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == "text")
-        if group.num_rows:
-            yield (path, number), group.num_rows, size
+class _Writing[T](Protocol):
+    """Writes pieces of a pass; `found` has the facts of those that are there."""
+
+    def __call__(self, piece: T, /) -> Facts: ...
+
+    def found(self, piece: T, /) -> Facts | None: ...
 
 
-def _write_all(
-    shards: Sequence[_Shard], write: "_WriteShard", engine: Engine, progress: Progress
-) -> Mapping[str, _Facts]:
-    """Writes the shards that are not there yet; returns the facts of all by their names."""
-    facts = {shard.name: found for shard in shards if (found := write.found(shard)) is not None}
-    waiting = [shard for shard in shards if shard.name not in facts]
-    progress.start("shards", sum(shard.num_documents for shard in shards))
+def _all[T](
+    pieces: Sequence[T], write: _Writing[T], engine: Engine, progress: Progress, name: str, plans: Sequence[_Plan]
+) -> dict[T, Facts]:
+    """Writes the pieces that are not there yet; returns the facts of all."""
+    facts = {piece: found for piece in pieces if (found := write.found(piece)) is not None}
+    waiting = [piece for piece in pieces if piece not in facts]
+    progress.start(name, sum(plan.num_documents for plan in plans))
     done, tokens = (sum(of[key] for of in facts.values()) for key in ("documents", "tokens"))
     for number, result in engine.results(write, waiting, attempts=2):
         if isinstance(result, WorkerDiedError):
             raise result
-        facts[waiting[number].name] = result
+        facts[waiting[number]] = result
         done, tokens = done + result["documents"], tokens + result["tokens"]
         progress.update(done, tokens=tokens)
     return facts
@@ -168,138 +193,100 @@ def _system_errors(path: Path) -> Generator[None]:
 
 @dataclass(frozen=True)
 class _WriteShard:
-    """Writes shards, each with its part of the arrays."""
+    """Writes shards, each with a table of its documents. Of each split: the number of its parts, and a hash of them."""
 
-    tokenizer: Tokenizer
-    dtype: str
     out: Path
-    topics: Mapping[str, Topics]
+    dtype: str
+    num_parts: Mapping[str, int]
+    made_of: Mapping[str, str]
 
-    def __call__(self, shard: _Shard) -> _Facts:
+    def __call__(self, shard: _Shard) -> Facts:
         """Writes a shard; returns its facts."""
-        path, encode = self.out / f"{shard.name}.array_record", _encoder(self.tokenizer)
-        topics = self.topics.get(shard.corpus)
-        part, text_bytes = _Part([], [], []), 0
+        path, parts, sources = self.out / f"{shard.name}.array_record", self._parts(shard.split), dict[str, int]()
+        written = [np.empty(0, DOCUMENT)]
         with _system_errors(path):
             writer = array_record_module.ArrayRecordWriter(str(temporary(path)), _WRITE_OPTIONS)
-        for batch in map(_read, shard.groups):
-            ids, ends = encode(batch["text"])
-            data, size = memoryview(ids.astype(self.dtype).tobytes()), np.dtype(self.dtype).itemsize
-            bounds = [0, *(ends * size).tolist()]
+        for number in shard.ranges:
+            documents, records = _merged(parts, number, self.dtype, sources)
             with _system_errors(path):
-                for start, end in pairwise(bounds):
-                    writer.write(bytes(data[start:end]))
-            text_bytes += _num_bytes(batch["text"])
-            sources = batch["source"] if topics is None else topics.sources(batch)
-            part.add(np.diff(ends, prepend=0), batch["id"], sources)
+                for record in records:
+                    writer.write(bytes(record))
+            written.append(documents)
         with _system_errors(path):
             writer.close()
         temporary(path).replace(path)
-        names = [
-            f"{shard.corpus}/{name}" if shard.corpus else name for name in part.save(self.out / PARTS / shard.name)
-        ]
+        documents = np.concatenate(written)
+        np.save(_documents_of(self.out, shard.name), documents)
         facts = {
             "file": path.name,
-            "documents": shard.num_documents,
-            "tokens": int(sum(int(lengths.sum()) for lengths in part.lengths)),
+            "documents": len(documents),
+            "tokens": int(documents["length"].sum(dtype=np.int64)),
             "bytes": path.stat().st_size,
             "sha256": file_hashes(self.out, [path.name])[path.name],
+            "sources": list(sources),
         }
-        return self._remembered(shard, {**facts, "text_bytes": text_bytes, "sources": names})
-
-    def _remembered(self, shard: _Shard, facts: _Facts) -> _Facts:
-        write_text(self._facts_of(shard), json.dumps({"made_of": self._made_of(shard), "facts": facts}))
+        remember(self.out / PARTS / shard.name, self._made_of(shard), facts)
         return facts
 
-    def found(self, shard: _Shard) -> _Facts | None:
-        """The facts of a shard that a killed run has written of the same documents."""
-        path = self._facts_of(shard)
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return content["facts"] if content.get("made_of") == self._made_of(shard) else None
+    def found(self, shard: _Shard) -> Facts | None:
+        """The facts of a shard that a killed run has written of the same parts."""
+        path = self.out / f"{shard.name}.array_record"
+        return remembered(self.out / PARTS / shard.name, self._made_of(shard), path)
 
-    def _facts_of(self, shard: _Shard) -> Path:
-        return self.out / PARTS / f"{shard.name}.json"
+    def _parts(self, split: str) -> list[TokenPart]:
+        names = (part_name(split, number) for number in range(self.num_parts[split]))
+        return [TokenPart(self.out / PARTS / name) for name in names]
 
     def _made_of(self, shard: _Shard) -> str:
-        groups = [[path.name, path.stat().st_size, number] for path, number in shard.groups]
-        topics = self.topics.get(shard.corpus)
-        return digest([shard.corpus, groups, self.tokenizer.fingerprint, self.dtype, topics and topics.content])
+        return digest([self.made_of[shard.split], shard.ranges.start, shard.ranges.stop])
 
 
-_encoders: dict[tuple[str, int], BulkEncoder] = {}  # of this process: one, which it makes once
+def _merged(
+    parts: Sequence[TokenPart], number: int, dtype: str, sources: dict[str, int]
+) -> tuple[NDArray[Any], Iterator[memoryview]]:
+    """(documents, the bytes of each one's tokens) of a range of keys, in the keys' order. Numbers new sources."""
+    found, records = [np.empty(0, DOCUMENT)], list[memoryview]()
+    for part in parts:
+        documents, tokens = part.read(number, dtype)
+        if len(documents):
+            numbers = np.array([sources.setdefault(name, len(sources)) for name in part.sources], "<i4")
+            documents["source"] = numbers[documents["source"]]
+            found.append(documents)
+            records += cut(tokens, documents["length"])
+    documents = np.concatenate(found)
+    order = np.argsort(keys_of(documents["id"]), kind="stable")
+    return documents[order], (records[place] for place in order.tolist())
 
 
-def _encoder(tokenizer: Tokenizer) -> BulkEncoder:
-    key = tokenizer.fingerprint, tokenizer.vocab_size
-    if key not in _encoders:
-        _encoders.clear()
-        _encoders[key] = bulk_encoder(tokenizer)
-    return _encoders[key]
+def _documents_of(out: Path, shard: str) -> Path:
+    return out / PARTS / f"{shard}.documents.npy"
 
 
-def _read(group: _Group) -> pa.RecordBatch:
-    path, number = group
-    with pq.ParquetFile(path) as file:
-        table = file.read_row_group(number, columns=list(_COLUMNS))
-    return pa.record_batch({name: pa.concat_arrays(table[name].chunks) for name in _COLUMNS})
+def _joined(
+    out: Path, plan: _Plan, parts: Mapping[PlannedPart, Facts], shards: Mapping[_Shard, Facts], sources: Sequence[str]
+) -> Facts:
+    """Joins a split's arrays; returns its entry in the index."""
+    facts = [shards[shard] for shard in plan.shards]
 
+    def column(name: str) -> Iterator[NDArray[Any]]:
+        for shard in plan.shards:
+            values = np.load(_documents_of(out, shard.name), mmap_mode="r")[name]
+            numbers = np.array([sources.index(own) for own in shards[shard]["sources"]], "<i4")
+            yield numbers[values] if name == "source" else values
 
-def _num_bytes(texts: pa.StringArray) -> int:
-    """Of UTF-8."""
-    return int(pc.call_function("binary_length", [texts]).to_numpy().sum(dtype=np.int64))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A shard's part of the arrays, of each row group: lengths, the names of sources, ids."""
-
-    lengths: list[NDArray[np.int32]]
-    sources: list[pa.StringArray]
-    ids: list[NDArray[np.uint8]]
-
-    def add(self, lengths: NDArray[np.int64], ids: pa.StringArray, sources: pa.StringArray) -> None:
-        """Takes a row group in."""
-        names = np.frombuffer(bytes.fromhex("".join(ids.to_pylist())), np.uint8)
-        self.lengths.append(lengths.astype("<i4"))
-        self.sources.append(sources)
-        self.ids.append(names.reshape(len(lengths), HASH_BYTES))
-
-    def save(self, path: Path) -> list[str]:
-        """Writes a file for each array; sources as the numbers of the names that are returned, in order of first
-        occurrence."""
-        sources = pa.concat_arrays(self.sources).dictionary_encode()
-        numbers = sources.indices.to_numpy().astype("<i4")
-        for what, array in {
-            "lengths": np.concatenate(self.lengths),
-            "sources": numbers,
-            "ids": np.concatenate(self.ids),
-        }.items():
-            np.save(_array_of(path, what), array)
-        return sources.dictionary.to_pylist()
-
-
-def _array_of(path: Path, what: str) -> Path:
-    return path.with_name(f"{path.name}.{what}.npy")
-
-
-def _joined(out: Path, split: str, facts: Sequence[_Facts], sources: dict[str, int]) -> dict[str, Any]:
-    """Joins a split's arrays from their parts; returns its entry in the index. Numbers new sources."""
-    numbers = [np.array([sources.setdefault(name, len(sources)) for name in of["sources"]], "<i4") for of in facts]
-    num_documents = sum(of["documents"] for of in facts)
+    arrays = {
+        "lengths": column("length"), "sources": column("source"), "ids": column("id"),
+        COUNTS: (TokenPart(out / PARTS / part.name).counts() for part in plan.parts),
+    }  # fmt: skip
     for what, (dtype, dims) in ARRAYS.items():
-        path = out / f"{split}.{what}.npy"
-        parts = (np.load(_array_of(out / PARTS / Path(of["file"]).stem, what)) for of in facts)
-        if what == "sources":
-            parts = (own[part] for own, part in zip(numbers, parts, strict=True))
-        _save(path, np.dtype(dtype), (num_documents, *dims), parts)
-    names = [f"{split}.{what}.npy" for what in ARRAYS]
+        _save(out / f"{plan.split}.{what}.npy", np.dtype(dtype), (plan.num_documents, *dims), arrays[what])
     shown = ("file", "documents", "tokens", "bytes", "sha256")
     return {
-        "documents": num_documents,
+        "documents": plan.num_documents,
         "tokens": sum(of["tokens"] for of in facts),
-        "text_bytes": sum(of["text_bytes"] for of in facts),
+        "text_bytes": sum(parts[part]["text_bytes"] for part in plan.parts),
         "shards": [{key: of[key] for key in shown} for of in facts],
-        "arrays": file_hashes(out, names),
+        "arrays": file_hashes(out, [f"{plan.split}.{what}.npy" for what in ARRAYS]),
     }
 
 

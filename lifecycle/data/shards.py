@@ -4,12 +4,11 @@ One ArrayRecord record is one document: its token ids as little-endian uint16 (u
 than 65,536), with one BOS at the beginning and one EOS at the end. `index.json` lists the files with their SHA-256 and
 what is in them. In the shards' order there are arrays of each document's number of tokens (`<split>.lengths.npy`), the
 number of its source (`<split>.sources.npy`) and its id (`<split>.ids.npy`, 16 bytes), so packing and mixing are planned
-without reading a token.
+without reading a token. `<split>.counts.npy` has the numbers of tokens in the order of the documents' files.
 
-Shards have the documents' order and are not shuffled: training reads the documents of a seeded permutation one by one
-(`training/document_rows.py`), another in each epoch, and resumes by arithmetic. Shuffled shards would be written and
-read once more, and mix no better. Nor does a job need some number of shards: each of N hosts makes 1/N of the rows of
-every batch, from any shard.
+Documents are shuffled over all shards, of all corpora and sources: whoever reads shards one after the other has them at
+random. Training reads a seeded permutation of them, another in each epoch, one by one (`training/document_rows.py`),
+and resumes by arithmetic; each of N hosts makes 1/N of the rows of every batch, from any shard.
 
 What must hold: the same documents and tokenizer give the same bytes, and a reader rejects shards that are truncated,
 damaged or were made by another tokenizer.
@@ -28,7 +27,9 @@ from lifecycle.text.tokenizer import Tokenizer
 
 INDEX = "index.json"
 SPLITS = {"train": "kept", "heldout": "heldout"}  # split -> the documents' file prefix
-ARRAYS = {"lengths": ("<i4", ()), "sources": ("<i4", ()), "ids": ("u1", (16,))}  # per document: dtype, dimensions
+COUNTS = "counts"
+# Per document: dtype, dimensions.
+ARRAYS = {"lengths": ("<i4", ()), "sources": ("<i4", ()), "ids": ("u1", (16,)), COUNTS: ("<i4", ())}
 READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 OPEN_SHARDS = 256  # files that a reader keeps open: a process may have 1,024
 

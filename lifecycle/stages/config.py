@@ -174,6 +174,8 @@ class RunConfig(RunSettings):
             needs.append("the tokenizer is trained on the documents (tokenizer.path takes an existing one)")
         if needs:
             raise ValueError(f"{needs[0]}, and there is no data section; add data.sources")
+        if self.shards.count is not None:
+            raise ValueError("shards.count: without a data section there are no token shards; remove it")
 
     def _check_meshes(self) -> None:
         """Checks that each model fits the meshes of its training, evaluation and serving."""

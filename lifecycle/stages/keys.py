@@ -78,9 +78,10 @@ def _hash_of(tokenizer: Path) -> str:
 
 
 def tokens(config: RunConfig) -> dict[str, Any]:
-    """The key of the token shards: the topics of documents, by corpus, of those that have some."""
+    """The key of the token shards: how many there are, and the topics of documents, by corpus, of those that have
+    some."""
     topics = {corpus: found for corpus, data in config.corpora.items() if (found := data.sharding()["topics"])}
-    return {"topics": topics} if topics else {}
+    return config.shards.plain() | ({"topics": topics} if topics else {})
 
 
 def rows(config: RunConfig) -> dict[str, Any]:

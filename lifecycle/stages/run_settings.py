@@ -20,7 +20,7 @@ from pydantic import (
 import lifecycle.rl.config  # noqa: F401 - registers the objectives that learn from rewards
 from lifecycle.core.config import ConfigError, Section, nearest, one_or_named
 from lifecycle.core.store import is_url, local_folder, path_or_url
-from lifecycle.data.config import DataConfig, DecontaminationConfig
+from lifecycle.data.config import DataConfig, DecontaminationConfig, ShardsConfig
 from lifecycle.evals.config import EvalConfig, WinRatesConfig
 from lifecycle.evals.tasks import TaskConfig
 from lifecycle.inference.defaults import SamplingConfig
@@ -90,6 +90,7 @@ class RunSettings(Section):
     )
     rows: RowsConfig = RowsConfig()
     tokenizer: TokenizerConfig
+    shards: ShardsConfig = ShardsConfig()
     # One model, or several by name: `model` in YAML.
     given_model: Annotated[ModelConfig | dict[str, ModelConfig], one_or_named(ModelConfig)] = Field(
         validation_alias="model"

@@ -27,5 +27,7 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
                 f"{of['without']:,} documents have no topic in {topics[corpus].path}, and are SOURCE/{NONE} in mixtures"
             )
     with engine_of(first, sum(path.stat().st_size for path in files)) as engine:
-        stats = write_token_shards(documents, tokenizer, out, progress, engine, topics=topics)
+        stats = write_token_shards(
+            documents, tokenizer, out, progress, engine, num_shards=config.shards.count, topics=topics
+        )
     return Outcome(stats | ({"topics": counted} if counted else {}))

@@ -8,6 +8,7 @@ from document_tables import data_config
 from lifecycle.core.config import ConfigError
 from lifecycle.data.inspecting import outlook
 from lifecycle.data.inspecting.outlook import SELECT, outlook_of
+from lifecycle.data.shard_writing import SHARD_BYTES
 from lifecycle.data.tagging.partitions import READ
 from tests.data.test_data_pipeline import essay
 
@@ -27,7 +28,8 @@ def test_a_corpus_a_thousand_times_as_large_takes_a_thousand_times_as_much(corpu
     assert found.sample_bytes == size and found.num_bytes == 1000 * size  # a small corpus is its own sample
     assert found.sample_documents == 240 and found.num_documents == 240_000
     assert 180_000 < found.num_kept < 240_000
-    assert found.num_partitions >= 10_000 and set(found.disk_bytes) == {"partitions", "tagged", "documents"}
+    assert found.num_partitions >= 10_000 and found.shard_memory_bytes == SHARD_BYTES
+    assert set(found.disk_bytes) == {"partitions", "tagged", "documents", "token shards"}
     assert found.cpu_s[READ] > 0 and found.cpu_s["quality"] > 0 and found.cpu_s[SELECT] >= 0
     assert found.cpu_hours * 3600 == pytest.approx(sum(found.cpu_s.values()))
     assert found.rate(READ) == pytest.approx(size / 1000 / found.cpu_s[READ])

@@ -1,13 +1,15 @@
-"""Token shards: every document framed once, in order, found by index; damage is named."""
+"""Token shards: every document framed once, shuffled, found by index; damage is named."""
 
 import copy
 import errno
 import hashlib
 import json
+import os
 import tempfile
-import weakref
-from collections.abc import Callable
+import tracemalloc
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifecycle.core.progress import Silent
-from lifecycle.data import shard_writing
+from lifecycle.data import shard_writing, token_parts
 from lifecycle.data.shard_writing import write_token_shards
-from lifecycle.data.shards import ShardError, TokenShards, read_index, verify_shards
+from lifecycle.data.shards import ARRAYS, ShardError, TokenShards, read_index, verify_shards
 from lifecycle.data.tagging.engine import Native
-from lifecycle.text.bulk import Encoded
 from lifecycle.text.byte_tokenizer import ByteTokenizer
-from lifecycle.text.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from lifecycle.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 
 KEPT = [f"document {i}\n" * (i % 7) for i in range(25)]
 HELDOUT = ["held out \u20ac", "<s> typed </s>"]
@@ -49,9 +50,26 @@ def documents(tmp_path: Path) -> Path:
     return folder
 
 
-def ids_of(documents: Path, split: str) -> list[str]:
+def key_of(name: str) -> int:
+    """SplitMix64's finaliser of an id's first eight bytes, in Python's integers."""
+    key = int.from_bytes(bytes.fromhex(name)[:8], "little")
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key = ((key ^ (key >> shift)) * factor) % 2**64
+    return key ^ (key >> 31)
+
+
+def rows_of(documents: Path, split: str) -> list[dict[str, str]]:
     prefix = {"train": "kept", "heldout": "heldout"}[split]
-    return [name for path in sorted(documents.glob(f"{prefix}-*")) for name in pq.read_table(path)["id"].to_pylist()]
+    return [row for path in sorted(documents.glob(f"{prefix}-*")) for row in pq.read_table(path).to_pylist()]
+
+
+def shuffled(documents: Path, split: str) -> list[dict[str, str]]:
+    return sorted(rows_of(documents, split), key=lambda row: key_of(row["id"]))
+
+
+def texts_in(shards: Path) -> list[str]:
+    read = TokenShards(shards)
+    return [bytes(read[i][1:-1].tolist()).decode() for i in range(len(read))]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -69,8 +87,10 @@ def test_a_document_is_its_text_framed_once(documents: Path, tmp_path: Path, kin
     tokenizer = kind()
     stats = write_token_shards({"": documents}, tokenizer, tmp_path / "out", Silent(), shard_bytes=100)
     assert stats["dtype"] == dtype
-    for split, texts in (("train", KEPT), ("heldout", HELDOUT)):
-        reader = TokenShards(tmp_path / "out", split, tokenizer)
+    for split, num in (("train", len(KEPT)), ("heldout", len(HELDOUT))):
+        rows, reader = shuffled(documents, split), TokenShards(tmp_path / "out", split, tokenizer)
+        texts = [row["text"] for row in rows]
+        assert len(texts) == num
         assert len(reader) == len(texts)
         for i in np.random.default_rng(0).permutation(len(texts)):
             ids = reader[int(i)].tolist()
@@ -80,14 +100,16 @@ def test_a_document_is_its_text_framed_once(documents: Path, tmp_path: Path, kin
         size = sum(len(text.encode()) for text in texts)
         assert reader.num_tokens == size + 2 * len(texts) == stats["splits"][split]["tokens"]
         assert reader.text_bytes == size
-        assert [reader.name(i) for i in range(len(texts))] == ids_of(documents, split)
-    assert len(list((tmp_path / "out").glob("train-*.array_record"))) == 5
+        assert [reader.name(i) for i in range(len(texts))] == [row["id"] for row in rows]
+        counts = [len(row["text"].encode()) + 2 for row in rows_of(documents, split)]
+        assert np.load(tmp_path / "out" / f"{split}.counts.npy").tolist() == counts
+    assert len(list((tmp_path / "out").glob("train-*.array_record"))) > 5
 
 
-def test_a_sources_documents_are_those_of_its_name_in_their_order(shards: Path) -> None:
+def test_a_sources_documents_are_those_of_its_name(documents: Path, shards: Path) -> None:
     tokenizer, whole = ByteTokenizer(), TokenShards(shards)
-    for name, odd in (("code", 1), ("prose", 0)):
-        texts = [text for text in KEPT if len(text) % 2 == odd]
+    for name in ("code", "prose"):
+        texts = [row["text"] for row in shuffled(documents, "train") if row["source"] == name]
         own = whole.of_source(name)
         assert [tokenizer.decode(own[number].tolist()) for number in range(len(own.lengths))] == texts
         assert own.lengths.tolist() == [len(text.encode()) + 2 for text in texts]
@@ -103,26 +125,28 @@ def test_the_same_again_gives_the_same_bytes(documents: Path, tmp_path: Path) ->
         write_token_shards({"": documents}, tokenizer, tmp_path / name, Silent())
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     records = ["heldout-00000.array_record", "train-00000.array_record"]
-    arrays = [f"{split}.{what}.npy" for split in ("heldout", "train") for what in ("ids", "lengths", "sources")]
+    arrays = [f"{split}.{what}.npy" for split in ("heldout", "train") for what in ARRAYS]
     assert names == sorted([*records, *arrays, "index.json"])
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert tokenizer.decode(TokenShards(tmp_path / "a")[24].tolist()) == KEPT[24]
+    assert tokenizer.decode(TokenShards(tmp_path / "a")[24].tolist()) == shuffled(documents, "train")[24]["text"]
 
 
 def test_progress_counts_documents(documents: Path, tmp_path: Path) -> None:
     class Recorder(Silent):
-        seen: list[int]
+        def __init__(self) -> None:
+            self.seen = list[str | int]()
 
         def start(self, stage: str, total: int | None = None) -> None:
-            self.seen = [total or 0]
+            self.seen += [stage, total or 0]
 
         def update(self, done: int, total: int | None = None, **metrics: object) -> None:
             self.seen.append(done)
 
     progress = Recorder()
-    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", progress, shard_bytes=1)
-    assert progress.seen == [27, 5, 10, 15, 20, 25, 27]
+    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", progress, num_shards=1, shard_bytes=1)
+    assert progress.seen[:10] == ["tokens", 27, 5, 10, 15, 20, 25, 27, "shards", 27]
+    assert (progress.seen[10], progress.seen[-1]) == (25, 27)
 
 
 def test_a_copy_reads_the_same(shards: Path) -> None:
@@ -183,7 +207,41 @@ def test_any_number_of_processes_writes_the_same_bytes(documents: Path, tmp_path
         with Native(workers) as engine:
             write_token_shards({"": documents}, tokenizer, tmp_path / str(workers), Silent(), engine, shard_bytes=1)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
-    assert [shard["documents"] for shard in read_index(tmp_path / "1")["splits"]["train"]["shards"]] == [5] * 5
+
+
+@pytest.mark.parametrize("num_shards", [1, 3, 40])
+def test_the_order_is_the_same_in_any_number_of_shards(
+    documents: Path, shards: Path, tmp_path: Path, num_shards: int
+) -> None:
+    """Forty have empty ones among them; one has many ranges of keys."""
+    for name, size in (("small", 40), ("large", 1 << 20)):
+        out = tmp_path / name
+        write_token_shards({"": documents}, ByteTokenizer(), out, Silent(), num_shards=num_shards, shard_bytes=size)
+        entries = read_index(out)["splits"]["train"]["shards"]
+        assert len(entries) == len(list(out.glob("train-*.array_record"))) == num_shards
+        assert sum(shard["documents"] for shard in entries) == 25
+        assert texts_in(out) == texts_in(shards)
+        verify_shards(out)
+
+
+def test_documents_are_shuffled_over_all_shards(tmp_path: Path) -> None:
+    """Each shard has of both files and sources what chance gives it, and a document's place says nothing of the one
+    before: 4,000 documents, 20 shards, bounds of five deviations."""
+    for number, source in enumerate(("first", "second")):
+        names = [hashlib.blake2b(f"{source} {i}".encode(), digest_size=16).hexdigest() for i in range(2000)]
+        table = {"id": names, "text": [f"{number * 2000 + i}" for i in range(2000)], "source": [source] * 2000}
+        pq.write_table(pa.table(table), tmp_path / f"kept-{number:05d}.parquet", row_group_size=100)
+    out = tmp_path / "out"
+    write_token_shards({"": tmp_path}, ByteTokenizer(), out, Silent(), num_shards=20, shard_bytes=1000)
+    order = np.array([int(text) for text in texts_in(out)])
+    assert sorted(order) == list(range(4000))
+    sizes = [shard["documents"] for shard in read_index(out)["splits"]["train"]["shards"]]
+    assert max(abs(size - 200) for size in sizes) < 5 * np.sqrt(200)
+    for own in np.split(order, np.cumsum(sizes)[:-1]):
+        assert abs((own < 2000).sum() - len(own) / 2) < 5 * np.sqrt(len(own)) / 2
+    for lag in (0, 1):
+        places = np.arange(4000 - lag) if lag == 0 else order[:-1]
+        assert abs(np.corrcoef(places, order[lag:])[0, 1]) < 5 / np.sqrt(4000)
 
 
 @given(
@@ -192,7 +250,6 @@ def test_any_number_of_processes_writes_the_same_bytes(documents: Path, tmp_path
 )
 @settings(max_examples=40, deadline=None)
 def test_every_document_is_found_however_shards_are_cut(files: list[list[tuple[str, str]]], shard_bytes: int) -> None:
-    rows = [row for file in files for row in file]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number, file in enumerate([*files, [("last", "z")]]):
@@ -201,36 +258,56 @@ def test_every_document_is_found_however_shards_are_cut(files: list[list[tuple[s
             schema = pa.schema([(column, pa.string()) for column in table])
             pq.write_table(pa.table(table, schema), folder / f"kept-{number:05d}.parquet", row_group_size=2)
         write_token_shards({"": folder}, ByteTokenizer(), folder / "out", Silent(), shard_bytes=shard_bytes)
-        read = TokenShards(folder / "out")
-        assert [bytes(read[i][1:-1].tolist()).decode() for i in range(len(read))] == [
-            *(text for text, _ in rows),
-            "last",
-        ]
-        assert [read.name(i) for i in range(len(read))] == ids_of(folder, "train")
+        read, wanted = TokenShards(folder / "out"), shuffled(folder, "train")
+        assert texts_in(folder / "out") == [row["text"] for row in wanted]
+        assert [read.name(i) for i in range(len(read))] == [row["id"] for row in wanted]
         for source, own in read.domains().items():
-            assert own.tolist() == [i for i, (_, of) in enumerate([*rows, ("last", "z")]) if of == source]
+            assert own.tolist() == [i for i, row in enumerate(wanted) if row["source"] == source]
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "shard_bytes"), [(token_parts, "_read", 1), (shard_writing, "_merged", 1 << 20)]
+)
 def test_a_run_that_was_stopped_goes_on_with_what_is_missing(
-    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, shard_bytes: int
 ) -> None:
-    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "whole", Silent(), shard_bytes=1)
-    read = shard_writing._read
-    seen: list[Path] = []
+    """In the first pass, of six parts, and in the second, of six ranges."""
+    work, seen = getattr(module, name), list[object]()
 
-    def read_three(group: tuple[Path, int]) -> pa.RecordBatch:
-        seen.append(group[0])
+    def interrupted(*arguments: Any) -> Any:
+        seen.append(arguments)
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return read(group)
+        return work(*arguments)
 
-    monkeypatch.setattr(shard_writing, "_read", read_three)
+    def write(out: str) -> None:
+        write_token_shards(
+            {"": documents}, ByteTokenizer(), tmp_path / out, Silent(), num_shards=5, shard_bytes=shard_bytes
+        )
+
+    write("whole")
+    monkeypatch.setattr(module, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+        write("out")
     with pytest.raises(ShardError, match="no token shards here"):
         TokenShards(tmp_path / "out")
-    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
+    write("out")
     assert len(seen) == 4 + 3  # of six: three were there
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["parts/train-part-00000.records", "train-00001.array_record"])
+def test_a_file_that_is_cut_short_is_written_again(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As a machine may leave it that lost power."""
+    monkeypatch.setattr(shard_writing, "write_text", stop_at_index)
+    with pytest.raises(KeyboardInterrupt):
+        write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), num_shards=2)
+    monkeypatch.undo()
+    os.truncate(tmp_path / "out" / name, 40)
+    for out in ("out", "whole"):
+        write_token_shards({"": documents}, ByteTokenizer(), tmp_path / out, Silent(), num_shards=2)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -261,24 +338,22 @@ def stop_at_index(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_memory_holds_a_row_group_at_a_time(documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[weakref.ref[np.ndarray]] = []
-    most = 0
-    encode = shard_writing._encoder
-
-    def counted(tokenizer: Tokenizer) -> Callable[[pa.StringArray], Encoded]:
-        def encoded(texts: pa.StringArray) -> Encoded:
-            nonlocal most
-            found = encode(tokenizer)(texts)
-            held.append(weakref.ref(found.ids))
-            most = max(most, sum(ids.size for ref in held if (ids := ref()) is not None))
-            return found
-
-        return encoded
-
-    monkeypatch.setattr(shard_writing, "_encoder", counted)
-    write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent())  # all in one shard of each split
-    assert most <= 2 * max(sum(len(text) + 2 for text in KEPT[at : at + 5]) for at in range(0, 25, 5))
+def test_memory_is_that_of_a_part_however_many_there_are(tmp_path: Path) -> None:
+    """Also in one shard: 8 and 32 parts of 100 kB."""
+    peaks = []
+    for num in (8, 32):
+        folder = tmp_path / str(num)
+        folder.mkdir()
+        names = [hashlib.sha256(str(i).encode()).hexdigest()[:32] for i in range(10 * num)]
+        table = {"id": names, "text": ["ten thousand" * 833] * len(names), "source": ["a"] * len(names)}
+        pq.write_table(pa.table(table), folder / "kept-00000.parquet", row_group_size=5, use_dictionary=False)
+        tracemalloc.start()
+        options = {"num_shards": 1, "shard_bytes": 100_000}
+        write_token_shards({"": folder}, ByteTokenizer(), folder / "out", Silent(), **options)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(TokenShards(folder / "out")) == 10 * num
+    assert peaks[1] < 1.25 * peaks[0]
 
 
 def test_more_shards_than_files_may_be_open_are_read(
@@ -286,13 +361,13 @@ def test_more_shards_than_files_may_be_open_are_read(
 ) -> None:
     monkeypatch.setattr("lifecycle.data.shards.OPEN_SHARDS", 2)
     write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
-    read = TokenShards(tmp_path / "out")
+    read, rows = TokenShards(tmp_path / "out"), shuffled(documents, "train")
     for i in np.random.default_rng(1).permutation(25):
-        assert bytes(read[int(i)][1:-1].tolist()).decode() == KEPT[i]
+        assert bytes(read[int(i)][1:-1].tolist()).decode() == rows[i]["text"]
 
 
 def test_a_large_corpus_has_larger_shards(documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_writing, "MOST_SHARDS", 2)
+    monkeypatch.setattr(shard_writing, "MOST_PARTS", 2)
     write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), shard_bytes=1)
     assert len(read_index(tmp_path / "out")["splits"]["train"]["shards"]) <= 3
 

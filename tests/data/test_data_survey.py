@@ -69,7 +69,7 @@ def test_every_document_is_counted_once_by_any_column(found: Survey) -> None:
 
 def test_tokens_of_a_corpus_are_behind_those_of_the_corpora_before_it(folder: Path, tmp_path: Path) -> None:
     for name, lengths in (("train", [*[7] * 30, 1, 2]), ("heldout", [7, 3])):  # `folder` has 30 and 1
-        np.save(tmp_path / f"{name}.lengths.npy", np.array(lengths, np.int32))
+        np.save(tmp_path / f"{name}.counts.npy", np.array(lengths, np.int32))
     own, first = token_counts(tmp_path, [folder]), token_counts(tmp_path)
     assert (own["kept"].tolist(), own["heldout"].tolist()) == ([1, 2], [3])
     assert len(first["kept"]) == 32 and first["kept"][0] == 7

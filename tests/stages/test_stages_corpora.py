@@ -161,7 +161,8 @@ def test_tokens_have_the_sources_of_all_corpora(made: tuple[Path, dict[str, Arti
         for corpus in ("code", "web"):
             rows = list(read_documents(made[1][f"documents-{corpus}"].path, read, ["id"]))
             own = shards[split].of_source(f"{corpus}/own")
-            assert [own.name(n) for n in range(len(own.lengths))] == [row["id"] for row in rows] and rows
+            names = [own.name(n) for n in range(len(own.lengths))]
+            assert sorted(names) == sorted(row["id"] for row in rows) and rows
     stages = {"documents-web": 1, "documents-code": 2, "documents": 3, "document-x": 4}
     assert [*by_corpus("documents", stages).items()] == [("", 3), ("code", 2), ("web", 1)], "in no file's order"
 

@@ -203,6 +203,8 @@ def test_without_data_nothing_can_be_made_of_documents() -> None:
         run_of(train, rows={"docstrings": True})
     with pytest.raises(ConfigError, match=r"the tokenizer is trained on the documents .* no data section"):
         run_of(train, rows=own, tokenizer={"kind": "sentencepiece"})
+    with pytest.raises(ConfigError, match=r"shards\.count: without a data section there are no token shards"):
+        run_of(train, rows=own, shards={"count": 8})
     with pytest.raises(ConfigError, match=r"task 'text': rows @documents/.*: this run has no data section"):
         run_of(train, rows=own, evaluate={"tasks": [TEXT]})
     with pytest.raises(ConfigError, match=r"train\.chat reads token rows, and there is no data section"):

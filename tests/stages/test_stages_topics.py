@@ -87,12 +87,12 @@ def test_token_shards_name_documents_by_source_and_topic(run: Sorted) -> None:
         shards, plain = (TokenShards(of["tokens"].path, split) for of in (made, run.before))
         rows = [*read_documents(made["documents"].path, prefix, ["id", "source"])]
         topics = [run.topic_of.get(row["id"]) for row in rows]
-        names = [
-            f"{row['source']}/{'none' if own is None else topic_name(own)}"
+        names = {
+            row["id"]: f"{row['source']}/{'none' if own is None else topic_name(own)}"
             for row, own in zip(rows, topics, strict=True)
-        ]
+        }
         numbers = {int(number): name for name, own in shards.domains().items() for number in own}
-        assert [numbers[number] for number in range(len(shards))] == names
+        assert {shards.name(number): numbers[number] for number in range(len(shards))} == names
         assert [shards[number].tolist() for number in range(len(rows))] == [plain[n].tolist() for n in range(len(rows))]
         assert sum(shards.source_tokens().values()) == plain.num_tokens
     assert made["tokens"].stats["topics"] == {"": {"with_topic": len(run.topic_of), "without": 2}}
@@ -103,7 +103,7 @@ def test_token_shards_name_documents_by_source_and_topic(run: Sorted) -> None:
 
 
 def test_unset_topics_change_no_key_and_other_topics_that_of_tokens_alone(run: Sorted) -> None:
-    assert tokens_key(run.config()) == {} and "topics" not in run.before["tokens"].stats
+    assert tokens_key(run.config()) == {"count": None} and "topics" not in run.before["tokens"].stats
     one = tokens_key(run.config(run.by_topic))
     (run.folder / "other.jsonl").write_text(run.file.read_text() + "\n")
     assert tokens_key(run.config(f"data.topics={run.folder / 'other.jsonl'}")) != one

@@ -29,6 +29,7 @@ from lifecycle.data.measures.steps import DocumentStep, run_steps
 from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import list_files
 from lifecycle.data.selecting.pipeline import prepare_documents
+from lifecycle.data.shard_writing import text_in_memory
 from lifecycle.data.tagging.partition_store import WRITE
 from lifecycle.data.tagging.partitions import READ, Partition, partitions_of, raw_batches, tagged_schema
 from lifecycle.data.tagging.tagging import Reading, read_reading, write_reading
@@ -36,6 +37,7 @@ from lifecycle.data.tagging.tagging import Reading, read_reading, write_reading
 SAMPLE_BYTES = 20_000_000  # of input: a few seconds' work, and enough documents for a share of one in a hundred
 LEAST_DOCUMENTS = 100
 SELECT = "select and compare"
+TOKEN_BYTES = 1  # of tokens for a byte of text, at most: four for a token, which has some four of text
 
 type Spent = defaultdict[str, float]  # CPU-seconds by step
 
@@ -53,6 +55,7 @@ class Outlook:
     num_documents: int
     num_kept: int
     shuffle: Shuffle  # what comparing them moves
+    shard_memory_bytes: int  # of each process that shuffles token shards
 
     @property
     def cpu_hours(self) -> float:
@@ -88,15 +91,17 @@ def outlook_of(config: DataConfig, num_bytes: int | None = None, seed: int = 0) 
         spent[SELECT] = max(0.0, all_s - few_s) / 0.9  # without what starting takes
         out = tagging.with_name(f"{tagging.name}-selected")
         likeness = likeness_in(tagging)
-        kept, by_folder = summary["train"]["documents"], {folder: _bytes_in(folder) for folder in (tagging, out)}
+        kept, by_folder = summary["train"], {folder: _bytes_in(folder) for folder in (tagging, out)}
     scale = wanted / size
     disk = {"partitions": by_folder[tagging], "tagged": by_folder[tagging], "documents": by_folder[out]}
+    disk["token shards"] = 2 * TOKEN_BYTES * kept["bytes"]  # both passes write them
     num_documents = round(num_tagged * scale)
     shuffle = Shuffle.of(likeness, num_documents, config.dedup.bands, 1 + config.dedup.addresses)
     return Outlook(
         size, num_tagged, wanted, round(len(partitions) * wanted / total),
         {step: seconds * scale for step, seconds in spent.items()},
-        {what: int(count * scale) for what, count in disk.items()}, num_documents, round(kept * scale), shuffle,
+        {what: int(count * scale) for what, count in disk.items()}, num_documents,
+        round(kept["documents"] * scale), shuffle, TOKEN_BYTES * text_in_memory(int(kept["bytes"] * scale)),
     )  # fmt: skip
 
 

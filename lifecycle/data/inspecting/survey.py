@@ -21,6 +21,7 @@ from lifecycle.data.inspecting.evidence import DuplicateGroups, Group
 from lifecycle.data.inspecting.samples import Keys, Place, Sample, Smallest, draw_keys, read_samples
 from lifecycle.data.inspecting.selected import Part, column_ranges, columns_of, id_numbers, num_documents, read_parts
 from lifecycle.data.measures.steps import DocumentStep
+from lifecycle.data.shards import COUNTS
 
 SAMPLES = 20  # of kept documents, and of those removed for each reason
 GROUPS = 20  # of duplicates
@@ -108,13 +109,13 @@ class Survey:
 
 
 def token_counts(folder: Path, before: Sequence[Path] = ()) -> Tokens:
-    """The tokens of each document of a corpus, from an artifact of stage `tokens`, whose shards have the documents'
-    order; `before`: the documents of the corpora that come first in it."""
+    """The tokens of each document of a corpus, from an artifact of stage `tokens`; `before`: the documents of the
+    corpora that come first in it."""
     splits: tuple[tuple[str, Split], ...] = (("train", "kept"), ("heldout", "heldout"))
     counts: dict[str, NDArray[np.int32]] = {}
     for name, split in splits:
         first = sum(num_documents(other, [split]) for other in before)
-        counts[split] = np.load(folder / f"{name}.lengths.npy", mmap_mode="r")[first:]
+        counts[split] = np.load(folder / f"{name}.{COUNTS}.npy", mmap_mode="r")[first:]
     return counts
 
 
