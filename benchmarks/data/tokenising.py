@@ -151,7 +151,8 @@ def measured(folder: Path, kind: str, side: str, cores: int) -> dict[str, Any]:
 
         spent, _ = _timed(write)
         read = TokenShards(shards)
-        rows: list[Any] = [read[number][1:-1] for number in range(len(read))]
+        in_order = sorted(range(len(read)), key=read.name)  # ids are numbers
+        rows: list[Any] = [read[number][1:-1] for number in in_order]
     else:
         library, texts = Tokenizer.from_file(str(folder / kind / "tokenizer.json")), list(_all(folder))
         encode = getattr(library, side.removeprefix("peer "))

@@ -3,8 +3,9 @@
 A run file is YAML. Every section is a `Section`: frozen, and an unknown key is an error that names the nearest known
 one. A `VariantSection` is read as the subclass that one of its keys selects. A section with a `preset_folder` may name
 a preset, a YAML file in that folder, next to the run file, above it or among the package's own: `model: llama3_1_8b`,
-or `model: {preset: llama3_1_8b, max_seq_len: 4096}`. The command line overrides scalars by dotted name
-(`train.chat.steps=10`). The only other inheritance: a stage that continues a run has that run's settings.
+or `model: {preset: llama3_1_8b, max_seq_len: 4096}`, which changes one setting; inside other sections too. The command
+line overrides scalars by dotted name (`train.chat.steps=10`). The only other inheritance: a stage that continues a run
+has that run's settings.
 """
 
 import difflib
@@ -165,11 +166,13 @@ def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "c
 
 def overlaid(annotation: Any, below: Any, above: Any) -> Any:
     """Settings `above`, and from `below` those that they leave out; both will be read as `annotation`. Sections inside
-    are overlaid too, all else is one value."""
+    are overlaid too, all else is one value, and so is a section that `above` makes one of another kind."""
     section = _section_in(annotation)
     if section is None or _has_items(annotation, above) or not all(isinstance(s, Mapping) for s in (below, above)):
         return above
     both = {**below, **above}
+    if _variant(section, both) is not _variant(section, below):
+        return above
     common = below.keys() & above.keys()
     return both | {key: overlaid(_annotation_at(section, both, key), below[key], above[key]) for key in common}
 
@@ -230,7 +233,7 @@ def _resolve_presets(annotation: Any, tree: Any, folder: Path) -> Any:
         return tree
     if section.preset_folder and "preset" in tree:
         changes = {key: value for key, value in tree.items() if key != "preset"}
-        tree = _read_yaml(_find_preset(section.preset_folder, str(tree["preset"]), folder)) | changes
+        tree = overlaid(section, _read_yaml(_find_preset(section.preset_folder, str(tree["preset"]), folder)), changes)
     return {key: _resolve_presets(_annotation_at(section, tree, key), value, folder) for key, value in tree.items()}
 
 

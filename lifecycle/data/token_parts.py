@@ -41,9 +41,14 @@ type Group = tuple[Path, int]  # a row group of a file
 
 
 def keys_of(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """[documents, 16] -> [documents]: the keys by which documents are shuffled. Ids are hashes, but other steps draw by
-    them too, so their bits are mixed (the finaliser of SplitMix64: Steele et al. 2014, section 5)."""
-    keys = np.ascontiguousarray(ids[:, :8]).view("<u8").ravel().astype(np.uint64)
+    """[documents, 16] -> [documents]: the keys by which documents are shuffled: hashes of the ids' two halves. (Ids are
+    hashes, but other steps draw by them too, and a user's own may be numbers.)"""
+    first, second = np.ascontiguousarray(ids).view("<u8").reshape(-1, 2).T
+    return _mixed(_mixed(first.astype(np.uint64)) ^ second)
+
+
+def _mixed(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al. 2014, figure 17, in the variant of Vigna's splitmix64.c)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
     return keys ^ (keys >> np.uint64(31))

@@ -63,6 +63,38 @@ def test_presets_resolve_bare_and_with_changes(folder: Path) -> None:
     assert load(folder, "model: {preset: small, num_layers: 5}").model == Model(d_model=8, num_layers=5)
 
 
+def test_changes_of_a_preset_leave_what_they_do_not_name(folder: Path) -> None:
+    """However deep, on the command line too; `null` takes a section away."""
+    (folder.parent / "models" / "deep.yaml").write_text("d_model: 8\nblock: {norm: {eps: 2, scale: 3}, width: 4}\n")
+
+    class Norm(Section):
+        eps: int = 0
+        scale: int = 0
+
+    class Block(Section):
+        norm: Norm | None = Norm()
+        width: int = 0
+
+    class Deep(Section):
+        preset_folder: ClassVar[str | None] = "models"
+        d_model: int
+        block: Block = Block()
+
+    class DeepRun(Section):
+        model: Deep
+
+    def block(text: str, *overrides: str) -> Block:
+        (folder / "deep.yaml").write_text(text)
+        return load_config(DeepRun, folder / "deep.yaml", overrides).model.block
+
+    whole = Block(norm=Norm(eps=2, scale=3), width=4)
+    assert block("model: deep") == whole
+    changed = whole.model_copy(update={"norm": Norm(eps=7, scale=3)})
+    assert block("model: {preset: deep, block: {norm: {eps: 7}}}") == changed
+    assert block("model: deep", "model.block.norm.eps=7") == changed
+    assert block("model: {preset: deep, block: {norm: null}}") == Block(norm=None, width=4)
+
+
 def test_the_package_s_presets_come_last(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "package"
     (own / "models").mkdir(parents=True)
