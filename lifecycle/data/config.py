@@ -277,6 +277,8 @@ class DataConfig(Section):
     # An error if a larger share of the files, or of the rows in them, cannot be used. Left out of keys: it decides
     # whether there is a result, not which.
     max_skipped: float = Field(default=0.05, ge=0, le=1, exclude=True)
+    # Times that a partition, and then each of its files, is tried before it is given up as failed. Not in keys either.
+    attempts: int = Field(default=3, ge=1, le=100, exclude=True)
     language: LanguageConfig = LanguageConfig()
     lines: LinesConfig = LinesConfig()
     quality: QualityConfig = QualityConfig()

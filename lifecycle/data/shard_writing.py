@@ -86,7 +86,7 @@ def write_token_shards(
     splits = {plan.split: _joined(out, plan, parts, shards, sources) for plan in plans}
     _write_index(out, tokenizer, {"dtype": dtype, "sources": sources, "splits": splits})
     shutil.rmtree(out / PARTS)
-    counted = ("documents", "tokens", "text_bytes")
+    counted = ("documents", "tokens", "text_bytes", "unknown_tokens")
     return {
         "dtype": np.dtype(dtype).name,
         "splits": {split: {key: of[key] for key in counted} for split, of in splits.items()},
@@ -284,7 +284,7 @@ def _joined(
     return {
         "documents": plan.num_documents,
         "tokens": sum(of["tokens"] for of in facts),
-        "text_bytes": sum(parts[part]["text_bytes"] for part in plan.parts),
+        **{key: sum(parts[part][key] for part in plan.parts) for key in ("text_bytes", "unknown_tokens")},
         "shards": [{key: of[key] for key in shown} for of in facts],
         "arrays": file_hashes(out, [f"{plan.split}.{what}.npy" for what in ARRAYS]),
     }

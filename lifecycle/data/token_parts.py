@@ -132,15 +132,18 @@ class WritePart:
     def __call__(self, part: PlannedPart) -> Facts:
         """Writes a part; returns its facts. In memory are its tokens, and the text of a row group."""
         encode, topics, held = _encoder(self.tokenizer), self.topics.get(part.corpus), _Held()
+        num_unknown = 0
         for batch in map(_read, part.groups):
             ids, ends = encode(batch["text"])
             held.add(ids.astype(self.dtype), ends, batch, batch["source"] if topics is None else topics.sources(batch))
+            num_unknown += int((ids == self.tokenizer.unknown_id).sum())
         names = held.save(self.folder / part.name, self.num_ranges[part.split])
         facts = {
             "documents": part.num_documents,
             "tokens": sum(len(ids) for ids in held.tokens),
             "bytes": _records_of(self.folder / part.name).stat().st_size,
             "text_bytes": held.text_bytes,
+            "unknown_tokens": num_unknown,
             "sources": [f"{part.corpus}/{name}" if part.corpus else name for name in names],
         }
         remember(self.folder / part.name, self.made_of(part), facts)

@@ -105,9 +105,15 @@ def _fertility(groups: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _shards(tokens: Mapping[str, Any]) -> Table:
-    columns = ("split", "documents", "tokens", "text")
+    columns = ("split", "documents", "tokens", "text", "unknown tokens")
     rows = tuple(
-        (name, count(split["documents"]), count(split["tokens"]), size(split["text_bytes"]))
+        (
+            name,
+            count(split["documents"]),
+            count(split["tokens"]),
+            size(split["text_bytes"]),
+            count(split["unknown_tokens"]),
+        )
         for name, split in tokens["splits"].items()
     )
     return Table(f"Token shards ({tokens['dtype']})", columns, rows, columns[1:])

@@ -30,4 +30,9 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         stats = write_token_shards(
             documents, tokenizer, out, progress, engine, num_shards=config.shards.count, topics=topics
         )
+    if lost := stats["splits"]["train"]["unknown_tokens"]:
+        progress.note(
+            f"{lost:,} of {stats['splits']['train']['tokens']:,} tokens stand for characters that the tokenizer cannot "
+            "write: they are lost; one with byte_fallback, or more of such text in its sample, keeps them"
+        )
     return Outcome(stats | ({"topics": counted} if counted else {}))

@@ -79,6 +79,8 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer, where: str) -> tuple[str, 
     model.ParseFromString(tokenizer.native)
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise TokenizerError(f"{where}: a unigram vocabulary, which llama.cpp encodes in another way; train a bpe one")
+    if not model.trainer_spec.byte_fallback:
+        raise TokenizerError(f"{where}: a vocabulary without single bytes, which llama.cpp needs; set byte_fallback")
     if model.normalizer_spec.remove_extra_whitespaces:
         raise TokenizerError(f"{where}: its tokenizer.model removes repeated spaces, which llama.cpp keeps")
     tokens = [

@@ -51,6 +51,7 @@ class HFTokenizer(Tokenizer):
         self._unk = token_name(config, "unk_token")
         unk = {self._unk or "<unk>"} - framing
         self.special_ids = {name: vocabulary[name] for name in names if name in vocabulary and name not in unk}
+        self.unknown_id = next((vocabulary[name] for name in unk if name in vocabulary), None)
         self.bos_id, self.eos_id, self.pad_id = framing_ids(config, self.special_ids, str(path))
         decoders = _decoder_types(json.loads(self._json).get("decoder"))
         self._is_byte_level = "ByteLevel" in decoders

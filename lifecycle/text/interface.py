@@ -40,7 +40,7 @@ class Tokenizer(ABC):
     `bos_id`, `eos_id` and `pad_id` are always set: a vocabulary without one of them uses its end-of-text token instead.
     `strips_leading_space` is true if encoding adds a space before the text, which `decode` removes. `adds_bos` and
     `adds_eos` say whether a text by itself begins with BOS and ends with EOS: always for models trained here, else as
-    the published files say.
+    the published files say. `unknown_id` stands for characters that the vocabulary cannot write: they are lost.
     """
 
     vocab_size: int
@@ -48,6 +48,7 @@ class Tokenizer(ABC):
     eos_id: int
     pad_id: int
     special_ids: dict[str, int]
+    unknown_id: int | None = None
     has_bos: bool = True  # whether BOS is a token of its own, not EOS in its place
     strips_leading_space: bool = False
     adds_bos: bool = True

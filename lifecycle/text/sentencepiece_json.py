@@ -22,14 +22,15 @@ def write_tokenizer_json(
     ids = list(range(processor.vocab_size()))
     pieces: list[str] = processor.id_to_piece(ids)
     scores: list[float] = processor.get_score(ids)
-    unk_id = processor.unk_id()
+    unk_id, has_bytes = processor.unk_id(), any(map(processor.is_byte, ids))
     if model_type == "bpe":
         vocabulary = {piece: i for i, piece in enumerate(pieces)}
         learned = [i for i in ids if not (processor.is_byte(i) or processor.is_control(i) or i == unk_id)]
         merges = merges_of([(pieces[i], scores[i]) for i in learned])
-        model = models.BPE(vocab=vocabulary, merges=merges, unk_token=pieces[unk_id], byte_fallback=True)
+        model = models.BPE(vocab=vocabulary, merges=merges, unk_token=pieces[unk_id], byte_fallback=has_bytes)
+        model.fuse_unk = True  # unknown characters that follow each other are one token
     else:
-        model = models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=unk_id, byte_fallback=True)
+        model = models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=unk_id, byte_fallback=has_bytes)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])

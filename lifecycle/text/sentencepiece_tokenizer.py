@@ -1,8 +1,8 @@
 """SentencePiece: training with settings that keep every character, and the model behind the common interface.
 
 What must hold: `decode(encode(text)) == text` for every text. So there is no normalisation, no dummy prefix, no removed
-space, and characters outside the vocabulary become bytes. SentencePiece writes a space as U+2581, so that character
-itself would come back as a space: it is encoded as its three bytes.
+space, and characters outside the vocabulary become bytes, unless a user has them become `<unk>`. SentencePiece writes a
+space as U+2581, so that character itself would come back as a space: it is encoded as its three bytes, or as `<unk>`.
 
 The settings were chosen on 9.1 MB of the Python standard library (vocabulary 4,096, 0.5 MB held out; bits per byte of
 an interpolated Witten-Bell trigram over the tokens of the training text):
@@ -54,7 +54,8 @@ THREADS = 2  # 9.6 MB encode in 1.8 CPU seconds, 1.0 s of wall time on two cores
 SPACE = "\u2581"  # how SentencePiece writes a space
 LEAD = "\ufdd0"  # a character that is in no piece
 SPECIALS = (UNK, BOS, EOS, PAD, IM_START, IM_END)
-SMALLEST_VOCABULARY = 256 + 6 + 26  # bytes, special tokens, and some room to learn
+NUM_BYTES = 256
+SMALLEST_VOCABULARY = len(SPECIALS) + 26  # beside bytes: special tokens, and some room to learn
 # A bare model file does not say which of its user-defined pieces are special: these shapes are.
 SPECIAL_SHAPE = re.compile(r"<\|[^|<>]+\|>|<(start|end)_of_turn>")
 
@@ -73,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
         except (RuntimeError, ValueError) as error:
             raise TokenizerError(f"{path}: not a SentencePiece model ({error}); train or copy it again") from None
         self.vocab_size = self.processor.vocab_size()
-        self._unk_id = self.processor.unk_id()
+        self.unknown_id = self.processor.unk_id()
         json_path = path.with_name(JSON_FILE)  # the same vocabulary for other tools; kept by `save`
         self._json = json_path.read_bytes() if json_path.is_file() else None
         config = read_config(path.parent)
@@ -100,16 +101,16 @@ class SentencePieceTokenizer(Tokenizer):
         return {key: self._pieces[token_id] for key, token_id in ids.items() if token_id >= 0}
 
     def _find_specials(self, listed: list[str]) -> dict[str, int]:
-        wanted = set(listed)
+        wanted, unknown = set(listed), self.unknown_id
         control = self.processor.is_control(list(range(self.vocab_size)))
         return {
             piece: i
             for i, piece in enumerate(self._pieces)
-            if i != self._unk_id and (control[i] or piece in wanted or SPECIAL_SHAPE.fullmatch(piece))
+            if i != unknown and (control[i] or piece in wanted or SPECIAL_SHAPE.fullmatch(piece))
         }
 
     def _piece_bytes(self, token_id: int, piece: str) -> bytes:
-        if token_id == self._unk_id:
+        if token_id == self.unknown_id:
             return "\ufffd".encode()
         if self.processor.is_byte(token_id):
             return bytes([int(piece[1:-1], 16)])
@@ -131,8 +132,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _space_mark(self) -> list[int]:
-        """The bytes of the character that SentencePiece itself writes for a space."""
-        return [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        """The bytes of the character that SentencePiece itself writes for a space; of a model without bytes one that
+        stands for what is unknown."""
+        found = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        return found[:1] if found[0] == self.unknown_id else found
 
     def _spans(self, text: str, is_first: bool) -> list[Span]:
         lead = LEAD if self._adds_one_space and not is_first else ""  # takes the space
@@ -153,17 +156,18 @@ class SentencePieceTokenizer(Tokenizer):
         if self._json is not None:
             (folder / JSON_FILE).write_bytes(self._json)
         tokenizer_class = "LlamaTokenizer" if self._json is None else "PreTrainedTokenizerFast"
-        unk = self._pieces[self._unk_id]
+        unk = self._pieces[self.processor.unk_id()]
         legacy = {"legacy": False} if self._adds_one_space else {}
         write_config(folder, self, KIND, tokenizer_class=tokenizer_class, unk_token=unk, **legacy)
 
 
 @dataclass(frozen=True)
 class TrainingRules:
-    """What tokens may be: several digits, several words; and special tokens beside `SPECIALS`."""
+    """What tokens may be: several digits, several words, single bytes; and special tokens beside `SPECIALS`."""
 
     split_digits: bool = True
     across_words: bool = True
+    byte_fallback: bool = True
     special_tokens: tuple[str, ...] = ()
 
 
@@ -178,14 +182,15 @@ def train_sentencepiece(
 
     Raises `ConfigError` if there is too little text for the vocabulary.
     """
-    smallest = SMALLEST_VOCABULARY + len(rules.special_tokens)
+    smallest = SMALLEST_VOCABULARY + len(rules.special_tokens) + NUM_BYTES * rules.byte_fallback
     if vocab_size < smallest:
-        raise ConfigError(f"tokenizer.vocab_size={vocab_size}: 256 bytes and the special tokens need {smallest}")
+        needed = "256 bytes and the special tokens" if rules.byte_fallback else "the special tokens"
+        raise ConfigError(f"tokenizer.vocab_size={vocab_size}: {needed} need {smallest}")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, model_type=model_type,
-            byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False,
+            byte_fallback=rules.byte_fallback, normalization_rule_name="identity", add_dummy_prefix=False,
             remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
             split_by_whitespace=not rules.across_words, split_digits=rules.split_digits,
             character_coverage=0.9999, max_sentence_length=1 << 16, num_threads=THREADS,

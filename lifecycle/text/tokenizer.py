@@ -52,9 +52,11 @@ class TokenizerConfig(Section):
     # 1, Debian's documentation has 0.8 % fewer bytes per token, its Spanish, Chinese and Russian 5 to 6 % more.
     balance: float = Field(default=0.7, ge=0, le=1)
     # Whether each digit is a token of its own; whether a token may have several words or lines (more text in a token,
-    # most of all in source code; of SentencePiece, by default it may); and tokens beside those of the chat template.
+    # most of all in source code; of SentencePiece, by default it may); whether a character outside the vocabulary
+    # becomes its bytes, or `<unk>` and is lost; and tokens beside those of the chat template.
     split_digits: bool = True
     across_words: bool | None = None
+    byte_fallback: bool = True
     special_tokens: tuple[Annotated[str, Field(pattern=r"^\S+$")], ...] = ()
     path: Place | None = None  # a folder or a native file, or its address
 
@@ -74,13 +76,15 @@ class TokenizerConfig(Section):
                 raise ValueError("kind=hf trains BPE: for unigram set kind=sentencepiece")
             if self.across_words:
                 raise ValueError("kind=hf trains tokens within words: for tokens across_words set kind=sentencepiece")
+            if not self.byte_fallback:
+                raise ValueError("kind=hf is made of bytes: for a vocabulary without them set kind=sentencepiece")
         known = [*_SPECIALS.get(self.kind, ()), *self.special_tokens]
         if doubled := [name for name in known if known.count(name) > 1]:
             raise ValueError(f"special_tokens: {doubled[0]!r} is there already; remove it")
         return self
 
 
-_OF_TRAINING = {"balance", "split_digits", "across_words", "special_tokens"}
+_OF_TRAINING = {"balance", "split_digits", "across_words", "byte_fallback", "special_tokens"}
 _SPECIALS = {"sentencepiece": sentencepiece_tokenizer.SPECIALS, "hf": byte_level.SPECIALS}
 
 
@@ -126,7 +130,7 @@ def _train(config: TokenizerConfig, chunks: list[str], out: Path) -> None:
     if config.kind == "hf":
         train_byte_level(chunks, out, size, split_digits=digits, special_tokens=specials)
         return
-    rules = TrainingRules(digits, config.across_words is not False, specials)
+    rules = TrainingRules(digits, config.across_words is not False, config.byte_fallback, specials)
     train_sentencepiece(chunks, out, size, config.model_type, rules)
 
 

@@ -12,7 +12,7 @@ from lifecycle.data.reading.raw import Skipped
 from lifecycle.data.reading.sources import list_files
 from lifecycle.data.tagging import partition_store
 from lifecycle.data.tagging.engine import APART_BYTES, POOL_BYTES, Native, engine_of
-from lifecycle.data.tagging.partition_store import ATTEMPTS, PartitionStore
+from lifecycle.data.tagging.partition_store import PartitionStore
 from lifecycle.data.tagging.partitions import Partition, partitions_of
 from lifecycle.data.tagging.tagging import read_reading
 from lifecycle.data.tagging.workers import WorkerDiedError
@@ -48,10 +48,13 @@ def test_a_partition_that_fails_is_listed_and_the_others_are_made(
     with monkeypatch.context() as patch:
         tried = failing(patch, RecursionError("maximum recursion depth exceeded"))
         out = tag(corpus, max_skipped=0.2)
-        assert max(map(tried.count, tried)) == ATTEMPTS
+        assert max(map(tried.count, tried)) == 3
         (skipped,) = read_reading(out).skipped
+        tried.clear()
+        (once,) = read_reading(tag(corpus, "once", max_skipped=0.2, attempts=1)).skipped
+        assert max(map(tried.count, tried)) == 1 and "exceeded (1 attempt, alone too)" in once.detail
     assert (skipped.path, skipped.reason) == ("essay20.txt", "failed")
-    assert "RecursionError: maximum recursion depth exceeded (3 times, alone too)" in skipped.detail
+    assert "RecursionError: maximum recursion depth exceeded (3 attempts, alone too)" in skipped.detail
     del whole["essay20.txt"]
     assert {row["path"]: row for row in documents(out)} == whole
     assert not read_reading(tag(corpus, "tried_again")).skipped

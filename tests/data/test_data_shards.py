@@ -135,6 +135,16 @@ def test_the_same_again_gives_the_same_bytes(documents: Path, tmp_path: Path) ->
     assert tokenizer.decode(TokenShards(tmp_path / "a")[24].tolist()) == shuffled(documents, "train")[24]["text"]
 
 
+def test_tokens_of_characters_that_are_lost_are_counted(documents: Path, tmp_path: Path) -> None:
+    """The held-out text has a character and words that the vocabulary has no letters for; the training text none."""
+    train_tokenizer(TokenizerConfig(vocab_size=40, byte_fallback=False), KEPT, tmp_path / "tokenizer", seed=0)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    stats = write_token_shards({"": documents}, tokenizer, tmp_path / "out", Silent())
+    lost = sum(tokenizer.encode(text).count(0) for text in HELDOUT)
+    assert {split: of["unknown_tokens"] for split, of in stats["splits"].items()} == {"train": 0, "heldout": lost}
+    assert lost > 2
+
+
 def test_progress_counts_documents(documents: Path, tmp_path: Path) -> None:
     class Recorder(Silent):
         def __init__(self) -> None:

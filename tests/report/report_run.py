@@ -232,7 +232,7 @@ def make_data(made: Run) -> None:
         {"of": "source", "name": NASTY, **sizes, "tokens_per_word": None},
     ]
     made.make("tokenizer", tokenizer, {}, "documents")
-    split = {"documents": 3, "tokens": 10_240, "text_bytes": 1200}
+    split = {"documents": 3, "tokens": 10_240, "text_bytes": 1200, "unknown_tokens": 0}
     made.make("tokens", {"dtype": "uint16", "splits": {"train": split, "heldout": split}}, {}, "tokenizer")
 
 

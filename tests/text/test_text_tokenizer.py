@@ -16,6 +16,7 @@ from lifecycle.core.config import ConfigError, validate
 from lifecycle.core.store import Store
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.chat import read_template
+from lifecycle.text.gguf_vocabulary import vocabulary_of
 from lifecycle.text.hf_tokenizer import HFTokenizer
 from lifecycle.text.tokenizer import (
     Tokenizer,
@@ -122,6 +123,24 @@ def test_the_tokenizer_json_beside_a_model_gives_the_same_ids(
     other_tool = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert other_tool.decode(other_tool.encode(unseen).ids) == unseen
     assert other_tool.encode("a<|im_end|>").ids[-1] == model.special_ids["<|im_end|>"]
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_without_byte_fallback_other_characters_are_unknown_in_both_files(
+    model_type: str, source_texts: list[str], tmp_path: Path
+) -> None:
+    settings = {"vocab_size": 400, "model_type": model_type, "sample_bytes": 60_000, "byte_fallback": False}
+    train_tokenizer(validate(TokenizerConfig, settings), source_texts[:2], tmp_path, seed=0)
+    model, exported = load_tokenizer(tmp_path), load_tokenizer(tmp_path / "tokenizer.json")
+    text = "for \U0001f600\u6587 in range"
+    ids = model.encode(text)
+    assert ids == exported.encode(text) and ids.count(0) == 1 and model.unknown_id == exported.unknown_id == 0
+    assert model.decode(ids) == "for \ufffd in range"
+    assert "<0x41>" not in [exported.token_bytes(i).decode(errors="replace") for i in range(model.vocab_size)]
+    assert [model.decode(row) for row in model.encode_batch(["a \u2581\u2581 b", "c"])] == ["a \ufffd\ufffd b", "c"]
+    refused = {"bpe": "without single bytes, which llama.cpp needs", "unigram": "a unigram vocabulary"}
+    with pytest.raises(TokenizerError, match=refused[model_type]):
+        vocabulary_of(tmp_path, 400)
 
 
 def test_hf_ids_are_the_library_s_and_its_bytes_too(hf_folder: Path, source_texts: list[str]) -> None:
@@ -250,6 +269,8 @@ def test_bad_settings_and_files_say_how_to_mend_them(tmp_path: Path) -> None:
         validate(TokenizerConfig, {"kind": "hf", "model_type": "unigram"})
     with pytest.raises(ConfigError, match="across_words set kind=sentencepiece"):
         validate(TokenizerConfig, {"kind": "hf", "across_words": True})
+    with pytest.raises(ConfigError, match="kind=hf is made of bytes"):
+        validate(TokenizerConfig, {"kind": "hf", "byte_fallback": False})
     with pytest.raises(ConfigError, match="no pair of this text is left after 26"):
         train_tokenizer(TokenizerConfig(kind="hf"), ["abab"], tmp_path / "hf", seed=0)
     with pytest.raises(ConfigError, match="vocab_size=260: 256 bytes and the special tokens need 261"):

@@ -2,9 +2,9 @@
 
 They stay between runs, so a killed run goes on where it was, and a source with new files is read as far as it is new.
 A file has its partition's documents and, beside its schema, what of the partition could not be used. A partition that
-fails, or whose process dies, is tried again, `ATTEMPTS` times in all; then each of its files alone, and those that do
-so count as failed. If this process does the work, a mark beside the partitions names the one in work: when the process
-dies of it, the next run finds the mark, and makes what is missing in another process.
+fails, or whose process dies, is tried again, `data.attempts` times in all; then each of its files alone, and those that
+do so count as failed. If this process does the work, a mark beside the partitions names the one in work: when the
+process dies of it, the next run finds the mark, and makes what is missing in another process.
 """
 
 import json
@@ -30,7 +30,6 @@ from lifecycle.data.tagging.engine import Engine, Native
 from lifecycle.data.tagging.partitions import Partition, tag_files, tagged_schema
 from lifecycle.data.tagging.workers import WorkerDiedError
 
-ATTEMPTS = 3
 FAILED = "failed"  # the reason of files that are in a partition that failed
 WRITE = "write"  # what comes behind the map steps
 _TAGGED = b"lifecycle.tagged"  # in the file's metadata
@@ -78,7 +77,9 @@ class PartitionStore:
     ) -> Iterator[tuple[int, Tagged]]:
         died: list[int] = []
         work = [(partitions[number], self.folder, ()) for number in missing]
-        for place, result in engine.results(_make_marked if engine.is_here else _make, work, ATTEMPTS, apart=True):
+        for place, result in engine.results(
+            _make_marked if engine.is_here else _make, work, _attempts(partitions), apart=True
+        ):
             number = missing[place]
             if not isinstance(result, WorkerDiedError):
                 yield number, result
@@ -100,7 +101,7 @@ class PartitionStore:
             else:
                 work.append((partition, self.folder, lost))
                 numbers.append(number)
-        for place, made in engine.results(_make, work, ATTEMPTS, apart=True):
+        for place, made in engine.results(_make, work, _attempts(partitions), apart=True):
             yield numbers[place], _failed(work[place][0], made) if isinstance(made, WorkerDiedError) else made
 
     def documents(self, partition: Partition, begin: int, end: int) -> Iterator[pa.Table]:
@@ -145,6 +146,11 @@ class PartitionStore:
         return None if is_failed else Tagged(tree["num_documents"], tree["text_bytes"], skipped)
 
 
+def _attempts(partitions: Sequence[Partition]) -> int:
+    """Times that each is tried."""
+    return max((partition.config.attempts for partition in partitions), default=1)
+
+
 def _path(folder: Path, partition: Partition) -> Path:
     return folder / f"{partition.key}.parquet"
 
@@ -158,7 +164,7 @@ def _lost_alone(partitions: Sequence[Partition], engine: Engine) -> list[tuple[S
     """Those files of each partition that fail alone or end their process."""
     alone = [replace(partition, files=(entry,)) for partition in partitions for entry in partition.files]
     found: dict[int, tuple[Skipped, ...]] = {}
-    for place, result in engine.results(_lost, alone, ATTEMPTS, apart=True):
+    for place, result in engine.results(_lost, alone, _attempts(partitions), apart=True):
         found[place] = _failed(alone[place], result).skipped if isinstance(result, WorkerDiedError) else result
     ends = [0, *accumulate(len(partition.files) for partition in partitions)]
     return [tuple(entry for place in range(*part) for entry in found[place]) for part in pairwise(ends)]
@@ -189,7 +195,7 @@ def _make(item: tuple[Partition, Path, tuple[Skipped, ...]]) -> Tagged:
     names = {entry.path for entry in lost}
     rest = replace(partition, files=tuple(entry for entry in partition.files if entry.path not in names))
     made = _written(rest, unfinished, lost)
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(partition.config.attempts - 1):
         if isinstance(made, Exception):
             made = _written(rest, unfinished, lost)
     if isinstance(made, Exception):
@@ -270,7 +276,8 @@ def _failed(partition: Partition, error: Exception) -> Tagged:
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     num_files = len(partition.files)
     how = "alone too" if num_files == 1 else f"with {num_files} files at once"
-    detail = f"{what} ({ATTEMPTS} times, {how})"
+    attempts = f"{partition.config.attempts} attempt{'s' * (partition.config.attempts > 1)}"
+    detail = f"{what} ({attempts}, {how})"
     first = Skipped(partition.source.name, "", FAILED, detail)
     return Tagged(0, 0, tuple(replace(first, path=path) for entry in partition.files for path in _named(entry)))
 
