@@ -8,6 +8,7 @@ The thresholds of published rules are in `quality_config.py`, in families with t
 import re
 from functools import lru_cache
 from hashlib import blake2b, file_digest
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -54,11 +55,19 @@ class SourceConfig(Section):
     include: tuple[str, ...] = ("**/*",)  # globs below `path`
     exclude: tuple[str, ...] = DEFAULT_EXCLUDE  # one that matches a folder excludes all below it; in archives too
     format: Format | None = None  # None: by file name and content, in a row: text
+    html: Literal["own", "trafilatura"] = "own"  # which reader makes text of web pages; the second is an extra
     license: str = UNKNOWN  # of documents that say nothing else; an SPDX identifier, if there is one
     text_column: str = "text"
     url_column: str = "url"
     license_column: str = "license"
     time_columns: tuple[str, ...] = ("date", "timestamp", "time", "created", "created_at", "published")  # the first
+
+    @field_validator("html")
+    @classmethod
+    def _reader_is_installed(cls, reader: str) -> str:
+        if reader == "trafilatura" and find_spec(reader) is None:
+            raise ValueError("trafilatura is an extra: install it with `uv sync --extra trafilatura`")
+        return reader
 
 
 class LanguageConfig(Section):

