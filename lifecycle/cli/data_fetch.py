@@ -13,6 +13,8 @@ from lifecycle.cli.outputs import takes_folder
 from lifecycle.cli.terminal import terminal
 from lifecycle.core.config import ConfigError
 
+DAY_S = 86_400
+
 type List = Annotated[Path, Parameter(help="A file of addresses, one a line.")]
 type Into = Annotated[
     Path, Parameter(help="The folder of the pages; one that is begun is gone on with.", validator=takes_folder)
@@ -22,11 +24,11 @@ type Contact = Annotated[
 ]
 type Delay = Annotated[
     float,
-    Parameter(help="Seconds between requests to a server, which may ask for more.", validator=Number(gte=0)),
+    Parameter(help="Seconds between requests to a server, which may ask for more.", validator=Number(gte=0, lte=DAY_S)),
 ]
 type Servers = Annotated[int, Parameter(help="Asked at a time, with one request each.", validator=Number(gte=1))]
 type MaxBytes = Annotated[int, Parameter(help="Of a page; a larger one has failed.", validator=Number(gte=1))]
-type Seconds = Annotated[float, Parameter(help="Of a whole answer, in seconds.", validator=Number(gt=0))]
+type Seconds = Annotated[float, Parameter(help="Of a whole answer, in seconds.", validator=Number(gt=0, lte=DAY_S))]
 type Private = Annotated[bool, Parameter(help="Ask addresses of this machine and of private networks, too.")]
 type Again = Annotated[bool, Parameter(help="Ask whether the pages that are here have changed; new ones are added.")]
 

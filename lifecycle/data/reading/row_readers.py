@@ -306,7 +306,7 @@ def _python_times(column: pa.Array) -> pa.Array:
 def _known_zone(name: str) -> str:
     try:
         pa.scalar(0, pa.timestamp("s", name)).as_py()
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, KeyError):  # the second where pytz is installed
         return "UTC"
     return name
 
