@@ -1,9 +1,9 @@
-"""Memory of tagging and selecting documents, for several sizes of the same kind of text.
+"""Memory of tagging and selecting documents, and of writing token shards, for several sizes of the same kind of text.
 
     uv run benchmarks/data/memory.py TEXT.jsonl [--sizes 400 1600]
 
 TEXT.jsonl has real documents in the column `text`, from whose sentences the input is made. Prints, for each size in
-megabytes, the most memory that all processes of the work had at once (proportional set size, sampled), and the
+megabytes, the most memory that all processes of either work had at once (proportional set size, sampled), and the
 wall time.
 """
 
@@ -18,8 +18,12 @@ from texts import write_texts
 
 from lifecycle.core.progress import Silent
 from lifecycle.data.config import DataConfig, SourceConfig
+from lifecycle.data.documents import read_documents
 from lifecycle.data.selecting.pipeline import prepare_documents
+from lifecycle.data.shard_writing import write_token_shards
+from lifecycle.data.tagging.engine import Native
 from lifecycle.data.tagging.tagging import tag_documents
+from lifecycle.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 
 SAMPLE_S = 0.2
 
@@ -29,25 +33,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[400, 1600], help="megabytes")
-    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        work(arguments.run)
+        folder, work = arguments.run
+        WORKS[work](Path(folder))
         return
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             num = write_texts(arguments.text, folder / "texts.jsonl", size * 1_000_000)
-            started = time.monotonic()
-            most = _most_memory([sys.executable, __file__, str(arguments.text), "--run", name])
-            took = time.monotonic() - started
-            print(
-                f"{size:6} MB {num:8,} documents  {most / 1e9:.2f} GB of memory  {took:.0f} s",
-                flush=True,
-            )
+            for work in WORKS:
+                started = time.monotonic()
+                most = _most_memory([sys.executable, __file__, str(arguments.text), "--run", name, work])
+                took = time.monotonic() - started
+                print(
+                    f"{size:6} MB {num:8,} documents  {work:9}  {most / 1e9:.2f} GB of memory  {took:.0f} s", flush=True
+                )
 
 
-def work(folder: Path) -> None:
+def documents(folder: Path) -> None:
     """Tags and selects the texts in a folder."""
     config = DataConfig(sources=(SourceConfig(name="texts", path=str(folder / "texts.jsonl")),))
     for name in ("tagging", "documents"):
@@ -55,6 +60,19 @@ def work(folder: Path) -> None:
     tag_documents(config, folder / "partitions", folder / "tagging", Silent())
     summary = prepare_documents(folder / "tagging", config, folder / "documents", Silent(), seed=0)
     print({entry["step"]: entry["documents_out"] for entry in summary["funnel"]})
+
+
+def tokens(folder: Path) -> None:
+    """Trains a tokenizer on the selected documents and writes token shards."""
+    texts = (row["text"] for row in read_documents(folder / "documents", "kept", ["text"]))
+    train_tokenizer(TokenizerConfig(vocab_size=8192), texts, folder / "tokenizer", seed=0)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    with Native(2) as engine:
+        stats = write_token_shards({"": folder / "documents"}, tokenizer, folder / "tokens", Silent(), engine)
+    print(stats["splits"]["train"])
+
+
+WORKS = {"documents": documents, "tokens": tokens}
 
 
 def _most_memory(command: list[str]) -> int:
