@@ -1,12 +1,13 @@
 """Two models of 10 M parameters on as many tokens: one learns from all documents that were read, one from those kept.
 
-    uv run benchmarks/data/cleaned_model.py DOCUMENTS ... [--steps 1600] [--also TEXTS.jsonl ...]
+    uv run benchmarks/data/cleaned_model.py DOCUMENTS ... [--steps 1600] [--seeds 0 1] [--also TEXTS.jsonl ...]
 
 DOCUMENTS are the folders of a run's artifacts of stage `documents`. Both models have the same initial weights, as many
 batches of one size, and one tokenizer, trained on what was read, so that it does not favour the cleaned text. Measured
 are bits per byte of the held-out documents, by source, and of other texts (JSON Lines, column `text`), 200 of each. The
 raw side gets nothing that is known to overlap the held-out documents: no copy or near-duplicate of them, and no
-document removed for contamination. Batches are small: few tokens must teach much.
+document removed for contamination. Batches are small: few tokens must teach much. A seed decides the initial weights
+and the order of documents, of both sides; printed are the means of the seeds, and all that is held out for each.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 import jax
 import pyarrow as pa
@@ -77,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("documents", type=Path, nargs="+")
     parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--also", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
     sets = heldout_sets(arguments.documents) | {path.stem: texts_of(path) for path in arguments.also}
@@ -87,11 +90,22 @@ def main() -> None:
         raw_texts = (row["text"] for row in read_documents(scratch / "raw", "kept", ["text"]))
         train_tokenizer(TokenizerConfig(vocab_size=VOCAB), raw_texts, scratch / "tokenizer", seed=0)
         tokenizer = load_tokenizer(scratch / "tokenizer")
-        measured = {side: trained(scratch, side, tokenizer, arguments.steps, sets) for side in ("raw", "cleaned")}
+        for side in ("raw", "cleaned"):
+            write_shards(scratch, side, tokenizer)
+        raws, cleaneds = (
+            [trained(scratch, side, tokenizer, arguments.steps, seed, sets) for seed in arguments.seeds]
+            for side in ("raw", "cleaned")
+        )
     print(f"\n{'bits per byte of':24} {'raw':>8} {'cleaned':>8} {'cleaned / raw':>14}")
     for name in sets:
-        raw, cleaned = measured["raw"][name], measured["cleaned"][name]
-        print(f"{name:24} {raw:8.4f} {cleaned:8.4f} {cleaned / raw:14.4f}")
+        show(name, *(mean(found[name] for found in side) for side in (raws, cleaneds)))
+    for seed, raw, cleaned in zip(arguments.seeds, raws, cleaneds, strict=True):
+        show(f"held-out, seed {seed}", raw["held-out"], cleaned["held-out"])
+
+
+def show(name: str, raw: float, cleaned: float) -> None:
+    """Prints a line of the table."""
+    print(f"{name:24} {raw:8.4f} {cleaned:8.4f} {cleaned / raw:14.4f}")
 
 
 def heldout_sets(folders: Sequence[Path]) -> dict[str, list[str]]:
@@ -139,21 +153,26 @@ def overlaps(row: dict[str, str | None], heldout: set[str]) -> bool:
     return row["step"] in COMPARED and any(name in heldout for name in OVERLAP.findall(row["detail"] or ""))
 
 
-def trained(scratch: Path, side: str, tokenizer: Tokenizer, steps: int, sets: dict[str, list[str]]) -> dict[str, float]:
-    """Trains on a side's documents; bits per byte of each set."""
-    shards = scratch / f"{side}-tokens"
+def write_shards(scratch: Path, side: str, tokenizer: Tokenizer) -> None:
+    """Writes a side's documents as tokens."""
     progress: Progress = Silent()
     with Native(2) as engine:
-        stats = write_token_shards({"": scratch / side}, tokenizer, shards, progress, engine)
+        stats = write_token_shards({"": scratch / side}, tokenizer, scratch / f"{side}-tokens", progress, engine)
     print(side, stats["splits"]["train"], flush=True)
+
+
+def trained(
+    scratch: Path, side: str, tokenizer: Tokenizer, steps: int, seed: int, sets: dict[str, list[str]]
+) -> dict[str, float]:
+    """Trains on a side's tokens; bits per byte of each set."""
     schedule = ScheduleConfig(kind="cosine", warmup_steps=steps // 20)
     optimizer = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, schedule=schedule)
     train = NextTokenConfig(steps=steps, seq_len=SEQ_LEN, global_batch_size=BATCH, optimizer=optimizer, log_every=80)
     mesh, keep = build_mesh(MeshConfig()), KeepWeights()
-    rows = TokenRows(TokenShards(shards, "train", tokenizer), SEQ_LEN, {}, 0)
+    rows = TokenRows(TokenShards(scratch / f"{side}-tokens", "train", tokenizer), SEQ_LEN, {}, seed)
     job = TrainJob(
         MODEL, train, mesh, build_objective(MODEL, train, {}), RowBatches.on_mesh(rows, BATCH, mesh),
-        jax.random.key(0), scratch / f"{side}-model",
+        jax.random.key(seed), scratch / f"{side}-model-{seed}",
     )  # fmt: skip
     run_job(job, Losses(), [keep])
     model = Model(MODEL, keep.weights, tokenizer, ChatTemplate.load(scratch / "tokenizer", tokenizer))
