@@ -23,7 +23,7 @@ COLUMNS = pa.schema([
     ("text_bytes", pa.int64()), ("script_share", pa.float64()),
 ])  # fmt: skip
 TIMES = [None, "2019", "2020-05", "2020-05-02", "2020-05-02T01:00:00", "2021-01-01T00:00:00Z"]  # ascending
-LICENSES = ["MIT", "CC0-1.0 OR GPL-3.0-only", "MIT AND CC0-1.0", "GPL-3.0-only", "unknown"]
+LICENSES = ["MIT", "CC0-1.0 OR GPL-3.0-only", "MIT AND CC0-1.0", "GPL-3.0-only", "unknown", "(mit OR X) AND CC0-1.0"]
 ROWS = st.fixed_dictionaries({
     "text": st.just(""), "source": st.sampled_from(["a", "b"]), "license": st.sampled_from(LICENSES),
     "time": st.sampled_from(TIMES), "text_bytes": st.integers(0, 3), "script_share": st.sampled_from([None, 0.1, 0.5]),
@@ -42,9 +42,7 @@ def expected(name: str, row: dict[str, Any]) -> float:
     last = float("inf")
     return {
         "source": "ba".index(row["source"]),
-        "license": {"MIT": 1, "CC0-1.0 OR GPL-3.0-only": 0, "MIT AND CC0-1.0": 1, "GPL-3.0-only": 2, "unknown": 3}[
-            row["license"]
-        ],
+        "license": dict(zip(LICENSES, (1, 0, 1, 2, 3, 1), strict=True))[row["license"]],
         "longest": -row["text_bytes"], "shortest": row["text_bytes"],
         "newest": -time if time else last, "oldest": time or last,
         "highest script_share": last if score is None else -score,

@@ -38,6 +38,10 @@ def removed(table: pa.Table, **rights: Any) -> dict[int, str]:
     [
         ("MIT", True), ("GPL-3.0-only", False), ("GPL-3.0-only OR MIT", True), ("MIT AND GPL-3.0-only", False),
         ("MIT AND CC-BY-4.0", True), ("(MIT OR GPL-3.0-only)", True), ("unknown", False), ("MITish", False),
+        ("(MIT OR GPL-3.0-only) AND ISC", False), ("(MIT OR GPL-3.0-only) AND CC-BY-4.0", True),
+        ("MIT AND (GPL-3.0-only OR (CC-BY-4.0))", True), ("MIT OR GPL-3.0-only AND ISC", True), ("mit", True),
+        ("cc-by-4.0 AND Mit", True), ("MIT (see COPYING)", False), ("(MIT", False), ("MIT)", False),
+        ("( OR MIT)", False), ("(" * 5_000 + "MIT" + ")" * 5_000, True), ("", False),
     ],
 )  # fmt: skip
 def test_licences_that_are_allowed(licence: str, is_allowed: bool) -> None:
@@ -49,7 +53,16 @@ def test_licences_that_are_allowed(licence: str, is_allowed: bool) -> None:
 def test_what_is_to_be_forgotten(tmp_path: Path) -> None:
     table = documents(url=["https://a.org/x", "http://sub.b.org/y?q=1", None, None, "https://other.org/", "no address"])
     ids, contents = table["id"].to_pylist(), table["content"].to_pylist()
-    lines = ["# comment", "", "http://www.A.org/x/", "b.org", ids[2].upper(), contents[3].hex(), "her.org"]
+    lines = [
+        "# comment",
+        "",
+        "http://www.A.org/x/",
+        "b.org",
+        ids[2].upper(),
+        contents[3].hex(),
+        "her.org",
+        "www.Other.org",
+    ]
     (tmp_path / "list.txt").write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8")
     assert removed(table, forget=[str(tmp_path / "list.txt")]) == {
         0: "forgotten: list.txt has its address https://a.org/x",

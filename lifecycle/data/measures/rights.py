@@ -19,6 +19,7 @@ from lifecycle.core.config import ConfigError
 from lifecycle.core.fetched import local_file
 from lifecycle.core.web_address import shown
 from lifecycle.data.config import RightsConfig
+from lifecycle.data.measures.license_expressions import license_place
 from lifecycle.data.measures.scripts import UNDETERMINED
 from lifecycle.data.measures.steps import Failure, Rule
 from lifecycle.data.personal.places import masked_places
@@ -43,7 +44,7 @@ class AllowedLicenses:
     """A rule: documents under another licence fail. Of a choice (`MIT OR GPL-2.0-only`, as SPDX writes it) one licence
     has to be allowed, of several that all apply (`MIT AND CC-BY-4.0`) each."""
 
-    allowed: frozenset[str]
+    allowed: tuple[str, ...]
 
     def __call__(self, documents: pa.Table) -> Iterator[Failure]:
         """The documents whose licence is not allowed."""
@@ -53,7 +54,7 @@ class AllowedLicenses:
                 yield Failure(ordinal, "license", f"{licence} is not in data.rights.licenses")
 
     def _allows(self, expression: str) -> bool:
-        return any(all(part in self.allowed for part in choice) for choice in license_choices(expression))
+        return license_place(expression, self.allowed) < len(self.allowed)
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,11 @@ class Forget:
                 yield Failure(ordinal, "forgotten", f"{Path(self.place).name} has {found}")
 
 
-def license_choices(expression: str) -> list[list[str]]:
-    """The licences that a document may be used under, each choice with all that apply together."""
-    choices = re.split(r"\s+OR\s+", expression.replace("(", " ").replace(")", " ").strip())
-    return [re.split(r"\s+AND\s+", choice) for choice in choices]
-
-
 def rights_rules(config: RightsConfig) -> tuple[Rule, ...]:
     """The rules of the settings."""
     of_sources = ((place, source) for source, places in config.opt_outs.items() for place in places)
     lists = (*((place, None) for place in config.forget), *of_sources)
-    licences = (AllowedLicenses(frozenset(config.licenses)),) if config.licenses else ()
+    licences = (AllowedLicenses(config.licenses),) if config.licenses else ()
     return (*licences, *(Forget(place, source) for place, source in lists))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lifecycle.data.config import SourceConfig
+from lifecycle.data.measures.license_expressions import all_apply
 from lifecycle.data.reading.raw import Content, Refused, UnreadableError, address_in, plain_values
 from lifecycle.data.reading.row_readers import Row
 from lifecycle.data.reading.times import iso_time
@@ -59,4 +60,4 @@ def _listed(value: Any) -> str | None:
     """The licences of a list, as files of a repository have them: all of them apply, as far as anyone knows."""
     if not isinstance(value, list):
         return None
-    return " AND ".join(dict.fromkeys(filter(None, map(_license, value)))) or None
+    return all_apply([*dict.fromkeys(filter(None, map(_license, value)))]) or None

@@ -15,10 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lifecycle.core.config import ConfigError, nearest
-from lifecycle.data.config import UNKNOWN, DataConfig
+from lifecycle.data.config import DataConfig
 from lifecycle.data.documents import Stretch, num_documents
 from lifecycle.data.measures.filters import joined_steps
-from lifecycle.data.measures.rights import license_choices
+from lifecycle.data.measures.license_expressions import license_place
 from lifecycle.data.selecting.selection import joined
 from lifecycle.data.tagging.partitions import tagged_schema
 
@@ -105,15 +105,8 @@ def _place_of_source(sources: Sequence[str], name: str) -> float:
 
 
 def _place_of_license(allowed: Sequence[str], expression: str) -> float:
-    """In the order of `data.rights.licenses`; then come others, and last those that are not known. Of a choice the best
-    counts, of several that all apply the worst."""
-
-    def place(name: str) -> int:
-        if name in allowed:
-            return allowed.index(name)
-        return len(allowed) + (name == UNKNOWN)
-
-    return min(max(map(place, choice)) for choice in license_choices(expression))
+    """In the order of `data.rights.licenses`; then come others, and last those that are not known."""
+    return license_place(expression, allowed)
 
 
 def _require_numbers(name: str, column: str, fields: Iterable[pa.Field]) -> None:
