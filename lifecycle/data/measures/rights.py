@@ -108,7 +108,7 @@ def _read(path: Path, stat: tuple[int, int]) -> Forgotten:
         elif "://" in entry:
             given.append(entry)
         elif _HOST.fullmatch(entry):
-            hosts.add(entry.lower())
+            hosts.add(host_of(f"//{entry}"))
         else:
             raise ConfigError(
                 f"{path}:{number}: {shown_entry(entry)} is no id, hash, address with :// or name of a host"
