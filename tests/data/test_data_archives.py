@@ -86,6 +86,10 @@ def test_members_are_files_of_their_own(tmp_path: Path, name: str, content: byte
         plain = {"gz": gzip, "xz": lzma, "bz2": bz2}.get(name.rsplit(".", 1)[1])
         whole = plain.decompress(content) if plain else content
         assert whole[first.begin : first.end] == b"one\n"
+    elif "zip" in name:
+        assert (first.begin, first.end) == (None, None)
+    packed = documents(found)[-1]
+    assert (packed.begin, packed.end) == (None, None)
 
 
 def test_a_large_member(tmp_path: Path) -> None:

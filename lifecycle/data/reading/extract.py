@@ -111,8 +111,11 @@ class Opened:
             yield self._whole(format)
 
     def _whole(self, format: str) -> Content:
-        data, begin = read_whole(self.file, self.max_bytes), self.begin or 0
-        return Content(self.path, format, data, begin=begin, end=begin + len(data))
+        data = read_whole(self.file, self.max_bytes)
+        begin = (
+            0 if self.begin is None and not self.depth else self.begin
+        )  # what is compressed has no place in an archive
+        return Content(self.path, format, data, begin=begin, end=None if begin is None else begin + len(data))
 
     def _rows(self, rows: Iterator[Row], format: str) -> Iterator[Content | Refused]:
         """The rows' contents; raises `UnreadableError` for a file without a single usable one."""
