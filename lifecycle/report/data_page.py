@@ -134,9 +134,13 @@ def token_tiles(amounts: Breakdown) -> Iterator[Tile]:
 
 
 def cut_tile(steps: Sequence[Mapping[str, Any]]) -> Iterator[Tile]:
-    """How much was cut out of documents that went on to the next step; nothing if no step cuts."""
-    if num := sum(step["edits"].get("passages_cut", 0) for step in steps):
-        lost = sum(step["edits"].get("bytes_cut", 0) for step in steps)
+    """How much was cut as lines, and as passages out of documents that went on to the next step; nothing if no step
+    cuts."""
+    of_passages = [step["edits"] for step in steps if "passages_cut" in step["edits"]]
+    if lost := sum(step["edits"].get("bytes_cut", 0) for step in steps if "passages_cut" not in step["edits"]):
+        yield Tile("cut", size(lost), "of lines, out of all documents")
+    if num := sum(edits["passages_cut"] for edits in of_passages):
+        lost = sum(edits.get("bytes_cut", 0) for edits in of_passages)
         yield Tile("cut", count(num), f"passages, {size(lost)}, out of documents that went on")
 
 

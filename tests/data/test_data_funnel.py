@@ -44,6 +44,21 @@ def test_a_funnel_of_parts_is_that_of_all_documents(parts: list[list[int]]) -> N
     assert joined.entries(reading) == whole.entries(reading)
 
 
+def test_text_that_lines_lose_is_counted_at_their_step() -> None:
+    config = data_config(lines={"c4": {}}, language={"min_score": 0})
+    steps = document_steps(config)
+    texts = ("The harbour lies to the north — of it.\nHome →\n", "Short →\n", "There is no such line in this.\n")
+    rows = tagged([raw(text, path=text[:5]) for text in texts], config)
+    funnel = Funnel(steps)
+    funnel.add(rows, removed_documents(rows, select(rows, steps)), rows.slice(0, 0), {})
+    flow = {entry["step"]: entry for entry in funnel.entries(Reading(1, 1, ()))}
+    sizes = [len(text.encode()) for text in texts]
+    cut = len("Home →\n".encode())
+    assert flow["read"]["bytes_out"] == flow["lines"]["bytes_in"] == sum(sizes)
+    assert flow["lines"]["reasons"] == {"no_line_left": 1} and flow["lines"]["edits"]["bytes_cut"] == cut
+    assert flow["lines"]["bytes_out"] == flow["quality"]["bytes_in"] == sum(sizes) - cut - sizes[1]
+
+
 def test_the_parts_differ_in_their_reasons() -> None:
     reasons = select(documents(), STEPS)["reason"].unique().to_pylist()
     assert len(reasons) >= 4

@@ -12,7 +12,7 @@ from lifecycle.data.inspecting.breakdown import Breakdown
 from lifecycle.data.selecting.contamination import Evidence
 from lifecycle.ops.cost import PriceConfig
 from lifecycle.report import data_page
-from lifecycle.report.blocks import Paragraph, Table
+from lifecycle.report.blocks import Paragraph, Table, Tile
 from lifecycle.report.data_page import cut_tile, estimated_tokens, faults_of, kinds_tables, split_tiles, token_tiles
 from lifecycle.report.data_page_costs import REST, steps_table
 from lifecycle.report.data_page_evidence import classifiers_table, contamination_section
@@ -80,6 +80,8 @@ def test_what_was_cut_has_a_tile() -> None:
     (tile,) = cut_tile(steps)
     assert (tile.name, tile.value) == ("cut", "4") and "59 bytes" in tile.remark
     assert not list(cut_tile(steps[:1]))
+    lines, passages = cut_tile([{"edits": {"c4_few_words": 4, "bytes_cut": 70}}, *steps])
+    assert lines == Tile("cut", "70 bytes", "of lines, out of all documents") and passages == tile
 
 
 def test_a_table_with_too_many_rows_adds_the_others_up(monkeypatch: pytest.MonkeyPatch) -> None:

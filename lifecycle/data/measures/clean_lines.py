@@ -15,7 +15,7 @@ import pyarrow as pa
 from lifecycle.data.config import DataConfig
 from lifecycle.data.measures.line_rules import C4_RULES, REFINEDWEB_RULES, LineRule, c4_rule, refinedweb_rule
 from lifecycle.data.measures.quality_config import C4LinesConfig, RefinedWebLinesConfig
-from lifecycle.data.measures.steps import DocumentStep, Limit
+from lifecycle.data.measures.steps import BYTES_CUT, DocumentStep, Limit
 
 _RULES = (*C4_RULES, *REFINEDWEB_RULES)
 _MORE_EMPTY_LINES = re.compile(r"\n{3,}")
@@ -34,14 +34,14 @@ class Cleaned(NamedTuple):
 @dataclass(frozen=True)
 class CleanLines:
     """`text` without some lines, and how many lines each rule changed; `lines_left` of them and `removed_words`, the
-    share of words that RefinedWeb's rules took. Null for code and for other languages."""
+    share of words that RefinedWeb's rules took; `bytes_cut`, of the text. Null for code and for other languages."""
 
     languages: tuple[str, ...]
     c4: C4LinesConfig | None
     refinedweb: RefinedWebLinesConfig | None
     columns: ClassVar[pa.Schema] = pa.schema([
         ("text", pa.string()), *((name, pa.int64()) for name in _RULES), ("lines_left", pa.int64()),
-        ("removed_words", pa.float64()),
+        ("removed_words", pa.float64()), (BYTES_CUT, pa.int64()),
     ])  # fmt: skip
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -52,7 +52,7 @@ class CleanLines:
         cleaner = LineCleaner(self.c4, self.refinedweb)
         names = ("text", "format", "language")
         rows = [
-            _row(cleaner.clean(text)) if format != "code" and language in self.languages else {"text": text}
+            _row(cleaner.clean(text), text) if format != "code" and language in self.languages else {"text": text}
             for text, format, language in zip(*(batch[name].to_pylist() for name in names), strict=True)
         ]
         return pa.RecordBatch.from_pylist(rows, schema=self.columns)
@@ -91,7 +91,7 @@ def lines_step(config: DataConfig) -> DocumentStep:
     if of.max_removed_words is not None:
         detail = "{value:.1%} of the words > {high:.1%}"
         rules.append(Limit("removed_words", "removed_words", detail, high=of.max_removed_words))
-    return DocumentStep("lines", step, tuple(rules), edits=_RULES, settings="data.lines")
+    return DocumentStep("lines", step, tuple(rules), edits=(*_RULES, BYTES_CUT), settings="data.lines")
 
 
 def _left(lines: Iterable[str], rule: LineRule, changed: Counter[str]) -> Iterator[str]:
@@ -107,6 +107,7 @@ def _is_blank(line: str) -> bool:
     return not line or line.isspace()
 
 
-def _row(cleaned: Cleaned) -> dict[str, Any]:
-    counts = {name: cleaned.changed[name] for name in _RULES}
+def _row(cleaned: Cleaned, text: str) -> dict[str, Any]:
+    counts: dict[str, Any] = {name: cleaned.changed[name] for name in _RULES}
+    counts[BYTES_CUT] = len(text.encode()) - len(cleaned.text.encode()) if cleaned.changed else 0
     return {"text": cleaned.text, **counts, "lines_left": cleaned.lines_left, "removed_words": cleaned.removed_words}

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+BYTES_CUT = "bytes_cut"  # the edits of a step that takes something out of texts: of each, how much
+
 
 class MapStep(Protocol):
     """Measures or rewrites the documents of a batch. A step is a frozen dataclass; its fields are its settings.

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lifecycle.core.config import ConfigError
 from lifecycle.data.documents import Split
-from lifecycle.data.measures.steps import DocumentStep
+from lifecycle.data.measures.steps import BYTES_CUT, DocumentStep
 from lifecycle.data.selecting.cut_sizes import CutSizes
 from lifecycle.data.selecting.cutting import LINES, PARAGRAPHS, SUBSTRINGS
 from lifecycle.data.selecting.decontaminate import STEP as DECONTAMINATION
@@ -59,12 +59,15 @@ class Funnel:
         """Counts a batch of tagged documents; `removed`: the result of `removed_documents` for it; `heldout`: those of
         it that are held out, which leave at the split; `cuts`: what steps cut, by their names."""
         flow = documents.select(["ordinal", "text_bytes", *(name for names in self._edits.values() for name in names)])
+        flow = _lengthened(flow, +1) if BYTES_CUT in flow.column_names else flow
         for name, entry in self._entries.items():
             gone = _held_out(heldout) if name == HELDOUT_SPLIT else removed.filter(removed["step"].to_numpy() == name)
             left = remaining(flow, gone)
             if name in cuts:
                 left, edits = cuts[name].applied(left)
                 entry.edits.update(edits)
+            if BYTES_CUT in self._edits.get(name, ()):
+                left = _lengthened(left, -1)
             entry.add(flow, left, gone, self._edits.get(name, ()))
             flow = left
 
@@ -162,6 +165,12 @@ def require_training_text(funnel: Sequence[dict[str, Any]], steps: Sequence[Docu
         if removed:
             lines.append(f"{entry['step']} took {removed}{_counts(entry['reasons'])}: change {settings[entry['step']]}")
     raise ConfigError("no training document is left:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _lengthened(flow: pa.Table, sign: int) -> pa.Table:
+    """Documents with the size that they had before a map step cut their texts, or with -1 again behind it."""
+    sizes = flow["text_bytes"].to_numpy() + sign * flow[BYTES_CUT].fill_null(0).to_numpy()
+    return flow.set_column(flow.schema.get_field_index("text_bytes"), "text_bytes", pa.array(sizes))
 
 
 def _present(cutting: Collection[str]) -> Iterator[str]:
