@@ -6,7 +6,7 @@ import pytest
 from extraction import document, extract, skipped
 
 from lifecycle.data.reading.code_language import code_language, language_of_name
-from lifecycle.data.reading.documents_of import license_in
+from lifecycle.data.reading.documents_of import spdx_license
 
 
 @pytest.mark.parametrize(
@@ -66,5 +66,5 @@ def test_a_script_without_a_suffix_is_code(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_licence_in_a_head(tmp_path: Path, head: str, license: str | None) -> None:
-    assert license_in(head) == license
+    assert spdx_license(head) == license
     assert document(extract(tmp_path / "a.py", f"{head}\nx = 1\n", license="CC0-1.0")).license == (license or "CC0-1.0")

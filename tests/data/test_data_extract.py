@@ -77,6 +77,18 @@ def test_front_matter(tmp_path: Path, front: str, meta: dict[str, object]) -> No
     assert found.text == ("# Body\n" if meta else f"{front}# Body\n")
 
 
+@pytest.mark.parametrize(
+    ("front", "license"),
+    [
+        ("license: CC-BY-4.0", "CC-BY-4.0"), ("license: ' '", "CC0-1.0"), ("license: [MIT, ISC]", "MIT AND ISC"),
+        ("license: ISC # SPDX-License-Identifier: MIT", "MIT"), ("title: x", "CC0-1.0"),
+    ],
+)  # fmt: skip
+def test_the_licence_in_front_matter(tmp_path: Path, front: str, license: str) -> None:
+    found = document(extract(tmp_path / "a.md", f"---\n{front}\n---\n# Body\n", license="CC0-1.0"))
+    assert found.license == license
+
+
 def test_python_dict_gives_one_text_per_entry_and_runs_nothing(tmp_path: Path) -> None:
     module = (
         "raise SystemExit\n"

@@ -13,7 +13,7 @@ from lifecycle.data.reading.mail import parse_mail
 from lifecycle.data.reading.man_pages import parse_man
 from lifecycle.data.reading.markup import parse_markdown, parse_python_dict
 from lifecycle.data.reading.pdf import parse_pdf
-from lifecycle.data.reading.raw import SURROGATES, Content, RawDocument, UnreadableError
+from lifecycle.data.reading.raw import SURROGATES, Content, RawDocument, UnreadableError, license_in
 from lifecycle.data.reading.times import iso_time
 from lifecycle.data.reading.trafilatura_text import parse_with_trafilatura
 
@@ -34,7 +34,7 @@ def documents_of(content: Content, source: SourceConfig) -> Iterator[RawDocument
     elif content.format == "pdf":
         content = parse_pdf(content)
     text = _characters(content)
-    license = content.license or license_in(text) or source.license
+    own = content.license or spdx_license(text)
     if content.format == "python_dict":
         entries = [(key, value) for key, value in parse_python_dict(text) if value.strip()]
         if not entries:
@@ -42,17 +42,18 @@ def documents_of(content: Content, source: SourceConfig) -> Iterator[RawDocument
         for key, value in entries:
             meta = {"key": key}
             entry = replace(content, path=f"{content.path}#{key}", format="text", meta=meta, begin=None, end=None)
-            yield _document(value, entry, license, source)
+            yield _document(value, entry, own or source.license, source)
         return
     if parse := _PAGES[source.html] if content.format == "html" else _PARSERS.get(content.format):
         text, meta = parse(text)
         content = replace(content, meta=content.meta | meta, time=content.time or iso_time(meta.get("date")))
+        own = own or license_in(meta.get("license"))
     if not text.strip():
         raise UnreadableError("no_text", f"no text in the {content.format}")
-    yield _document(text, content, license, source)
+    yield _document(text, content, own or source.license, source)
 
 
-def license_in(text: str) -> str | None:
+def spdx_license(text: str) -> str | None:
     """The SPDX licence expression in the head of a file (SPDX 2.3, annexes D and E), if there is one."""
     found = None if text.find("SPDX-", 0, HEAD) < 0 else _SPDX.search(text, 0, HEAD)
     return found[1] if found else None

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lifecycle.core.strict_yaml import parse_yaml
-from lifecycle.data.reading.raw import UnreadableError, plain_values
+from lifecycle.data.reading.raw import UnreadableError, license_in, plain_values
 
 MAX_FRONT = 100_000  # characters: 5 MB of list items between two rules took YAML's reader ten seconds
 _YAML_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
@@ -30,7 +30,8 @@ def parse_markdown(text: str) -> tuple[str, dict[str, Any]]:
             except (yaml.YAMLError, tomllib.TOMLDecodeError, ValueError, RecursionError):
                 continue  # a horizontal rule looks the same
             if isinstance(front, dict):
-                return text[match.end() :], plain_values(front)
+                meta, license = plain_values(front), license_in(front.get("license"))
+                return text[match.end() :], meta if license is None else meta | {"license": license}
     return text, {}
 
 

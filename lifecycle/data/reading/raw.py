@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lifecycle.data.measures.license_expressions import all_apply
 from lifecycle.data.web_names import ADDRESS_BYTES, address_hash
 
 # The input columns of the map steps. `url` and `time` (ISO 8601) are null where nothing is known of them, `begin` and
@@ -126,6 +127,15 @@ def _is_plain(value: Any) -> bool:
         case float():
             return math.isfinite(value)
     return isinstance(value, str)
+
+
+def license_in(value: Any) -> str | None:
+    """The licence that a value names; None for what names none. Of a list, as files of a repository have them, all
+    apply, as far as anyone knows."""
+    if isinstance(value, list):
+        names = (name.strip() for name in value if isinstance(name, str))
+        return all_apply([*dict.fromkeys(filter(None, names))]) or None
+    return value.strip() or None if isinstance(value, str) else None
 
 
 def address_in(value: Any) -> str | None:

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lifecycle.data.config import SourceConfig
-from lifecycle.data.measures.license_expressions import all_apply
-from lifecycle.data.reading.raw import Content, Refused, UnreadableError, address_in, plain_values
+from lifecycle.data.reading.raw import Content, Refused, UnreadableError, address_in, license_in, plain_values
 from lifecycle.data.reading.row_readers import Row
 from lifecycle.data.reading.times import iso_time
 
@@ -22,10 +21,13 @@ def row_contents(rows: Iterable[Row], path: str, source: SourceConfig, max_bytes
             yield Refused(place, error)
             continue
         meta = plain_values({name: value for name, value in row.columns.items() if name != source.text_column})
+        license = _taken(meta, (source.license_column,), license_in) or license_in(
+            row.columns.get(source.license_column)
+        )
         yield Content(
             place, source.format or "text", text, meta, begin=row.begin, end=row.end,
             url=_taken(meta, (source.url_column,), address_in), time=_taken(meta, source.time_columns, iso_time),
-            license=_taken(meta, (source.license_column,), _license) or _listed(row.columns.get(source.license_column)),
+            license=license,
         )  # fmt: skip
 
 
@@ -50,14 +52,3 @@ def _taken(meta: dict[str, Any], names: Iterable[str], convert: Callable[[Any], 
             del meta[name]
             return value
     return None
-
-
-def _license(value: Any) -> str | None:
-    return value.strip() or None if isinstance(value, str) else None
-
-
-def _listed(value: Any) -> str | None:
-    """The licences of a list, as files of a repository have them: all of them apply, as far as anyone knows."""
-    if not isinstance(value, list):
-        return None
-    return all_apply([*dict.fromkeys(filter(None, map(_license, value)))]) or None
