@@ -14,7 +14,8 @@ def address_hash(url: str) -> bytes:
 
 
 def canonical(url: str) -> str:
-    """Without scheme, fragment, default port and the slash at the end; the host in lower case and without `www`.
+    """Without scheme, fragment, default port and the slash at the end; the host in lower case, without `www` and in
+    ASCII.
 
     What is no address stays as it is.
     """
@@ -48,7 +49,16 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _host(parts: SplitResult) -> str:
-    return (parts.hostname or "").rstrip(".").removeprefix("www.")
+    host = (parts.hostname or "").rstrip(".").removeprefix("www.")
+    return host if host.isascii() else _encoded(host)
+
+
+def _encoded(host: str) -> str:
+    """A host as the name system and crawls have it, `xn--bcher-kva.de` for `bücher.de`; what is none as it is."""
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:  # an empty label, or one of more than 63 bytes
+        return host
 
 
 def _port(parts: SplitResult) -> int | None:

@@ -51,18 +51,11 @@ def test_licences_that_are_allowed(licence: str, is_allowed: bool) -> None:
 
 
 def test_what_is_to_be_forgotten(tmp_path: Path) -> None:
-    table = documents(url=["https://a.org/x", "http://sub.b.org/y?q=1", None, None, "https://other.org/", "no address"])
+    urls = ["https://a.org/x", "http://sub.b.org/y?q=1", None, None, "https://other.org/", "no address"]
+    table = documents(url=[*urls, "http://a.xn--bcher-kva.example/"])
     ids, contents = table["id"].to_pylist(), table["content"].to_pylist()
-    lines = [
-        "# comment",
-        "",
-        "http://www.A.org/x/",
-        "b.org",
-        ids[2].upper(),
-        contents[3].hex(),
-        "her.org",
-        "www.Other.org",
-    ]
+    hosts = ["b.org", "her.org", "www.Other.org", "bücher.example"]
+    lines = ["# comment", "", "http://www.A.org/x/", *hosts, ids[2].upper(), contents[3].hex()]
     (tmp_path / "list.txt").write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8")
     assert removed(table, forget=[str(tmp_path / "list.txt")]) == {
         0: "forgotten: list.txt has its address https://a.org/x",
@@ -70,8 +63,9 @@ def test_what_is_to_be_forgotten(tmp_path: Path) -> None:
         2: f"forgotten: list.txt has its id {ids[2]}",
         3: f"forgotten: list.txt has its content {contents[3].hex()}",
         4: "forgotten: list.txt has its host other.org",
+        6: "forgotten: list.txt has its host xn--bcher-kva.example",
     }
-    assert len(removed(table, opt_outs={"mine": [str(tmp_path / "list.txt")]})) == 5
+    assert len(removed(table, opt_outs={"mine": [str(tmp_path / "list.txt")]})) == 6
     (tmp_path / "list.txt").write_text("other.org\n")  # a longer or shorter list counts at once
     assert removed(table, forget=[str(tmp_path / "list.txt")]).keys() == {4}
 
@@ -118,6 +112,7 @@ def test_lists_that_cannot_be_used(tmp_path: Path) -> None:
         ("HTTPS://WWW.Example.ORG:443/A/b/", "example.org/A/b"), ("http://example.org", "example.org"),
         ("http://example.org:8080/?x=1#y", "example.org:8080?x=1"), ("http://[broken", "http://[broken"),
         ("http://example.org:port/a", "example.org/a"), ("just words", "just words"),
+        ("https://www.Bücher.example/ä", "xn--bcher-kva.example/ä"), ("http://ü..example/", "ü..example"),
     ],
 )  # fmt: skip
 def test_addresses_in_one_spelling(url: str, expected: str) -> None:
