@@ -336,7 +336,9 @@ def _explain(kind: type[Section], tree: Any, issue: Mapping[str, Any]) -> str:
         annotation, tree = _annotation_at(annotation, tree, part), tree[part]
     section = _section_in(annotation)
     assert section is not None, f"{name}: only sections reject settings"
-    return f"{name}: no such setting{nearest(str(location[-1]), _fields(_variant(section, tree)))}"
+    section = _variant(section, tree)
+    known = [*_fields(section), *(["preset"] if section.preset_folder else [])]
+    return f"{name}: no such setting{nearest(str(location[-1]), known)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

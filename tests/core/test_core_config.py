@@ -168,6 +168,7 @@ def test_lists_of_sections_are_read_and_named_by_index(folder: Path) -> None:
             (),
             r"qqq: no such setting; known: as, by_name, drafts, extra, levels, model, models, pair, sources, steps",
         ),
+        ("model: {presett: small, d_model: 1}", (), r"model\.presett: no such setting; did you mean 'preset'\?"),
         ("model: small\nsteps: many", (), r"steps: .*valid integer.*\(given: 'many'\)"),
         ("model: {num_layers: 2}", (), r"model\.d_model: Field required$"),
         ("extra: {path: a, pth: b}\nmodel: small", (), r"extra\.pth: no such setting; did you mean 'path'\?"),
