@@ -7,6 +7,7 @@ from document_tables import Verdict, data_config, judged, raw
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.data.inspecting.fate import Fate, passages
 from lifecycle.data.measures.clean_lines import LineCleaner, lines_step
 from lifecycle.data.measures.normalise import normalise
 from lifecycle.data.measures.quality_config import C4LinesConfig, RefinedWebLinesConfig
@@ -134,3 +135,13 @@ def test_what_is_left_is_normalised_text_of_the_lines_there_were(lines: list[str
         assert after == found.lines_left and least <= after <= least + cut
     else:
         assert found.text == text and before <= found.changed.total()
+
+
+def test_why_shows_what_is_cut_and_reads_documents_of_earlier_versions() -> None:
+    step = lines_step(data_config(lines={"c4": {}}))
+    row = cleaned(f"{SENTENCE}\nHome\n", c4={})[0] | {"reasons": [], "cuts": [], "step": "", "language": "en"}
+    (passed,) = (found for found in passages(Fate("kept", row), [step]) if found.step == "lines")
+    assert "bytes_cut 5" in passed.measured and "c4_no_end_mark 1" in passed.measured
+    (before,) = (found for found in passages(Fate("kept", row | {"bytes_cut": None}), [step]) if found.step == "lines")
+    del row["bytes_cut"]
+    assert next(passages(Fate("kept", row), [step])) == before

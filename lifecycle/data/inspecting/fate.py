@@ -139,8 +139,9 @@ def _cuts(fate: Fate, step: str) -> Iterator[str]:
 
 
 def _edits(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:
-    yield from (f"{name} {row[name]}" for name in step.edits if row[name])
-    yield from (f"{name} {row[name]} (left)" for name in step.left if row[name])
+    """Documents that an earlier version selected may lack a column."""
+    yield from (f"{name} {row[name]}" for name in step.edits if row.get(name))
+    yield from (f"{name} {row[name]} (left)" for name in step.left if row.get(name))
 
 
 def _measures(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:
