@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lifecycle.cli.display import in_line, visible
 from lifecycle.core.config import ConfigError, nearest
-from lifecycle.data.documents import SPLITS, Split
+from lifecycle.data.documents import SPLITS, Split, read_batches
 from lifecycle.data.inspecting.breakdown import REASONS, reasons_of
 from lifecycle.data.inspecting.selected import columns_of, read_where
 
@@ -60,7 +60,15 @@ def chosen_rows(folder: Path, choice: Choice, columns: Sequence[str]) -> Iterato
     if not num_rows:
         given = {"split": choice.split, "source": choice.source, "reason": choice.reason}
         asked = ", ".join(f"{name} {value!r}" for name, value in given.items() if value is not None)
-        raise ConfigError(f"{folder}: no document{' with ' if asked else ''}{asked}")
+        there = _reasons_in(folder) if choice.reason is not None else set()
+        told = f"{nearest(str(choice.reason), there)}; reasons: {', '.join(sorted(there))}" if there else ""
+        raise ConfigError(f"{folder}: no document{' with ' if asked else ''}{asked}{told}")
+
+
+def _reasons_in(folder: Path) -> set[str]:
+    """The steps that have removed documents, and their reasons."""
+    batches = read_batches(folder, "removed", [REASONS])
+    return {name for rows in batches for names, *_ in reasons_of(rows) for name in names}
 
 
 def checked_columns(folder: Path, names: Sequence[str]) -> Sequence[str]:

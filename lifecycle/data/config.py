@@ -26,7 +26,7 @@ from lifecycle.core.config import Section
 from lifecycle.core.fetched import checked_place
 from lifecycle.core.store import path_or_url
 from lifecycle.core.web_address import shown
-from lifecycle.data.measures.quality_config import LinesConfig, QualityConfig
+from lifecycle.data.measures.quality_config import Language, LinesConfig, QualityConfig
 
 Format = Literal["text", "markdown", "rst", "html", "latex", "man", "mail", "code", "python_dict"]
 PiiKind = Literal["email", "phone", "ip", "iban", "card", "national_id", "secret"]
@@ -73,13 +73,13 @@ class SourceConfig(Section):
 class LanguageConfig(Section):
     """Which natural languages are kept; source code is tagged but never removed by language."""
 
-    keep: tuple[str, ...] = ()  # ISO 639 codes as fastText's lid.176 prints them; empty keeps all
+    keep: tuple[Language, ...] = ()  # ISO 639 codes as fastText's lid.176 prints them; empty keeps all
     # Below this a document's language is undetermined. It decides which quality measures apply, so tagging needs it.
     min_score: float = Field(default=0.4, ge=0, le=1)
     # And so it is if a smaller share of its letters is in that language's script. In 4,103 manuals in 30 languages
     # right answers have 0.04 or more (Korean with many English names), wrong ones 0 to 0.03.
     min_script_share: float = Field(default=0.03, ge=0, le=1)
-    scores: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+    scores: dict[Language, Annotated[float, Field(ge=0, le=1)]] = Field(
         default={}
     )  # what a document in these languages needs to stay, such as {en: 0.65}
 

@@ -127,6 +127,8 @@ def test_documents_are_chosen_by_split_source_and_every_reason(
     assert all(row["reason"] == "too_few_words" and row["word_count"] < 50 for row in further) and further
     with pytest.raises(ConfigError, match="no document with source 'none'"):
         peek(str(DEBUG), *run, source="none")
+    with pytest.raises(ConfigError, match=r"did you mean 'too_few_words'\?; reasons: .*exact_duplicates"):
+        peek(str(DEBUG), *run, reason="too_few_wrds")
     with pytest.raises(ConfigError, match="kept documents have no reason"):
         peek(str(DEBUG), *run, split="kept", reason="quality")
     with pytest.raises(ConfigError, match="did you mean 'word_count'"):

@@ -45,6 +45,12 @@ def peer() -> Any:
     )
 
 
+def test_settings_name_languages_by_the_codes_that_documents_get() -> None:
+    for settings in ({"keep": ["english"]}, {"scores": {"eng": 0.5}}):
+        with pytest.raises(ValueError, match="is no language that documents are found to be in"):
+            data_config(language=settings)
+
+
 @given(words=st.lists(WORDS, max_size=9), blank=st.sampled_from(" \t\n"))
 def test_answers_are_fasttext_s(peer: Any, words: list[str], blank: str) -> None:
     text = blank.join(words).replace("</s>", "").replace("__label__", "")

@@ -112,9 +112,7 @@ class Opened:
 
     def _whole(self, format: str) -> Content:
         data = read_whole(self.file, self.max_bytes)
-        begin = (
-            0 if self.begin is None and not self.depth else self.begin
-        )  # what is compressed has no place in an archive
+        begin = self.begin if self.depth else self.begin or 0  # what is compressed has no place in an archive
         return Content(self.path, format, data, begin=begin, end=None if begin is None else begin + len(data))
 
     def _rows(self, rows: Iterator[Row], format: str) -> Iterator[Content | Refused]:
