@@ -15,7 +15,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -45,6 +45,7 @@ from lifecycle.data.token_parts import (
     planned_parts,
     remember,
     remembered,
+    save_array,
     text_bytes_of,
 )
 from lifecycle.data.topics import Topics
@@ -202,7 +203,7 @@ class _WriteShard:
 
     def __call__(self, shard: _Shard) -> Facts:
         """Writes a shard; returns its facts."""
-        path, parts, sources = self.out / f"{shard.name}.array_record", self._parts(shard.split), dict[str, int]()
+        path, parts, sources = self._files_of(shard)[0], self._parts(shard.split), dict[str, int]()
         written = [np.empty(0, DOCUMENT)]
         with _system_errors(path):
             writer = array_record_module.ArrayRecordWriter(str(temporary(path)), _WRITE_OPTIONS)
@@ -216,7 +217,7 @@ class _WriteShard:
             writer.close()
         temporary(path).replace(path)
         documents = np.concatenate(written)
-        np.save(_documents_of(self.out, shard.name), documents)
+        save_array(_documents_of(self.out, shard.name), documents.dtype, documents.shape, [documents])
         facts = {
             "file": path.name,
             "documents": len(documents),
@@ -225,13 +226,15 @@ class _WriteShard:
             "sha256": file_hashes(self.out, [path.name])[path.name],
             "sources": list(sources),
         }
-        remember(self.out / PARTS / shard.name, self._made_of(shard), facts)
+        remember(self.out / PARTS / shard.name, self._made_of(shard), facts, self._files_of(shard))
         return facts
 
     def found(self, shard: _Shard) -> Facts | None:
         """The facts of a shard that a killed run has written of the same parts."""
-        path = self.out / f"{shard.name}.array_record"
-        return remembered(self.out / PARTS / shard.name, self._made_of(shard), path)
+        return remembered(self.out / PARTS / shard.name, self._made_of(shard), self._files_of(shard))
+
+    def _files_of(self, shard: _Shard) -> tuple[Path, Path]:
+        return self.out / f"{shard.name}.array_record", _documents_of(self.out, shard.name)
 
     def _parts(self, split: str) -> list[TokenPart]:
         names = (part_name(split, number) for number in range(self.num_parts[split]))
@@ -267,11 +270,12 @@ def _joined(
 ) -> Facts:
     """Joins a split's arrays; returns its entry in the index."""
     facts = [shards[shard] for shard in plan.shards]
+    number_of = {name: number for number, name in enumerate(sources)}
 
     def column(name: str) -> Iterator[NDArray[Any]]:
         for shard in plan.shards:
             values = np.load(_documents_of(out, shard.name), mmap_mode="r")[name]
-            numbers = np.array([sources.index(own) for own in shards[shard]["sources"]], "<i4")
+            numbers = np.array([number_of[name] for name in shards[shard]["sources"]], "<i4")
             yield numbers[values] if name == "source" else values
 
     arrays = {
@@ -279,7 +283,7 @@ def _joined(
         COUNTS: (TokenPart(out / PARTS / part.name).counts() for part in plan.parts),
     }  # fmt: skip
     for what, (dtype, dims) in ARRAYS.items():
-        _save(out / f"{plan.split}.{what}.npy", np.dtype(dtype), (plan.num_documents, *dims), arrays[what])
+        save_array(out / f"{plan.split}.{what}.npy", np.dtype(dtype), (plan.num_documents, *dims), arrays[what])
     shown = ("file", "documents", "tokens", "bytes", "sha256")
     return {
         "documents": plan.num_documents,
@@ -288,12 +292,3 @@ def _joined(
         "shards": [{key: of[key] for key in shown} for of in facts],
         "arrays": file_hashes(out, [f"{plan.split}.{what}.npy" for what in ARRAYS]),
     }
-
-
-def _save(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], parts: Iterable[NDArray[Any]]) -> None:
-    """An array as `np.save` writes it, from its parts, of which one is in memory at a time."""
-    with open(temporary(path), "wb") as file:
-        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.writelines(part.astype(dtype, copy=False).tobytes() for part in parts)
-    temporary(path).replace(path)

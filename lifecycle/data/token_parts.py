@@ -10,7 +10,7 @@ parts that have none.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lifecycle.core.config import digest
-from lifecycle.core.files import write_text
+from lifecycle.core.files import temporary, write_text
 from lifecycle.data.measures.identity import HASH_BYTES
 from lifecycle.data.shards import SPLITS
 from lifecycle.data.topics import Topics
@@ -141,12 +141,11 @@ class WritePart:
         facts = {
             "documents": part.num_documents,
             "tokens": sum(len(ids) for ids in held.tokens),
-            "bytes": _records_of(self.folder / part.name).stat().st_size,
             "text_bytes": held.text_bytes,
             "unknown_tokens": num_unknown,
             "sources": [f"{part.corpus}/{name}" if part.corpus else name for name in names],
         }
-        remember(self.folder / part.name, self.made_of(part), facts)
+        remember(self.folder / part.name, self.made_of(part), facts, self._files_of(part))
         return facts
 
     def made_of(self, part: PlannedPart) -> str:
@@ -158,8 +157,11 @@ class WritePart:
 
     def found(self, part: PlannedPart) -> Facts | None:
         """The facts of a part that a killed run has written of the same documents."""
+        return remembered(self.folder / part.name, self.made_of(part), self._files_of(part))
+
+    def _files_of(self, part: PlannedPart) -> tuple[Path, Path]:
         path = self.folder / part.name
-        return remembered(path, self.made_of(part), _records_of(path))
+        return _records_of(path), _counts_of(path)
 
 
 @dataclass
@@ -189,7 +191,7 @@ class _Held:
         documents = np.empty(len(sources), DOCUMENT)
         documents["id"], documents["length"] = np.concatenate(self.ids), np.concatenate(self.lengths)
         documents["source"] = sources.indices.to_numpy()
-        np.save(_counts_of(path), documents["length"])
+        save_array(_counts_of(path), documents.dtype["length"], (len(documents),), [documents["length"]])
         keys = keys_of(documents["id"])
         order = np.argsort(keys, kind="stable")
         firsts = np.searchsorted(_ranges_of(keys[order], num_ranges), np.arange(num_ranges + 1, dtype=np.uint64))
@@ -238,17 +240,31 @@ class TokenPart:
         return documents, tokens
 
 
-def remember(path: Path, made_of: str, facts: Facts) -> None:
-    """Writes the facts of what is finished, and what it was made of."""
-    write_text(path.with_suffix(".json"), json.dumps({"made_of": made_of, "facts": facts}))
+def save_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], parts: Iterable[NDArray[Any]]) -> None:
+    """An array as `np.save` writes it, from its parts, of which one is in memory at a time. (On a full disk `np.save`
+    raises an `OSError` that does not say so.)"""
+    with open(temporary(path), "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.writelines(part.astype(dtype, copy=False).tobytes() for part in parts)
+    temporary(path).replace(path)
 
 
-def remembered(path: Path, made_of: str, file: Path) -> Facts | None:
-    """The facts of what was made of the same, if its file is whole."""
-    facts_of = path.with_suffix(".json")
-    content = json.loads(facts_of.read_text(encoding="utf-8")) if facts_of.is_file() else {}
-    is_whole = file.is_file() and file.stat().st_size == content.get("facts", {}).get("bytes")
-    return content["facts"] if is_whole and content.get("made_of") == made_of else None
+def remember(path: Path, made_of: str, facts: Facts, files: Sequence[Path]) -> None:
+    """Writes the facts of what is finished, what it was made of, and how large its files are."""
+    sizes = [file.stat().st_size for file in files]
+    write_text(path.with_suffix(".json"), json.dumps({"made_of": made_of, "sizes": sizes, "facts": facts}))
+
+
+def remembered(path: Path, made_of: str, files: Sequence[Path]) -> Facts | None:
+    """The facts of what was made of the same, if its files are whole: a run may be killed while it deletes them, a
+    machine lose power while it writes them."""
+    try:
+        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        sizes = [file.stat().st_size for file in files]
+    except (FileNotFoundError, ValueError):
+        return None
+    return content["facts"] if (content.get("made_of"), content.get("sizes")) == (made_of, sizes) else None
 
 
 _encoders: dict[tuple[str, int], BulkEncoder] = {}  # of this process: one, which it makes once

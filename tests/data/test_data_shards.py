@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -309,16 +310,26 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["parts/train-part-00000.records", "train-00001.array_record"])
-def test_a_file_that_is_cut_short_is_written_again(
-    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize(
+    "name",
+    [
+        "parts/train-part-00000.records", "parts/train-part-00000.counts.npy", "parts/train-part-00000.json",
+        "parts/heldout-00000.documents.npy", "parts/train-00001.json", "train-00001.array_record",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_file_that_is_cut_short_or_gone_is_written_again(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_gone: bool
 ) -> None:
-    """As a machine may leave it that lost power."""
+    """As a machine may leave it that lost power, or a run that was killed while it deleted the parts."""
     monkeypatch.setattr(shard_writing, "write_text", stop_at_index)
     with pytest.raises(KeyboardInterrupt):
         write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), num_shards=2)
     monkeypatch.undo()
-    os.truncate(tmp_path / "out" / name, 40)
+    if is_gone:
+        (tmp_path / "out" / name).unlink()
+    else:
+        os.truncate(tmp_path / "out" / name, 40)
     for out in ("out", "whole"):
         write_token_shards({"": documents}, ByteTokenizer(), tmp_path / out, Silent(), num_shards=2)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -331,6 +342,20 @@ def test_a_full_disk_is_an_error_of_the_system(documents: Path, tmp_path: Path) 
     with pytest.raises(OSError, match="No space left on device") as caught:
         write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent())
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_an_array_that_does_not_fit_is_one_too(tmp_path: Path) -> None:
+    """With its number, which NumPy leaves out where an array fits in part."""
+    table = {"text": ["a"] * 3000, "source": ["a"] * 3000, "id": [f"{number:032x}" for number in range(3000)]}
+    pq.write_table(pa.table(table), tmp_path / "kept-00000.parquet")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_token_shards({"": tmp_path}, ByteTokenizer(), tmp_path / "out", Silent())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
 
 
 def test_what_another_tokenizer_has_written_is_written_again(
