@@ -136,7 +136,7 @@ class WritePart:
         for batch in map(_read, part.groups):
             ids, ends = encode(batch["text"])
             held.add(ids.astype(self.dtype), ends, batch, batch["source"] if topics is None else topics.sources(batch))
-            num_unknown += int((ids == self.tokenizer.unknown_id).sum())
+            num_unknown += self._unknown_in(ids, len(ends))
         names = held.save(self.folder / part.name, self.num_ranges[part.split])
         facts = {
             "documents": part.num_documents,
@@ -147,6 +147,14 @@ class WritePart:
         }
         remember(self.folder / part.name, self.made_of(part), facts, self._files_of(part))
         return facts
+
+    def _unknown_in(self, ids: NDArray[np.int32], num_documents: int) -> int:
+        """How many ids stand for characters that the vocabulary cannot write; the same id may frame documents."""
+        tokenizer = self.tokenizer
+        if tokenizer.unknown_id is None:
+            return 0
+        frames = (tokenizer.bos_id, tokenizer.eos_id).count(tokenizer.unknown_id)
+        return int(np.count_nonzero(ids == tokenizer.unknown_id)) - frames * num_documents
 
     def made_of(self, part: PlannedPart) -> str:
         """A hash of what decides the part's content."""

@@ -49,11 +49,15 @@ class HFTokenizer(Tokenizer):
         framing = {token_name(config, key) for key in ("bos_token", "eos_token", "pad_token")}
         # Encoding may return the unknown token, so it is ordinary unless it also frames text (GPT-2's end of text).
         self._unk = token_name(config, "unk_token")
+        read = json.loads(self._json)
+        unknown = _unknown_token(read["model"])
         unk = {self._unk or "<unk>"} - framing
         self.special_ids = {name: vocabulary[name] for name in names if name in vocabulary and name not in unk}
-        self.unknown_id = next((vocabulary[name] for name in unk if name in vocabulary), None)
+        self.unknown_id = None if unknown is None else vocabulary.get(unknown)
         self.bos_id, self.eos_id, self.pad_id = framing_ids(config, self.special_ids, str(path))
-        decoders = _decoder_types(json.loads(self._json).get("decoder"))
+        if unknown in self.special_ids and self.unknown_id not in (self.bos_id, self.eos_id, self.pad_id):
+            del self.special_ids[unknown]
+        decoders = _decoder_types(read.get("decoder"))
         self._is_byte_level = "ByteLevel" in decoders
         if not self._is_byte_level and not decoders & {"ByteFallback", "Metaspace"}:
             kinds = ", ".join(sorted(decoders)) or "none"
@@ -105,6 +109,12 @@ class HFTokenizer(Tokenizer):
         (folder / JSON_FILE).write_bytes(self._json)
         unk = {} if self._unk is None else {"unk_token": self._unk}
         write_config(folder, self, KIND, tokenizer_class="PreTrainedTokenizerFast", **unk)
+
+
+def _unknown_token(model: dict[str, Any]) -> str | None:
+    """What a model encodes characters as that are not in its vocabulary, whatever the config calls it."""
+    number = model.get("unk_id")
+    return model.get("unk_token") if number is None else model["vocab"][number][0]
 
 
 def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -144,6 +145,21 @@ def test_tokens_of_characters_that_are_lost_are_counted(documents: Path, tmp_pat
     lost = sum(tokenizer.encode(text).count(0) for text in HELDOUT)
     assert {split: of["unknown_tokens"] for split, of in stats["splits"].items()} == {"train": 0, "heldout": lost}
     assert lost > 2
+
+
+@pytest.mark.parametrize("unknown", ["[UNK]", "</s>"])
+def test_they_are_whatever_the_model_calls_what_is_unknown(documents: Path, tmp_path: Path, unknown: str) -> None:
+    """No config names it, and it may be what ends a document: this end is not counted."""
+    vocabulary = {token: number for number, token in enumerate(["<s>", "</s>", "[UNK]", *"abcdefghijklmnopqrtuvwxyz "])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token=unknown, fuse_unk=True))
+    made.decoder = tokenizers.decoders.ByteFallback()
+    made.add_special_tokens(["<s>", "</s>", "[UNK]"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    stats = write_token_shards({"": documents}, tokenizer, tmp_path / "out", Silent())
+    lost = sum(tokenizer.encode(text).count(vocabulary[unknown]) for text in HELDOUT)
+    assert stats["splits"]["heldout"]["unknown_tokens"] == lost > 2
+    assert unknown == "</s>" or tokenizer.decode(tokenizer.encode("2a")) == "[UNK]a"
 
 
 def test_progress_counts_documents(documents: Path, tmp_path: Path) -> None:
