@@ -22,10 +22,8 @@ from pydantic import (
     ConfigDict,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
-    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
-    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -166,11 +164,15 @@ def validate[S: Section](kind: type[S], tree: Mapping[str, Any], where: str = "c
 
 def overlaid(annotation: Any, below: Any, above: Any) -> Any:
     """Settings `above`, and from `below` those that they leave out; both will be read as `annotation`. Sections inside
-    are overlaid too, all else is one value, and so is a section that `above` makes one of another kind."""
+    are overlaid too, also those of a mapping by name, from which null takes one away; all else is one value, and so is
+    a section that `above` makes one of another kind."""
     section = _section_in(annotation)
-    if section is None or _has_items(annotation, above) or not all(isinstance(s, Mapping) for s in (below, above)):
+    if section is None or not all(isinstance(s, Mapping) for s in (below, above)):
         return above
     both = {**below, **above}
+    if _has_items(annotation, above):
+        named = {name: overlaid(section, below.get(name), item) for name, item in both.items()}
+        return {name: item for name, item in named.items() if item is not None or name not in below}
     if _variant(section, both) is not _variant(section, below):
         return above
     common = below.keys() & above.keys()
@@ -199,7 +201,7 @@ def _override(kind: type[Section], tree: dict[str, Any], override: str) -> None:
     *parents, leaf = name.split(".")
     annotation: Any = kind
     for depth, parent in enumerate(parents, 1):
-        if _has_items(annotation, tree) and parent not in tree:
+        if tree and _has_items(annotation, tree) and parent not in tree:
             where = ".".join(parents[: depth - 1])
             raise ConfigError(f"override {override!r}: {where} has no {parent!r}{nearest(parent, tree)}")
         annotation = _annotation_at(annotation, tree, parent)
@@ -233,8 +235,16 @@ def _resolve_presets(annotation: Any, tree: Any, folder: Path) -> Any:
         return tree
     if section.preset_folder and "preset" in tree:
         changes = {key: value for key, value in tree.items() if key != "preset"}
-        tree = overlaid(section, _read_yaml(_find_preset(section.preset_folder, str(tree["preset"]), folder)), changes)
+        tree = overlaid(section, _read_preset(section.preset_folder, str(tree["preset"]), folder), changes)
     return {key: _resolve_presets(_annotation_at(section, tree, key), value, folder) for key, value in tree.items()}
+
+
+def _read_preset(group: str, name: str, folder: Path) -> dict[str, Any]:
+    path = _find_preset(group, name, folder)
+    tree = _read_yaml(path)
+    if "preset" in tree:
+        raise ConfigError(f"{path}: a preset names no other one; write its settings here")
+    return tree
 
 
 def _find_preset(group: str, name: str, folder: Path) -> Path:
@@ -284,27 +294,14 @@ def _has_items(annotation: Any, tree: Any) -> bool:
     """Whether a `tree` read as `annotation` is a list, a tuple or a mapping of sections."""
     section = _section_in(annotation)
     kinds = {get_origin(option) in CONTAINERS for option in _alternatives(annotation) if _section_in(option)}
-    return section is not None and (_is_named(section, tree) if kinds == {True, False} else kinds == {True})
+    return section is not None and (is_named(section, tree) if kinds == {True, False} else kinds == {True})
 
 
-def _is_named(section: type[Section], tree: Any) -> bool:
+def is_named(section: type[Section], tree: Any) -> bool:
     """Whether a `tree`, one section or several by name, is several: none of its keys is a setting."""
     if not isinstance(tree, Mapping) or not tree or {*_fields(section), "preset"} & tree.keys():
         return False
     return all(isinstance(item, Mapping | str | Section) for item in tree.values())
-
-
-def one_or_named(section: type[Section]) -> WrapValidator:
-    """For a field `S | dict[str, S]`: one section, or several by name; errors refer to the form that was meant."""
-    mapping: Any = dict
-    several = TypeAdapter[Any](mapping[str, section])
-
-    def read(tree: Any, _: ValidatorFunctionWrapHandler) -> Any:
-        if _is_named(section, tree):
-            return several.validate_python(tree)
-        return section.model_validate(tree)
-
-    return WrapValidator(read)
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -18,7 +18,8 @@ from pydantic import (
 )
 
 import lifecycle.rl.config  # noqa: F401 - registers the objectives that learn from rewards
-from lifecycle.core.config import ConfigError, Section, nearest, one_or_named
+from lifecycle.core.config import ConfigError, Section, nearest
+from lifecycle.core.one_or_named import one_or_named
 from lifecycle.core.store import is_url, local_folder, path_or_url
 from lifecycle.data.config import DataConfig, DecontaminationConfig, ShardsConfig
 from lifecycle.evals.config import EvalConfig, WinRatesConfig

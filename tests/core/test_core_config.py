@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ConfigDict, Field, SerializeAsAny, model_validator
 
 from lifecycle.core import config
-from lifecycle.core.config import ConfigError, Section, VariantSection, digest, load_config, one_or_named, validate
+from lifecycle.core.config import ConfigError, Section, VariantSection, digest, load_config, validate
+from lifecycle.core.one_or_named import one_or_named
 
 
 class Source(Section):
@@ -65,7 +66,9 @@ def test_presets_resolve_bare_and_with_changes(folder: Path) -> None:
 
 def test_changes_of_a_preset_leave_what_they_do_not_name(folder: Path) -> None:
     """However deep, on the command line too; `null` takes a section away."""
-    (folder.parent / "models" / "deep.yaml").write_text("d_model: 8\nblock: {norm: {eps: 2, scale: 3}, width: 4}\n")
+    (folder.parent / "models" / "deep.yaml").write_text(
+        "d_model: 8\nblock: {norm: {eps: 2, scale: 3}, width: 4, norms: {a: {eps: 1, scale: 5}, b: {eps: 6}}}\n"
+    )
 
     class Norm(Section):
         eps: int = 0
@@ -74,6 +77,7 @@ def test_changes_of_a_preset_leave_what_they_do_not_name(folder: Path) -> None:
     class Block(Section):
         norm: Norm | None = Norm()
         width: int = 0
+        norms: dict[str, Norm] = Field(default={})
 
     class Deep(Section):
         preset_folder: ClassVar[str | None] = "models"
@@ -87,12 +91,24 @@ def test_changes_of_a_preset_leave_what_they_do_not_name(folder: Path) -> None:
         (folder / "deep.yaml").write_text(text)
         return load_config(DeepRun, folder / "deep.yaml", overrides).model.block
 
-    whole = Block(norm=Norm(eps=2, scale=3), width=4)
+    norms = {"a": Norm(eps=1, scale=5), "b": Norm(eps=6)}
+    whole = Block(norm=Norm(eps=2, scale=3), width=4, norms=norms)
     assert block("model: deep") == whole
     changed = whole.model_copy(update={"norm": Norm(eps=7, scale=3)})
     assert block("model: {preset: deep, block: {norm: {eps: 7}}}") == changed
     assert block("model: deep", "model.block.norm.eps=7") == changed
-    assert block("model: {preset: deep, block: {norm: null}}") == Block(norm=None, width=4)
+    assert block("model: {preset: deep, block: {norm: null}}") == whole.model_copy(update={"norm": None})
+    changed = whole.model_copy(update={"norms": norms | {"a": Norm(eps=7, scale=5)}})
+    assert block("model: {preset: deep, block: {norms: {a: {eps: 7}}}}") == changed
+    assert block("model: deep", "model.block.norms.a.eps=7") == changed
+    fewer = block("model: {preset: deep, block: {norms: {a: null, c: {scale: 1}}}}")
+    assert fewer.norms == {"b": Norm(eps=6), "c": Norm(scale=1)}
+
+
+def test_a_preset_names_no_other_one(folder: Path) -> None:
+    (folder.parent / "models" / "outer.yaml").write_text("preset: small\nd_model: 4\n")
+    with pytest.raises(ConfigError, match=r"outer\.yaml: a preset names no other one"):
+        load(folder, "model: outer")
 
 
 def test_the_package_s_presets_come_last(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
