@@ -1,5 +1,6 @@
 """Web pages: the words of forty against texts made by hand, and what becomes of tables, code, formulas and notices."""
 
+import json
 import re
 import statistics
 import unicodedata
@@ -13,9 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.data.config import SourceConfig
+from lifecycle.data.reading import trafilatura_text
 from lifecycle.data.reading.documents_of import documents_of
+from lifecycle.data.reading.extract import extract_file
 from lifecycle.data.reading.html_text import parse_html
-from lifecycle.data.reading.raw import Content, UnreadableError
+from lifecycle.data.reading.raw import Content, RawDocument, Skipped, UnreadableError
+from lifecycle.data.reading.sources import SourceFile
 from lifecycle.data.reading.trafilatura_text import parse_with_trafilatura
 
 PAGES = Path(__file__).with_name("pages")
@@ -59,6 +63,28 @@ def test_trafilatura_reads_the_pages_of_a_source_that_says_so(monkeypatch: pytes
     monkeypatch.setattr("lifecycle.data.config.find_spec", lambda _: None)
     with pytest.raises(ValueError, match="uv sync --extra trafilatura"):
         SourceConfig(name="s", path=".", html="trafilatura")
+
+
+def test_a_page_that_ends_trafilatura_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that takes more time or memory than its process may."""
+    hostile = tmp_path / "hostile.py"
+    hostile.write_text(
+        trafilatura_text.PROCESS.read_text(encoding="utf-8").replace(
+            "    import trafilatura  #",
+            "    if b'hostile' in data:\n        raise SystemExit(3)\n    import trafilatura  #",
+        )
+    )
+    monkeypatch.setattr(trafilatura_text, "PROCESS", hostile)
+    trafilatura_text._reader.cache_clear()
+    page, file = f"<html><body>{PROSE * 5}</body></html>", tmp_path / "a.jsonl"
+    rows = [page, f"<html>hostile{PROSE}</html>", page]
+    file.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    source = SourceConfig(name="s", path=str(tmp_path), html="trafilatura", format="html")
+    entry = SourceFile(0, file, file.name, "jsonl")
+    one, lost, other = extract_file(entry, source, 10_000)
+    trafilatura_text._reader.cache_clear()
+    assert isinstance(lost, Skipped) and (lost.path, lost.reason) == ("a.jsonl:2", "broken_file")
+    assert isinstance(one, RawDocument) and isinstance(other, RawDocument) and one.text == other.text
 
 
 @given(st.text(st.characters(), max_size=40), st.sampled_from(["<p>", "<body", "<!--", "\0", "\ud800", "<a href='"]))

@@ -6,23 +6,17 @@ file of only such pages is counted as `no_text`.
 """
 
 import importlib.util
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from lifecycle.data.reading import pdf_process
-from lifecycle.data.reading.pdf_process import LENGTH
 from lifecycle.data.reading.raw import Content, UnreadableError
+from lifecycle.data.reading.reader_process import ReaderProcess
 from lifecycle.data.reading.times import iso_time
 
 PROCESS = Path(pdf_process.__file__)
@@ -45,7 +39,10 @@ _ENDS = (".", "!", "?", ":", ";", "。", "”", '"')
 def parse_pdf(content: Content) -> Content:
     """The text of a PDF file; raises `UnreadableError`."""
     assert isinstance(content.data, bytes)
-    answer = _reader(os.getpid()).read(content.data)
+    if importlib.util.find_spec("pypdfium2") is None:
+        what = "PDF files are read by an extra: install it with `uv sync --extra pdf`, or exclude them"
+        raise UnreadableError("unknown_format", what)
+    answer = _reader(os.getpid()).read(content.data, MAX_TEXT)
     if "reason" in answer:
         raise UnreadableError(answer["reason"], answer["detail"])
     text = join_pages(answer["pages"])
@@ -133,37 +130,8 @@ def _time(date: str) -> str | None:
     return iso_time("-".join(parts) + (f"T{':'.join(clock)}" if all(clock) and len(parts) == 3 else ""))
 
 
-class _Reader:
-    """The process that reads PDF files; another one is started when it has ended."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def read(self, data: bytes) -> dict[str, Any]:
-        """Its answer for a file; raises `UnreadableError` if the file ends it."""
-        if importlib.util.find_spec("pypdfium2") is None:
-            what = "PDF files are read by an extra: install it with `uv sync --extra pdf`, or exclude them"
-            raise UnreadableError("unknown_format", what)
-        process = self._process = self._process or subprocess.Popen(
-            [sys.executable, str(PROCESS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert process.stdin is not None and process.stdout is not None
-        with suppress(BrokenPipeError):  # it has ended, and has no answer
-            process.stdin.write(LENGTH.pack(len(data)) + LENGTH.pack(MAX_TEXT) + data)
-            process.stdin.flush()
-        length = process.stdout.read(LENGTH.size)
-        if len(length) == LENGTH.size:
-            return json.loads(process.stdout.read(*LENGTH.unpack(length)))
-        self._process = None
-        status = process.wait()
-        process.stdout.close()
-        if status == -signal.SIGXCPU:
-            raise UnreadableError("too_slow", "it takes more than a minute")
-        raise UnreadableError("broken_file", f"the reader of PDF files was ended by it (status {status})")
-
-
 @cache
-def _reader(pid: int) -> _Reader:
+def _reader(pid: int) -> ReaderProcess:
     """One for each process of ours: a fork must not answer for another."""
     del pid
-    return _Reader()
+    return ReaderProcess(PROCESS, "PDF files")

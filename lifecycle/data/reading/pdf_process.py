@@ -9,6 +9,7 @@ import json
 import resource
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 LENGTH = struct.Struct("<Q")
@@ -18,8 +19,8 @@ MAX_PAGES = 5000
 REASONS = {4: "encrypted", 5: "encrypted"}  # FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY
 
 
-def main() -> None:
-    """Answers until standard input ends."""
+def main(read: Callable[[bytes, int], dict[str, Any]]) -> None:
+    """Answers by `read` until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while head := sys.stdin.buffer.read(2 * LENGTH.size):
@@ -63,4 +64,4 @@ def read(data: bytes, max_bytes: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(read)

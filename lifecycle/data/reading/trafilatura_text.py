@@ -1,29 +1,34 @@
 """The main text of a web page by trafilatura, an extra, for corpora like those that others have made with it (FineWeb:
 Penedo et al. 2024, arXiv:2406.17557, section 3.2). The own reader finds more of the text and less beside it, and is 30
-times as fast (`benchmarks/data/pages.py`).
+times as fast (`benchmarks/data/pages.py`). A page that makes it crash, run on or use too much memory is lost alone.
 """
 
-import importlib
-import logging
+import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from resiliparse.parse.html import HTMLTree
 
+from lifecycle.data.reading import trafilatura_process
 from lifecycle.data.reading.raw import SURROGATES
+from lifecycle.data.reading.reader_process import ReaderProcess
 
-EXTRA = "trafilatura"
+PROCESS = Path(trafilatura_process.__file__)
 
 
 def parse_with_trafilatura(html: str) -> tuple[str, dict[str, Any]]:
-    """The text of a page without comments, and its title; no text where trafilatura finds none."""
+    """The text of a page without comments, and its title; no text where trafilatura finds none. Raises
+    `UnreadableError` for a page that is too much for it."""
     page = SURROGATES.sub("\ufffd", html)  # lxml takes no surrogates, and no NUL
-    text = _trafilatura().extract(page.replace("\0", ""), include_comments=False)
+    data = page.replace("\0", "").encode()
+    text = _reader(os.getpid()).read(data, len(data))["text"]
     title = (HTMLTree.parse(page).title or "").strip()
-    return text or "", {"title": title} if title else {}
+    return text, {"title": title} if title else {}
 
 
 @cache
-def _trafilatura() -> Any:
-    logging.getLogger(EXTRA).setLevel(logging.CRITICAL)  # a page without text is counted, not printed
-    return importlib.import_module(EXTRA)
+def _reader(pid: int) -> ReaderProcess:
+    """One for each process of ours: a fork must not answer for another."""
+    del pid
+    return ReaderProcess(PROCESS, "web pages")
