@@ -30,9 +30,10 @@ def run(config: RunConfig, inputs: Inputs, out: Path, progress: Progress) -> Out
         stats = write_token_shards(
             documents, tokenizer, out, progress, engine, num_shards=config.shards.count, topics=topics
         )
-    if lost := stats["splits"]["train"]["unknown_tokens"]:
+    lost, num_tokens = (sum(split[key] for split in stats["splits"].values()) for key in ("unknown_tokens", "tokens"))
+    if lost:
         progress.note(
-            f"{lost:,} of {stats['splits']['train']['tokens']:,} tokens stand for characters that the tokenizer cannot "
+            f"{lost:,} of {num_tokens:,} tokens stand for characters that the tokenizer cannot "
             "write: they are lost; one with byte_fallback, or more of such text in its sample, keeps them"
         )
     return Outcome(stats | ({"topics": counted} if counted else {}))
