@@ -156,6 +156,13 @@ class _Plan:
         return tuple(_Shard(self.split, i, range(i * per, (i + 1) * per)) for i in range(self.num_shards))
 
 
+class _Piece(Protocol):
+    """Of the work of a pass."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class _Writing[T](Protocol):
     """Writes pieces of a pass; `found` has the facts of those that are there."""
 
@@ -164,7 +171,7 @@ class _Writing[T](Protocol):
     def found(self, piece: T, /) -> Facts | None: ...
 
 
-def _all[T](
+def _all[T: _Piece](
     pieces: Sequence[T], write: _Writing[T], engine: Engine, progress: Progress, name: str, plans: Sequence[_Plan]
 ) -> dict[T, Facts]:
     """Writes the pieces that are not there yet; returns the facts of all."""
@@ -174,7 +181,7 @@ def _all[T](
     done, tokens = (sum(of[key] for of in facts.values()) for key in ("documents", "tokens"))
     for number, result in engine.results(write, waiting, attempts=2):
         if isinstance(result, WorkerDiedError):
-            raise result
+            raise result.of(f"{name}, {waiting[number].name}")
         facts[waiting[number]] = result
         done, tokens = done + result["documents"], tokens + result["tokens"]
         progress.update(done, tokens=tokens)

@@ -8,6 +8,7 @@ import os
 import resource
 import tempfile
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ from lifecycle.data import shard_writing, token_parts
 from lifecycle.data.shard_writing import write_token_shards
 from lifecycle.data.shards import ARRAYS, ShardError, TokenShards, read_index, verify_shards
 from lifecycle.data.tagging.engine import Native
+from lifecycle.data.tagging.workers import WorkerDiedError
 from lifecycle.text.byte_tokenizer import ByteTokenizer
 from lifecycle.text.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 
@@ -160,6 +162,16 @@ def test_they_are_whatever_the_model_calls_what_is_unknown(documents: Path, tmp_
     lost = sum(tokenizer.encode(text).count(vocabulary[unknown]) for text in HELDOUT)
     assert stats["splits"]["heldout"]["unknown_tokens"] == lost > 2
     assert unknown == "</s>" or tokenizer.decode(tokenizer.encode("2a")) == "[UNK]a"
+
+
+def test_a_piece_whose_process_dies_twice_ends_the_run_with_what_to_do(documents: Path, tmp_path: Path) -> None:
+    class Deadly(Native):
+        def results(self, function: Any, work: Any, attempts: int, apart: bool = False) -> Iterator[tuple[int, Any]]:
+            del function, work, attempts, apart
+            yield 0, WorkerDiedError("the process ended")
+
+    with pytest.raises(ValueError, match=r"tokens, train-part-00000: the process ended; with fewer data\.workers"):
+        write_token_shards({"": documents}, ByteTokenizer(), tmp_path / "out", Silent(), Deadly(1))
 
 
 def test_progress_counts_documents(documents: Path, tmp_path: Path) -> None:

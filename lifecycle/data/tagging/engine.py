@@ -69,7 +69,7 @@ def ordered_results[T, R](
     found: dict[int, R] = {}
     for number, result in engine.results(function, work, attempts=2):
         if isinstance(result, WorkerDiedError):
-            raise result
+            raise result.of(name)
         found[number] = result
         progress.update(len(found))
     return [found[number] for number in range(len(work))]

@@ -31,8 +31,14 @@ from lifecycle.core.step_costs import StepCosts, add_costs, step_costs
 _told = [0.0]  # CPU seconds of this process that are counted
 
 
-class WorkerDiedError(RuntimeError):
-    """The process that did an item of the work ended: killed, out of memory, or by a fault in a library."""
+class WorkerDiedError(ValueError):
+    """The process that did an item of the work ended: killed, out of memory, or by a fault in a library. A run ends
+    with `of`, if it needs the item."""
+
+    def of(self, item: str) -> "WorkerDiedError":
+        """The same, with what was lost and what to do, for the user."""
+        fix = "with fewer data.workers each has more memory; the same command continues from here"
+        return WorkerDiedError(f"{item}: {self}; {fix}")
 
 
 class Workers:
