@@ -54,7 +54,10 @@ def fertility(
 
 def _show(console: Console, found: dict[str, list[dict[str, Any]]], vocab_sizes: dict[str, int]) -> None:
     for number, name in enumerate(found, 1):
-        console.print(f"[{number}] {in_line(name)}: {vocab_sizes[name]:,} ids", markup=False, soft_wrap=True)
+        whole = found[name][0]  # of all documents
+        lost = f"; {whole['unknown_tokens']:,} of {whole['tokens']:,} tokens stand for text that it cannot write"
+        said = f"[{number}] {in_line(name)}: {vocab_sizes[name]:,} ids{lost if whole['unknown_tokens'] else ''}"
+        console.print(said, markup=False, soft_wrap=True)
     for figure in ("bytes_per_token", "tokens_per_word"):
         table = Table(title=figure.replace("_", " "), title_justify="left", box=None, header_style="bold")
         for column in ("of", "name", "documents", "MB", *(f"[{number}]" for number in range(1, len(found) + 1))):

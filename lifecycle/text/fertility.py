@@ -27,11 +27,13 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Size:
-    """Of some documents: bytes of UTF-8, tokens without those that frame a text, and of what has words also these."""
+    """Of some documents: bytes of UTF-8, tokens without those that frame a text, how many of these stand for text that
+    is lost, and of what has words also these."""
 
     num_documents: int = 0
     num_bytes: int = 0
     num_tokens: int = 0
+    num_unknown: int = 0
     num_words: int = 0
     num_tokens_of_words: int = 0
 
@@ -56,7 +58,8 @@ def sizes(tokenizer: Tokenizer, documents: Iterable[Mapping[str, Any]]) -> dict[
     for batch in batched(documents, BATCH):
         rows = tokenizer.encode_batch([document["text"] for document in batch])
         for document, ids in zip(batch, rows, strict=True):
-            size = _size(document["text"], document["language"], len(ids))
+            num_unknown = 0 if tokenizer.unknown_id is None else ids.count(tokenizer.unknown_id)
+            size = _size(document["text"], document["language"], len(ids), num_unknown)
             for group in (ALL, ("language", document["language"]), ("source", document["source"])):
                 found[group] += size
     if not found[ALL].num_tokens:
@@ -70,14 +73,15 @@ def as_rows(found: Mapping[Group, Size]) -> list[dict[str, Any]]:
     return [
         {
             "of": kind, "name": name, "documents": size.num_documents, "bytes": size.num_bytes,
-            "tokens": size.num_tokens, "bytes_per_token": round(size.bytes_per_token, 3),
+            "tokens": size.num_tokens, "unknown_tokens": size.num_unknown,
+            "bytes_per_token": round(size.bytes_per_token, 3),
             "tokens_per_word": None if size.tokens_per_word is None else round(size.tokens_per_word, 3),
         }
         for (kind, name), size in found.items()
     ]  # fmt: skip
 
 
-def _size(text: str, language: str, num_tokens: int) -> Size:
+def _size(text: str, language: str, num_tokens: int, num_unknown: int) -> Size:
     if language in WITHOUT_BLANKS:
-        return Size(1, len(text.encode()), num_tokens)
-    return Size(1, len(text.encode()), num_tokens, sum(1 for _ in _WORD.finditer(text)), num_tokens)
+        return Size(1, len(text.encode()), num_tokens, num_unknown)
+    return Size(1, len(text.encode()), num_tokens, num_unknown, sum(1 for _ in _WORD.finditer(text)), num_tokens)

@@ -4,6 +4,7 @@ page on all of them, on texts and names that try to be more than texts."""
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -285,6 +286,13 @@ def test_the_tokenizer_is_compared_with_others_on_heldout_text(
     fertility(DEBUG, *words, against=(str(other / "tokenizer.model"),))
     shown = capsys.readouterr().out
     assert "of [red]others[/]/tokenizer.model: 300 ids" in shown and "tokens per word" in shown
+    assert "cannot write" not in shown
+    losing = TokenizerConfig(vocab_size=50, byte_fallback=False)
+    train_tokenizer(losing, [f"{text}. " for text in SENTENCES], tmp_path / "losing", 0)
+    fertility(DEBUG, *words, against=(str(tmp_path / "losing"),))
+    assert re.search(
+        r"losing: 50 ids; \d+ of [\d,]+ tokens stand for text that it cannot write", capsys.readouterr().out
+    )
 
 
 def test_limits_of_one_language_are_shown_with_it(run: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,18 @@ def test_languages_without_blanks_have_no_words_and_spoil_no_source() -> None:
     assert [row["tokens_per_word"] for row in as_rows(found)] == [4.75, 4.75, None, 4.75]
 
 
+class Losing(ByteTokenizer):
+    """Cannot write `x`."""
+
+    unknown_id = ord("x")
+
+
+def test_tokens_of_text_that_is_lost_are_counted() -> None:
+    """One token for much of it would look like a good vocabulary."""
+    found = sizes(Losing(), [document("a x and xx"), document("x", source="b")])
+    assert [row["unknown_tokens"] for row in as_rows(found)] == [4, 4, 3, 1]
+
+
 def test_groups_add_up_whatever_the_order(sentencepiece_tokenizer: Tokenizer) -> None:
     draw = random.Random(0)
     documents = [
