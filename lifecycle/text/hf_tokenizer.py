@@ -64,6 +64,10 @@ class HFTokenizer(Tokenizer):
             raise TokenizerError(
                 f"{path}: unsupported decoder {kinds}; use a tokenizer with a byte-level or byte-fallback vocabulary"
             )
+        if not (self._is_byte_level or read["model"].get("byte_fallback") or unknown is not None):
+            raise TokenizerError(
+                f"{path}: characters without a token would vanish; use a tokenizer with bytes or with an unknown token"
+            )
         first = self._tokenizer.encode("a", add_special_tokens=False).tokens[0]
         self.strips_leading_space = first[0] in (SPACE, _space_character())
         self.has_bos = names_bos(config, self.special_ids)

@@ -30,7 +30,8 @@ def test_lost_characters_are_told_of_held_out_text_too(tmp_path: Path) -> None:
     made.add_special_tokens(["<s>", "</s>"])
     made.save(str(tmp_path / "tokenizer.json"))
     tree = {
-        "name": "run", "root": str(tmp_path), "model": MODEL, "train": {"base": next_token(steps=2, seq_len=32, global_batch_size=2)},
+        "name": "run", "root": str(tmp_path), "model": MODEL,
+        "train": {"base": next_token(steps=2, seq_len=32, global_batch_size=2)},
         "tokenizer": {"kind": "hf", "path": str(tmp_path / "tokenizer.json")},
         "data": {
             "sources": [{"name": "s", "path": str(tmp_path / "texts")}], "heldout_fraction": 0.25,

@@ -83,10 +83,10 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def metaspace_folder(source_texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As in newer files of Mistral's: only the first text begins with a space, not the one after a special token."""
     folder = tmp_path_factory.mktemp("metaspace")
-    raw = RawTokenizer(models.BPE())
+    raw = RawTokenizer(models.BPE(unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     raw.decoder = decoders.Metaspace(prepend_scheme="first")
-    names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    names = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     raw.train_from_iterator(
         [source_texts[2]], trainers.BpeTrainer(vocab_size=300, special_tokens=names, show_progress=False)
     )

@@ -305,6 +305,9 @@ def test_a_vocabulary_without_end_of_text_or_with_another_decoder_is_refused(hf_
     )
     with pytest.raises(TokenizerError, match="decoder WordPiece"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"decoder": {"type": "ByteFallback"}}))
+    with pytest.raises(TokenizerError, match="characters without a token would vanish"):
+        load_tokenizer(tmp_path)
 
 
 def test_ids_and_characters_that_cannot_be(tokenizer: Tokenizer) -> None:
