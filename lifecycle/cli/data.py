@@ -146,10 +146,12 @@ def diff(
 
 def _fates(run: RunConfig, corpus: str, name: str) -> list[dict[str, Any]]:
     from lifecycle.data.inspecting.fate import find_documents, passages, unread, with_holders
+    from lifecycle.data.inspecting.selected import require_columns
     from lifecycle.data.measures.filters import document_steps
     from lifecycle.data.tagging.tagging import read_reading
 
     folder, steps = documents_of(run, corpus).path, document_steps(run.corpora[corpus])
+    require_columns(folder, (name for step in steps for name in (*step.edits, *step.left)))
     found = [
         {
             **{column: fate.row[column] for column in ("id", "source", "path", "license", "format", "language")},

@@ -54,6 +54,7 @@ def fetch(
     manners = Manners(contact, delay, servers, max_bytes, answer_s, private=private)
 
     def tell(url: str, entry: Entry) -> None:
+        """Prints what was not fetched."""
         if entry.outcome != "fetched":
             line = in_line(f"{entry.outcome}: {entry.reason}: {url}")
             console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ def one_or_named(section: type[Section]) -> WrapValidator:
     several = TypeAdapter[Any](mapping[str, section])
 
     def read(tree: Any, _: ValidatorFunctionWrapHandler) -> Any:
+        """The section, or the sections by name."""
         if is_named(section, tree):
             return several.validate_python(tree)
         return section.model_validate(tree)

@@ -45,8 +45,8 @@ from lifecycle.data.token_parts import (
     planned_parts,
     remember,
     remembered,
+    row_groups,
     save_array,
-    text_bytes_of,
 )
 from lifecycle.data.topics import Topics
 from lifecycle.text.tokenizer import Tokenizer
@@ -135,9 +135,10 @@ class _Plan:
     @classmethod
     def of(cls, documents: Mapping[str, Path], split: str, shard_bytes: int, num_shards: int | None) -> "_Plan":
         """Parts and ranges of about as many bytes of text; so many shards, or of a range each."""
-        size = text_bytes_of(documents, split)
+        groups = list(row_groups(documents, split))
+        size = sum(group.num_bytes for group in groups)
         held = text_in_memory(size, shard_bytes)
-        parts, pieces = tuple(planned_parts(documents, split, held)), max(1, -(-size // held))
+        parts, pieces = tuple(planned_parts(split, groups, held)), max(1, -(-size // held))
         num_documents = sum(part.num_documents for part in parts)
         shards = num_shards or min(pieces, num_documents)
         return cls(split, parts, shards if parts else 0, -(-pieces // max(1, shards)))
@@ -280,6 +281,7 @@ def _joined(
     number_of = {name: number for number, name in enumerate(sources)}
 
     def column(name: str) -> Iterator[NDArray[Any]]:
+        """Of the documents of each shard; sources by their numbers in the index."""
         for shard in plan.shards:
             values = np.load(_documents_of(out, shard.name), mmap_mode="r")[name]
             numbers = np.array([number_of[name] for name in shards[shard]["sources"]], "<i4")

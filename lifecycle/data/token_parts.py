@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,16 @@ _PLACE = np.dtype("<i8")  # of a byte in a file
 _COLUMNS = ("id", "source", "text")
 
 type Facts = dict[str, Any]
-type Group = tuple[Path, int]  # a row group of a file
+type Group = tuple[Path, int, int]  # a file, its bytes, and the number of a row group in it
+
+
+class RowGroup(NamedTuple):
+    """Of the documents of a corpus: where it is, how many it has, and about their bytes of text."""
+
+    corpus: str
+    group: Group
+    num_documents: int
+    num_bytes: int
 
 
 def keys_of(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -88,15 +97,10 @@ def part_name(split: str, number: int) -> str:
     return f"{split}-part-{number:05d}"
 
 
-def text_bytes_of(documents: Mapping[str, Path], split: str) -> int:
-    """About the bytes of text of a split."""
-    return sum(size for *_, size in _row_groups(documents, split))
-
-
-def planned_parts(documents: Mapping[str, Path], split: str, part_bytes: int) -> Iterator[PlannedPart]:
+def planned_parts(split: str, groups: Iterable[RowGroup], part_bytes: int) -> Iterator[PlannedPart]:
     """The parts of a split, each of one corpus, with so many bytes of text, or one row group if that has more."""
-    part = PlannedPart(split, 0, next(iter(documents)))
-    for corpus, group, num_documents, size in _row_groups(documents, split):
+    part = PlannedPart(split, 0, "")
+    for corpus, group, num_documents, size in groups:
         if part.groups and (part.num_bytes + size > part_bytes or corpus != part.corpus):
             yield part
             part = PlannedPart(split, part.number + 1, corpus)
@@ -105,17 +109,17 @@ def planned_parts(documents: Mapping[str, Path], split: str, part_bytes: int) ->
         yield part
 
 
-def _row_groups(documents: Mapping[str, Path], split: str) -> Iterator[tuple[str, Group, int, int]]:
-    """Each row group with documents: its corpus, where it is, their number and about their bytes of text."""
+def row_groups(documents: Mapping[str, Path], split: str) -> Iterator[RowGroup]:
+    """The row groups of a split that have documents."""
     for corpus, folder in documents.items():
         for path in sorted(folder.glob(f"{SPLITS[split]}-*.parquet")):
-            metadata = pq.read_metadata(path)
+            metadata, file_bytes = pq.read_metadata(path), path.stat().st_size
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
                 columns = (group.column(at) for at in range(group.num_columns))
                 size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == "text")
                 if group.num_rows:
-                    yield corpus, (path, number), group.num_rows, size
+                    yield RowGroup(corpus, (path, file_bytes, number), group.num_rows, size)
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ class WritePart:
 
     def made_of(self, part: PlannedPart) -> str:
         """A hash of what decides the part's content."""
-        groups = [[path.name, path.stat().st_size, number] for path, number in part.groups]
+        groups = [[path.name, file_bytes, number] for path, file_bytes, number in part.groups]
         topics, num_ranges = self.topics.get(part.corpus), self.num_ranges[part.split]
         topic = topics and topics.content
         return digest([part.corpus, groups, self.tokenizer.fingerprint, self.dtype, num_ranges, topic])
@@ -287,7 +291,7 @@ def _encoder(tokenizer: Tokenizer) -> BulkEncoder:
 
 
 def _read(group: Group) -> pa.RecordBatch:
-    path, number = group
+    path, _, number = group
     with pq.ParquetFile(path) as file:
         table = file.read_row_group(number, columns=list(_COLUMNS))
     return pa.record_batch({name: pa.concat_arrays(table[name].chunks) for name in _COLUMNS})

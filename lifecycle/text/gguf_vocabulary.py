@@ -105,6 +105,7 @@ def _hf(tokenizer: HFTokenizer, where: str) -> tuple[str, Tokens, dict[str, Any]
     unknown = tree["model"].get("unk_token")
 
     def kind(number: int) -> int:
+        """The type of an id's token."""
         if tokenizer.is_special(number) or added.get(number):
             return UNKNOWN if by_id[number] == unknown else CONTROL
         if number in added:

@@ -137,11 +137,8 @@ def test_what_is_left_is_normalised_text_of_the_lines_there_were(lines: list[str
         assert found.text == text and before <= found.changed.total()
 
 
-def test_why_shows_what_is_cut_and_reads_documents_of_earlier_versions() -> None:
+def test_why_shows_what_is_cut() -> None:
     step = lines_step(data_config(lines={"c4": {}}))
     row = cleaned(f"{SENTENCE}\nHome\n", c4={})[0] | {"reasons": [], "cuts": [], "step": "", "language": "en"}
     (passed,) = (found for found in passages(Fate("kept", row), [step]) if found.step == "lines")
     assert "bytes_cut 5" in passed.measured and "c4_no_end_mark 1" in passed.measured
-    (before,) = (found for found in passages(Fate("kept", row | {"bytes_cut": None}), [step]) if found.step == "lines")
-    del row["bytes_cut"]
-    assert next(passages(Fate("kept", row), [step])) == before

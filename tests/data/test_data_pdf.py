@@ -3,7 +3,7 @@
 import io
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from lifecycle.data.reading import pdf, pdf_process
 from lifecycle.data.reading.pdf import join_pages
 from lifecycle.data.reading.raw import Skipped
+from lifecycle.data.reading.reader_process import reader_of
 
 HEAD = "Proceedings of the Society"
 
@@ -102,19 +103,12 @@ def test_a_locked_file(tmp_path: Path) -> None:
     assert skipped(extract(tmp_path / "a.pdf", locked)).reason == "encrypted"
 
 
-@pytest.fixture
-def fresh_reader() -> Iterator[None]:
-    pdf._reader.cache_clear()
-    yield
-    pdf._reader.cache_clear()
-
-
-@pytest.mark.usefixtures("fresh_reader")
 def test_a_file_that_ends_its_reader_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hostile = tmp_path / "hostile.py"
     hostile.write_text(
         Path(pdf_process.__file__).read_text(encoding="utf-8").replace(
-            "    import pypdfium2  #", "    if b'hostile' in data:\n        sys.exit(3)\n    import pypdfium2  #"
+            "    import pypdfium2  #",
+            "    if b'hostile' in data:\n        raise SystemExit(3)\n    import pypdfium2  #",
         ), encoding="utf-8",
     )  # fmt: skip
     monkeypatch.setattr(pdf, "PROCESS", hostile)
@@ -125,11 +119,10 @@ def test_a_file_that_ends_its_reader_costs_only_itself(tmp_path: Path, monkeypat
     assert document(extract(tmp_path / "c.pdf", good))
 
 
-@pytest.mark.usefixtures("fresh_reader")
 def test_a_file_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text(
-        Path(pdf_process.__file__).read_text(encoding="utf-8").replace("CPU_S = 60", "CPU_S = 1").replace(
+        Path(pdf_process.__file__).read_text(encoding="utf-8").replace("serve(read)", "serve(read, cpu_s=1)").replace(
             "    import pypdfium2  #", "    while True:\n        pass\n    import pypdfium2  #"
         ), encoding="utf-8",
     )  # fmt: skip
@@ -146,7 +139,7 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_reader_that_was_killed_is_started_again(tmp_path: Path) -> None:
     data = made(BODY)
     assert document(extract(tmp_path / "a.pdf", data))
-    reader = pdf._reader(os.getpid())._process
+    reader = reader_of(os.getpid(), pdf.PROCESS, "PDF files").process
     assert reader is not None
     os.kill(reader.pid, signal.SIGKILL)
     reader.wait()

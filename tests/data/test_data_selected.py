@@ -84,6 +84,9 @@ def test_a_damaged_file_and_one_of_another_version_are_named(tmp_path: Path) -> 
     folder = write_folder(tmp_path / "documents", ROWS)
     with pytest.raises(ArtifactError, match=r"kept-00000.parquet: no column begin: another version made it"):
         list(read_parts(folder, ("text", "begin")))
+    selected.require_columns(folder, ("text", "id"))
+    with pytest.raises(ArtifactError, match="no column bytes_cut: another version made it; delete its folder"):
+        selected.require_columns(folder, ("text", "bytes_cut"))
     file = folder / "kept-00001.parquet"
     whole = file.read_bytes()
     file.write_bytes(whole[:4] + bytes(1000) + whole[1004:])

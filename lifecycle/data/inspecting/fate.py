@@ -139,9 +139,8 @@ def _cuts(fate: Fate, step: str) -> Iterator[str]:
 
 
 def _edits(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:
-    """Documents that an earlier version selected may lack a column."""
-    yield from (f"{name} {row[name]}" for name in step.edits if row.get(name))
-    yield from (f"{name} {row[name]} (left)" for name in step.left if row.get(name))
+    yield from (f"{name} {row[name]}" for name in step.edits if row[name])
+    yield from (f"{name} {row[name]} (left)" for name in step.left if row[name])
 
 
 def _measures(row: dict[str, Any], step: DocumentStep) -> Iterator[str]:

@@ -4,7 +4,7 @@ What must hold: memory holds `READ_BYTES` of texts at a time, however many and h
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ def columns_of(folder: Path) -> pa.Schema:
     """The columns of the documents."""
     with _opened(document_files(folder, "kept")[0]) as file:
         return file.schema_arrow
+
+
+def require_columns(folder: Path, names: Iterable[str]) -> None:
+    """Raises `ArtifactError` if the documents have not all these columns."""
+    _require(folder, columns_of(folder), names)
 
 
 def read_parts(folder: Path, columns: Sequence[str], splits: Sequence[Split] = SPLITS) -> Iterator[Part]:
@@ -122,8 +127,7 @@ class _RowGroup:
 
     def read(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(the number of its first row in the row group, the batch). Raises `ArtifactError` for a damaged file."""
-        if missing := [name for name in columns if name not in self.file.schema_arrow.names]:
-            raise ArtifactError(f"{self.path}: no column {missing[0]}: another version made it; {_AGAIN}")
+        _require(self.path, self.file.schema_arrow, columns)
         sizes = {chunk.path_in_schema: chunk.total_uncompressed_size for chunk in self.chunks}
         num_bytes = sum(size for path, size in sizes.items() if path.partition(".")[0] in columns)
         most, start = TEXTS if "text" in columns else ROWS, 0
@@ -134,6 +138,11 @@ class _RowGroup:
                 start += batch.num_rows
         except (OSError, pa.ArrowException) as error:
             raise _damaged(self.path, error) from None
+
+
+def _require(path: Path, there: pa.Schema, names: Iterable[str]) -> None:
+    if missing := [name for name in names if name not in there.names]:
+        raise ArtifactError(f"{path}: no column {missing[0]}: another version made it; {_AGAIN}")
 
 
 def _row_groups(folder: Path, split: Split) -> Iterator[_RowGroup]:

@@ -20,6 +20,7 @@ def license_place(expression: str, allowed: Sequence[str]) -> int:
     names = [name.casefold() for name in allowed]
 
     def place(name: str) -> int:
+        """Of one licence."""
         if (name := name.casefold()) in names:
             return names.index(name)
         return len(names) + (name == UNKNOWN)

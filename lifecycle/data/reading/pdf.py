@@ -6,21 +6,18 @@ file of only such pages is counted as `no_text`.
 """
 
 import importlib.util
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 from lifecycle.data.reading import pdf_process
 from lifecycle.data.reading.raw import Content, UnreadableError
-from lifecycle.data.reading.reader_process import ReaderProcess
+from lifecycle.data.reading.reader_process import read_apart
 from lifecycle.data.reading.times import iso_time
 
 PROCESS = Path(pdf_process.__file__)
-MAX_TEXT = 20_000_000  # bytes of a file's text
 EDGE = 2  # lines at either end of a page, in which a head, a foot or a number is
 LEAST_PAGES = 3  # on which a line is, to be a running head
 LEAST_SHARE = 0.3  # of the pages: left and right ones may have heads of their own
@@ -42,7 +39,7 @@ def parse_pdf(content: Content) -> Content:
     if importlib.util.find_spec("pypdfium2") is None:
         what = "PDF files are read by an extra: install it with `uv sync --extra pdf`, or exclude them"
         raise UnreadableError("unknown_format", what)
-    answer = _reader(os.getpid()).read(content.data, MAX_TEXT)
+    answer = read_apart(PROCESS, "PDF files", content.data)
     if "reason" in answer:
         raise UnreadableError(answer["reason"], answer["detail"])
     text = join_pages(answer["pages"])
@@ -128,10 +125,3 @@ def _time(date: str) -> str | None:
     year, month, day, *clock = found.groups()
     parts = [part for part in (year, month, day) if part]
     return iso_time("-".join(parts) + (f"T{':'.join(clock)}" if all(clock) and len(parts) == 3 else ""))
-
-
-@cache
-def _reader(pid: int) -> ReaderProcess:
-    """One for each process of ours: a fork must not answer for another."""
-    del pid
-    return ReaderProcess(PROCESS, "PDF files")

@@ -21,9 +21,8 @@ def row_contents(rows: Iterable[Row], path: str, source: SourceConfig, max_bytes
             yield Refused(place, error)
             continue
         meta = plain_values({name: value for name, value in row.columns.items() if name != source.text_column})
-        license = _taken(meta, (source.license_column,), license_in) or license_in(
-            row.columns.get(source.license_column)
-        )
+        if license := license_in(row.columns.get(source.license_column)):  # a list of them is no metadata
+            meta.pop(source.license_column, None)
         yield Content(
             place, source.format or "text", text, meta, begin=row.begin, end=row.end,
             url=_taken(meta, (source.url_column,), address_in), time=_taken(meta, source.time_columns, iso_time),

@@ -6,17 +6,16 @@ Some pages take it time by the square of their size: one of 3.5 MB of `<span>` e
 import logging
 from typing import Any
 
-from lifecycle.data.reading import pdf_process
+from lifecycle.data.reading.reader_program import serve
 
 
-def read(data: bytes, max_bytes: int) -> dict[str, Any]:
+def read(data: bytes) -> dict[str, Any]:
     """The answer for a page; no text where trafilatura finds none."""
     import trafilatura  # an extra; `trafilatura_text.py` imports this file without it
 
-    del max_bytes  # a page has no more text than characters
     return {"text": trafilatura.extract(data.decode(), include_comments=False) or ""}
 
 
 if __name__ == "__main__":
     logging.disable()  # a page without text is counted, not printed
-    pdf_process.main(read)
+    serve(read)

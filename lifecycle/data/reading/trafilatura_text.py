@@ -3,8 +3,6 @@ Penedo et al. 2024, arXiv:2406.17557, section 3.2). The own reader finds more of
 times as fast (`benchmarks/data/pages.py`). A page that makes it crash, run on or use too much memory is lost alone.
 """
 
-import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from resiliparse.parse.html import HTMLTree
 
 from lifecycle.data.reading import trafilatura_process
 from lifecycle.data.reading.raw import SURROGATES
-from lifecycle.data.reading.reader_process import ReaderProcess
+from lifecycle.data.reading.reader_process import read_apart
 
 PROCESS = Path(trafilatura_process.__file__)
 
@@ -21,14 +19,6 @@ def parse_with_trafilatura(html: str) -> tuple[str, dict[str, Any]]:
     """The text of a page without comments, and its title; no text where trafilatura finds none. Raises
     `UnreadableError` for a page that is too much for it."""
     page = SURROGATES.sub("\ufffd", html)  # lxml takes no surrogates, and no NUL
-    data = page.replace("\0", "").encode()
-    text = _reader(os.getpid()).read(data, len(data))["text"]
+    text = read_apart(PROCESS, "web pages", page.replace("\0", "").encode())["text"]
     title = (HTMLTree.parse(page).title or "").strip()
     return text, {"title": title} if title else {}
-
-
-@cache
-def _reader(pid: int) -> ReaderProcess:
-    """One for each process of ours: a fork must not answer for another."""
-    del pid
-    return ReaderProcess(PROCESS, "web pages")
