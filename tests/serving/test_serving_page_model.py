@@ -1,6 +1,7 @@
 """The chat page in a browser, before a real server with a tiny model; its keys, and what a screen reader is given."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -49,7 +50,18 @@ def test_stop_frees_the_server_and_continue_goes_on_from_there(
     after = user.page.run("document.querySelector('.assistant > .body').textContent")
     record = server.wait_for_record(count + 2)
     assert record.route == "/v1/completions" and record.completion_tokens == 8
-    assert after.startswith(before.rstrip()) and "ended at Max tokens" in user.texts(".assistant .note")[0]
+    sent = record.prompt.rpartition("assistant\n")[2]
+    assert sent and before == shown(user, sent) and after == shown(user, sent + record.completion)
+    assert "ended at Max tokens" in user.texts(".assistant .note")[0]
+
+
+def shown(user: User, text: str) -> str:
+    """What the page makes of an answer's text: random letters may be marks of Markdown."""
+    return user.page.run(f"""import("./markdown.js").then(({{ show }}) => {{
+        const element = document.createElement("div");
+        show(element, {json.dumps(text)});
+        return element.textContent;
+    }})""")
 
 
 def test_probabilities_are_asked_for_only_when_switched_on(user: User) -> None:
